@@ -1,0 +1,50 @@
+"""Which attention heads answer a few-shot prompt like a kernel regression? A TransformerLens plugin.
+
+    model    = load_model("mini")
+    task     = load_task("topics")
+    prompts  = task.prompts(model, demos=16, count=400, seed=0)
+    evidence = read(model, prompts)
+    vote     = head_vote(evidence)
+
+ŷ(x) = Σᵢ yᵢ K(x, xᵢ) / Σᵢ K(x, xᵢ), with a head's attention from the answer position to the
+demonstrations as K (Han et al., TMLR 2025).
+"""
+
+from importlib.metadata import version as _version
+
+from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.evidence import Evidence, read
+from icl_kernel_lens.models import load_model
+from icl_kernel_lens.plots.token_view import token_view
+from icl_kernel_lens.prompts import PromptSet
+from icl_kernel_lens.results.head_scores import HeadScores
+from icl_kernel_lens.scores import (
+    TaskAccuracy,
+    effective_demos,
+    head_vote,
+    in_context_accuracy,
+    label_mass,
+    soft_agreement,
+)
+from icl_kernel_lens.tasks import Task, Template, load_task
+
+__version__ = _version("icl-kernel-lens")
+
+__all__ = [
+    "Evidence",
+    "HeadRef",
+    "HeadScores",
+    "PromptSet",
+    "Task",
+    "TaskAccuracy",
+    "Template",
+    "effective_demos",
+    "head_vote",
+    "in_context_accuracy",
+    "label_mass",
+    "load_model",
+    "load_task",
+    "read",
+    "soft_agreement",
+    "token_view",
+]

@@ -1,0 +1,218 @@
+"""The command line: one typed function per command; help texts and defaults are the functions' own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from icl_kernel_lens.axes import Pooling, Reference
+from icl_kernel_lens.errors import LensError, ResultError
+
+EVIDENCE, VOTE, SPAN_VOTE, ACCURACY = (
+    "evidence.safetensors",
+    "head_vote.safetensors",
+    "head_vote_span_max.safetensors",
+    "accuracy.safetensors",
+)
+
+
+def score(
+    out: Path,
+    model: str = "mini",
+    task: str = "topics",
+    demos: int = 16,
+    prompts: int = 200,
+    sets: int | None = None,
+    balanced: bool = False,
+    seed: int = 0,
+    against: Reference = "model",
+    pooling: Pooling = "label",
+    score_on: Literal["first_token", "sequence"] = "first_token",
+    prepend_bos: Annotated[bool | None, tyro.conf.FlagConversionOff] = None,
+    template: str | None = None,
+    label_words: tuple[str, ...] = (),
+    backend: Literal["auto", "hooked", "bridge"] = "auto",
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    batch_size: int | None = None,
+    top: int = 10,
+    progress: bool = True,
+) -> None:
+    """Score every head of a model on a task, and write a report.
+
+    Prints the model's accuracy beside its controls and the heads furthest above theirs, and writes into OUT:
+    report.html, head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves
+    (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
+
+    Examples:
+      icl-kernel-lens score --out results
+      icl-kernel-lens score --model gpt2 --task sst2 --demos 16 --prompts 200 --out results
+      icl-kernel-lens score --model ./my-model --task reviews.csv --label-words bad good --out results
+
+    Args:
+        out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
+        model: "mini" (bundled), a local folder in Hugging Face format, or a name on the Hugging Face Hub.
+        task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news.
+        demos: Demonstrations in each prompt.
+        prompts: How many prompts, each with its own test input.
+        sets: Share this many demonstration sets evenly among the prompts; default: fresh for each prompt.
+        balanced: Show every class equally often.
+        seed: Seed of the prompts; the same seed gives the same prompts everywhere.
+        against: Compare votes with the model's own answer or with the true label.
+        pooling: How attention on a demonstration becomes one weight; label is its first label token.
+        score_on: Read the model's answer off each label's first token, or off the whole label.
+        prepend_bos: True or False to force a beginning-of-sequence token; default: what the tokenizer does.
+        template: How a demonstration is written, for example "Review: {text}\\nSentiment: {label}".
+        label_words: One word per class, in the order of the classes.
+        backend: TransformerLens class; auto takes HookedTransformer where it equals Hugging Face.
+        device: Such as cpu or cuda; default: cuda where there is one.
+        dtype: Default: as stored.
+        batch_size: Prompts at once; default: what memory allows.
+        top: Heads to print.
+        progress: Show a progress bar.
+    """
+    import torch
+
+    from icl_kernel_lens.evidence import read
+    from icl_kernel_lens.models import load_model, load_record
+    from icl_kernel_lens.scores import head_vote, in_context_accuracy
+    from icl_kernel_lens.tasks import load_task
+
+    _check_folder(out)
+    source = load_task(
+        task,
+        template=template.replace("\\n", "\n") if template else None,
+        label_words=label_words or None,
+    )
+    lens = load_model(model, device, getattr(torch, dtype) if dtype else None, backend)
+    record = load_record(lens)
+    print(f"{model}: {type(lens).__name__}, because {record.why if record else 'it was given'}.")
+    chosen = source.prompts(
+        lens,
+        demos=demos,
+        count=prompts,
+        seed=seed,
+        sets=sets,
+        balanced=balanced,
+        score_on=score_on,
+        prepend_bos=prepend_bos,
+    )
+    print(chosen)
+    keep: tuple[Pooling, ...] = tuple(dict.fromkeys((pooling, "label", "span_max")))
+    evidence = read(lens, chosen, keep=keep, batch_size=batch_size, progress=progress)
+    evidence.save(out / EVIDENCE)
+    votes = [head_vote(evidence, against=against, pooling=pooling)]
+    votes[0].save(out / VOTE)
+    if pooling != "span_max":
+        votes.append(head_vote(evidence, against=against, pooling="span_max"))
+        votes[1].save(out / SPAN_VOTE)
+    accuracy = in_context_accuracy(
+        lens, chosen, evidence=evidence, batch_size=batch_size, progress=progress
+    )
+    accuracy.save(out / ACCURACY)
+    _present(out, top)
+
+
+def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
+    """Print a saved result, and draw its figures and report again.
+
+    Args:
+        folder: Folder that `icl-kernel-lens score` wrote.
+        top: Heads to print.
+    """
+    if not (folder / VOTE).exists():
+        raise ResultError(
+            f"a folder of results holds {VOTE}; {folder} does not"
+            f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}"
+        )
+    _present(folder, top)
+
+
+def train_mini(
+    out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, progress: bool = True
+) -> None:
+    """Train the bundled mini model again, from nothing, on the topics world.
+
+    Under 20 minutes on two CPU cores with the default steps. The folder loads with --model OUT.
+
+    Args:
+        out: Folder for weights, tokenizer and training.json (the record, with the emergence curve).
+        steps: Optimizer steps of 64 documents.
+        seed: Seed of weights and documents.
+        threads: CPU threads; the result depends on it in the last digits.
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens.worlds.train import TrainingPlan
+    from icl_kernel_lens.worlds.train import train_mini as train
+
+    plan = replace(TrainingPlan(), steps=steps, seed=seed, threads=threads)
+    record = train(out, plan, progress=progress)
+    last = record["curve"][-1]
+    print(f"{record['parameters']:,} parameters, {record['seconds']:.0f} seconds, saved in {out}")
+    print(f"held-out accuracy at the last example: {last[f'accuracy_{plan.examples - 1}']:.3f}")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse to write among files that are not ours, before any work is done."""
+    if out.exists() and not out.is_dir():
+        raise ResultError(f"--out must be a folder; {out} is a file. Choose another name.")
+    if out.is_dir() and any(out.iterdir()) and not (out / EVIDENCE).exists():
+        raise ResultError(
+            f"the output folder must be empty or hold earlier results; {out} holds "
+            f"{sorted(p.name for p in out.iterdir())[:5]}. Choose another folder."
+        )
+
+
+def _present(folder: Path, top: int) -> None:
+    """Print what the folder holds, and write its figures, table and report."""
+    from icl_kernel_lens.evidence import Evidence
+    from icl_kernel_lens.plots.report import write_report
+    from icl_kernel_lens.results.head_scores import HeadScores
+    from icl_kernel_lens.scores import TaskAccuracy
+
+    evidence = Evidence.load(folder / EVIDENCE)
+    votes = [HeadScores.load(folder / name) for name in (VOTE, SPAN_VOTE) if (folder / name).exists()]
+    accuracy = TaskAccuracy.load(folder / ACCURACY) if (folder / ACCURACY).exists() else None
+    print()
+    print(repr(evidence))
+    if accuracy is not None:
+        print(repr(accuracy))
+    for vote in votes:
+        table = vote.top(top)
+        print(f"\n{vote.title}, {', '.join(f'{k} {v}' for k, v in vote.settings.items())}:")
+        print(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+    votes[0].table().to_csv(folder / "heads.csv", index=False)
+    figure = votes[0].figure()
+    figure.save(folder / "head_map.png")
+    figure.save(folder / "head_map.svg")
+    evidence.figure().save(folder / "attention_map.png")
+    report = write_report(folder / "report.html", evidence, votes, accuracy)
+    print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    print(f"Open {report} in a browser.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; an error the user can mend is one message on standard error, and exit code 1."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"score": score, "show": show, "train-mini": train_mini},
+            args=list(sys.argv[1:] if argv is None else argv),
+            prog="icl-kernel-lens",
+            description="Which attention heads answer a few-shot prompt like a kernel regression?",
+        )
+    except LensError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is saved, the model is untouched.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

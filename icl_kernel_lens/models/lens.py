@@ -1,0 +1,270 @@
+"""One small protocol for every model, and the two TransformerLens classes behind it.
+
+A `Lens` looks at a model without changing it: it runs tokens to the scores of one position per prompt,
+and hands each layer's attention to a callback while the forward pass is under way. `as_lens` finds the
+lens of a `HookedTransformer` or a `TransformerBridge`; anything that satisfies `Lens` itself is taken as
+it is. Outside `models/` nothing imports transformer_lens.
+
+What is read, by TransformerLens's names (the same on both classes):
+`blocks.{l}.attn.hook_pattern` (batch, head, query, key), `hook_v` (batch, pos, kv_head, d_head) and
+`hook_z` (batch, pos, head, d_head).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from icl_kernel_lens.errors import ModelError
+
+HookName = Literal["hook_pattern", "hook_v", "hook_z"]
+
+
+@dataclass(frozen=True)
+class LensShape:
+    """The sizes a reader of attention needs."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    context: int | None
+    vocab: int
+
+
+@runtime_checkable
+class Lens(Protocol):
+    """What this package asks of a model."""
+
+    @property
+    def model(self) -> Any:
+        """The user's own object."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """`HookedTransformer`, `TransformerBridge`, or a name of your own; recorded in results."""
+        ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> LensShape: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in; layers may live elsewhere."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any | None: ...
+
+    def missing_attention(self) -> dict[int, str]:
+        """Layers without attention, and why: they are not scored."""
+        ...
+
+    def watching(
+        self, callbacks: Mapping[tuple[int, HookName], Callable[[Tensor], None]]
+    ) -> AbstractContextManager[None]:
+        """A context manager under which each callback sees its activation at every forward pass."""
+        ...
+
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        lengths: Int[Tensor, " batch"],
+        positions: Int[Tensor, "batch read"],
+    ) -> Float[Tensor, "batch read vocab"]:
+        """Next-token logits at `positions`, float32; positions from `lengths` on are padding."""
+        ...
+
+
+class _TransformerLensBase(ABC):
+    """What `HookedTransformer` and `TransformerBridge` share: hook points, blocks, `unembed`."""
+
+    kind: str
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @abstractmethod
+    def _forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits of the model's own forward pass, without a key-value cache."""
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.model.cfg, "model_name", None) or "unnamed")
+
+    @property
+    def shape(self) -> LensShape:
+        cfg = self.model.cfg
+        return LensShape(
+            layers=int(cfg.n_layers),
+            heads=int(cfg.n_heads),
+            kv_heads=int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads),
+            context=int(cfg.n_ctx) if getattr(cfg, "n_ctx", None) else None,
+            vocab=int(cfg.d_vocab),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.embed.parameters()).device
+
+    @property
+    def tokenizer(self) -> Any | None:
+        return getattr(self.model, "tokenizer", None)
+
+    def _attention(self, layer: int) -> nn.Module | None:
+        return getattr(self.model.blocks[layer], "attn", None)
+
+    def missing_attention(self) -> dict[int, str]:
+        reasons: dict[int, str] = {}
+        for layer in range(self.shape.layers):
+            if self._attention(layer) is None:
+                kind = type(self.model.blocks[layer]).__name__
+                reasons[layer] = f"no attention in layer {layer} ({kind})"
+        return reasons
+
+    def hook_point(self, layer: int, name: HookName) -> Any:
+        attention = self._attention(layer)
+        point = getattr(attention, name, None)
+        if point is None:
+            raise ModelError(
+                f"every attention layer must have a hook point {name}; blocks.{layer}.attn.{name} does "
+                f"not exist in this {self.kind} ({self.name}). The attention of this architecture is "
+                "not opened up by the installed TransformerLens; try another version of it."
+            )
+        return point
+
+    @contextmanager
+    def watching(
+        self, callbacks: Mapping[tuple[int, HookName], Callable[[Tensor], None]]
+    ) -> Iterator[None]:
+        """Attach the callbacks; only they are removed again, whatever happens inside."""
+        with ExitStack() as stack:
+            for (layer, name), callback in callbacks.items():
+                stack.enter_context(_looking(self.hook_point(layer, name), callback))
+            yield
+
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        lengths: Int[Tensor, " batch"],
+        positions: Int[Tensor, "batch read"],
+    ) -> Float[Tensor, "batch read vocab"]:
+        """Only the positions asked for go through the unembedding."""
+        rows = torch.arange(len(tokens))[:, None]
+
+        def keep_answer(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            residual = args[0]
+            there = residual.device
+            return (residual[rows.to(there), positions.to(there)], *args[1:])
+
+        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
+        handle = self.model.unembed.register_forward_pre_hook(keep_answer)
+        try:
+            with evaluating(self.model), torch.no_grad():
+                logits = self._forward(tokens.to(self.device), mask.to(self.device))
+        finally:
+            handle.remove()
+        return logits.float()
+
+
+class HookedLens(_TransformerLensBase):
+    """Behind a `HookedTransformer` (TransformerLens up to 3.9)."""
+
+    kind = "HookedTransformer"
+
+    def _forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.model(tokens, return_type="logits", attention_mask=mask)
+
+
+class BridgeLens(_TransformerLensBase):
+    """Behind a `TransformerBridge` (TransformerLens 3 and 4)."""
+
+    kind = "TransformerBridge"
+
+    def _forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.model(
+            tokens,
+            return_type="logits",
+            attention_mask=mask,
+            output_attentions=False,
+            use_cache=False,
+        )
+
+
+@contextmanager
+def _looking(point: Any, callback: Callable[[Tensor], None]) -> Iterator[None]:
+    """Add one hook to a TransformerLens hook point, after the user's own, and take exactly it away."""
+
+    def look(activation: Tensor, *, hook: Any) -> None:
+        callback(activation)
+
+    point.add_hook(look)
+    handle = point.fwd_hooks[-1]
+    try:
+        yield
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks[:] = [h for h in point.fwd_hooks if h is not handle]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside (no dropout); every submodule's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules() if module.training]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def as_lens(model: Any) -> Lens:
+    """The lens of a model; refuses what cannot be read.
+
+    Raises: ModelError: the object is neither of TransformerLens's two model classes nor a `Lens`.
+    """
+    if isinstance(model, _TransformerLensBase):
+        return model
+    hooked, bridge = transformer_lens_classes()
+    if bridge is not None and isinstance(model, bridge):
+        return BridgeLens(model)
+    if hooked is not None and isinstance(model, hooked):
+        return HookedLens(model)
+    if isinstance(model, Lens):
+        return model
+    raise ModelError(
+        "a model must be a HookedTransformer, a TransformerBridge, or satisfy "
+        f"icl_kernel_lens.models.Lens; this is a {type(model).__module__}.{type(model).__name__}, which has "
+        "no attention hooks. Wrap a Hugging Face model with "
+        "icl_kernel_lens.models.bridge_from_hf(model, tokenizer), or call load_model(name)."
+    )
+
+
+def transformer_lens_classes() -> tuple[type | None, type | None]:
+    """`HookedTransformer` (None from TransformerLens 4 on) and `TransformerBridge`."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        from transformer_lens import HookedTransformer
+    except ImportError:
+        return None, TransformerBridge
+    return HookedTransformer, TransformerBridge

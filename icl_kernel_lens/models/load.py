@@ -1,0 +1,308 @@
+"""Load a model as TransformerLens's own object, from the package, a local folder or the Hub.
+
+`HookedTransformer.from_pretrained` refuses local folders and guesses the architecture from the name of
+the path, so its converters are used underneath it: the Hugging Face model is loaded first, its
+configuration and weights are converted without any weight processing, and the result is kept only if
+its logits equal Hugging Face's. Otherwise the model goes under a `TransformerBridge`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+
+from icl_kernel_lens.errors import LoadError
+from icl_kernel_lens.models.lens import transformer_lens_classes
+
+Backend = Literal["auto", "hooked", "bridge"]
+
+MINI = Path(__file__).parent / "mini"
+"""Weights, tokenizer and training record of the bundled model."""
+
+HOOKED_CONTEXT = 2048
+"""Longest context given to a HookedTransformer: each layer holds a causal mask of its square."""
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """Where a model came from and what was made of it; kept beside the model, and in every result."""
+
+    source: str
+    revision: str | None
+    backend: str
+    logit_residual: float | None
+    """Largest difference to Hugging Face's logits over their standard deviation; None: not compared."""
+    why: str
+    """Why this class was taken."""
+    tokenizer: Any = None
+    """The tokenizer as it was loaded (TransformerLens makes a changed copy that always adds BOS)."""
+
+
+_records: WeakKeyDictionary[Any, LoadRecord] = WeakKeyDictionary()
+
+
+def load_record(model: Any) -> LoadRecord | None:
+    """What `load_model` did to get this model; None for a model it did not load."""
+    return _records.get(model)
+
+
+def load_model(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    backend: Backend = "auto",
+) -> Any:
+    """Load a model and return TransformerLens's own object, unwrapped and without weight processing.
+
+    `name` is `"mini"` (the bundled model), a local folder in Hugging Face format, or a name on the
+    Hugging Face Hub; only the last opens the network. Weights are read from safetensors alone.
+    `backend="auto"` gives a `HookedTransformer` where TransformerLens has it and its logits equal Hugging
+    Face's, else a `TransformerBridge`; `load_record(model)` tells which and why.
+    A HookedTransformer's context is cut to 2048 tokens; the bridge keeps the model's own.
+
+    Raises: LoadError: no such model, no safetensors, an architecture that cannot be held.
+    """
+    if backend not in ("auto", "hooked", "bridge"):
+        raise LoadError(f'backend must be "auto", "hooked" or "bridge"; got {backend!r}.')
+    source = str(name)
+    path = MINI if source == "mini" else Path(source)
+    local = path.is_dir()
+    hf, tokenizer = _load_hugging_face(path if local else source, local, dtype)
+    hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    revision = getattr(hf.config, "_commit_hash", None)
+
+    hooked_class, _ = transformer_lens_classes()
+    record = LoadRecord(source, revision, "bridge", None, "backend='bridge' was asked for", tokenizer)
+    if backend == "hooked" and hooked_class is None:
+        raise LoadError(
+            'backend="hooked" needs HookedTransformer, which TransformerLens removed in 4.0. Install '
+            '"transformer-lens<4", or use backend="bridge".'
+        )
+    if backend in ("auto", "hooked") and hooked_class is not None:
+        try:
+            model = hooked_from_hf(hf, tokenizer, name=path.name if local else source)
+            residual = logit_residual(model, hf)
+        except (NotImplementedError, ValueError, AttributeError, KeyError, AssertionError) as error:
+            why = f"TransformerLens cannot convert {type(hf).__name__}: {type(error).__name__}: {error}"
+        else:
+            if residual <= _tolerance(hf.dtype):
+                _records[model] = LoadRecord(
+                    source, revision, "hooked", residual, "its logits equal Hugging Face's", tokenizer
+                )
+                return model
+            why = f"HookedTransformer's logits differ from Hugging Face's by {residual:.1e}"
+            del model
+        if backend == "hooked":
+            raise LoadError(f'backend="hooked" is not possible for {source}: {why}. Use backend="bridge".')
+        record = replace(record, why=why)
+    elif backend == "auto":
+        record = replace(record, why="this TransformerLens has no HookedTransformer")
+
+    model = bridge_from_hf(hf, tokenizer, name=path.name if local else source)
+    _records[model] = record
+    return model
+
+
+def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if local and not (Path(where) / "config.json").exists():
+        raise LoadError(
+            f"a model folder must hold config.json, model.safetensors and a tokenizer; {where} holds "
+            f"{sorted(p.name for p in Path(where).iterdir())[:8]}. Save one with save_pretrained(folder)."
+        )
+    options = {"local_files_only": True} if local else {}
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=dtype or "auto",
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        hint = (
+            "The folder must hold safetensors weights"
+            if local
+            else "It is neither \"mini\", nor a folder here, nor readable on the Hub (is there a network, "
+            "does the name exist, are its weights stored as safetensors?)"
+        )
+        raise LoadError(
+            f"could not load the model {str(where)!r}. {hint}. The loader said: {error}"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    except (OSError, ValueError):
+        tokenizer = None  # a model without tokenizer still works, with PromptSet.from_tokens
+    return hf.eval(), tokenizer
+
+
+def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:
+    """Put a Hugging Face causal language model under a `TransformerBridge`, without network.
+
+    The bridge builds itself into the module, which must use eager attention (loaded with
+    `attn_implementation="eager"`); fused attention shows no weights.
+    """
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    attention = getattr(hf.config, "_attn_implementation", "eager")
+    if attention not in (None, "eager"):
+        raise LoadError(
+            f"the Hugging Face model must use eager attention to show its weights; this {type(hf).__name__} "
+            f'uses {attention!r}. Load it with attn_implementation="eager", or call '
+            'model.set_attn_implementation("eager") before.'
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bridge = build_bridge_from_module(
+                hf, type(hf).__name__, hf_config=hf.config, tokenizer=None, model_name=name or "unnamed"
+            )
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise LoadError(
+            f"TransformerBridge does not support {type(hf).__name__}: {error}. See TransformerLens's "
+            "list of supported architectures."
+        ) from error
+    bridge.tokenizer = tokenizer
+    return bridge
+
+
+def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:
+    """Convert a Hugging Face causal language model to a `HookedTransformer`, weights unprocessed.
+
+    Raises: NotImplementedError, ValueError, AttributeError: TransformerLens has no converter for it.
+    """
+    from transformer_lens import (  # pyright: ignore[reportAttributeAccessIssue]
+        HookedTransformer,
+        loading_from_pretrained,
+    )
+    from transformer_lens.config import HookedTransformerConfig
+
+    with tempfile.TemporaryDirectory(prefix="config-") as folder:
+        # The converters read a folder's config.json; its name must not contain "llama" or "gemma".
+        written = _complete(hf.config.to_dict()) | {"architectures": [type(hf).__name__]}
+        (Path(folder) / "config.json").write_text(json.dumps(written, default=str))
+        if ours := _CONFIGURATIONS.get(type(hf).__name__):
+            fields = ours(hf.config)
+        else:
+            fields = loading_from_pretrained.convert_hf_model_config(folder)
+        longest = getattr(hf.config, "max_position_embeddings", None) or fields["n_ctx"]
+        if fields.get("positional_embedding_type") != "standard":
+            fields["n_ctx"] = min(longest, HOOKED_CONTEXT)
+        fields |= {
+            "dtype": hf.dtype,
+            "device": str(next(hf.parameters()).device),
+            "model_name": name or "unnamed",
+            "tokenizer_name": None,
+            "init_weights": False,
+        }
+        cfg = HookedTransformerConfig.from_dict(fields)
+        weights = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf, dtype=hf.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # HookedTransformer announces its end at every construction
+        model = HookedTransformer(cfg)
+        model.load_and_process_state_dict(
+            weights,
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=False,
+        )
+    model.tokenizer = tokenizer
+    return model.eval()
+
+
+def _complete(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields that TransformerLens's converters expect at the top level and newer files keep elsewhere."""
+    if "n_positions" in config:
+        config.setdefault("n_ctx", config["n_positions"])
+    return config
+
+
+def _gemma2_config(config: Any) -> dict[str, Any]:
+    """Gemma-2's configuration from its own fields; TransformerLens knows three sizes by name."""
+    return {
+        "d_model": config.hidden_size,
+        "d_head": config.head_dim,
+        "n_heads": config.num_attention_heads,
+        "n_key_value_heads": config.num_key_value_heads,
+        "d_mlp": config.intermediate_size,
+        "n_layers": config.num_hidden_layers,
+        "n_ctx": config.max_position_embeddings,
+        "eps": config.rms_norm_eps,
+        "d_vocab": config.vocab_size,
+        "act_fn": config.hidden_activation,
+        "normalization_type": "RMS",
+        "final_rms": True,
+        "gated_mlp": True,
+        "use_normalization_before_and_after": True,
+        "positional_embedding_type": "rotary",
+        "rotary_base": config.rope_parameters["rope_theta"],
+        "rotary_adjacent_pairs": False,
+        "rotary_dim": config.head_dim,
+        "use_attn_scale": True,
+        "attn_scale": config.query_pre_attn_scalar**0.5,
+        "attn_scores_soft_cap": config.attn_logit_softcapping or -1.0,
+        "output_logits_soft_cap": config.final_logit_softcapping or -1.0,
+        "use_local_attn": True,
+        "window_size": config.sliding_window,
+        "attn_types": [
+            "local" if kind == "sliding_attention" else "global" for kind in config.layer_types
+        ],
+        "original_architecture": "Gemma2ForCausalLM",
+    }
+
+
+def _phi_config(config: Any) -> dict[str, Any]:
+    """Phi's configuration; TransformerLens looks for the rotary share where it no longer is."""
+    d_head = config.hidden_size // config.num_attention_heads
+    return {
+        "d_model": config.hidden_size,
+        "d_head": d_head,
+        "n_heads": config.num_attention_heads,
+        "d_mlp": config.intermediate_size,
+        "n_layers": config.num_hidden_layers,
+        "n_ctx": config.max_position_embeddings,
+        "eps": config.layer_norm_eps,
+        "d_vocab": config.vocab_size,
+        "act_fn": config.hidden_act,
+        "normalization_type": "LN",
+        "positional_embedding_type": "rotary",
+        "rotary_base": config.rope_parameters["rope_theta"],
+        "rotary_dim": round(config.rope_parameters["partial_rotary_factor"] * d_head),
+        "rotary_adjacent_pairs": False,
+        "use_attn_scale": True,
+        "parallel_attn_mlp": True,
+        "original_architecture": "PhiForCausalLM",
+    }
+
+
+_CONFIGURATIONS = {"Gemma2ForCausalLM": _gemma2_config, "PhiForCausalLM": _phi_config}
+"""Architectures whose weights TransformerLens converts but whose configuration it cannot read."""
+
+
+def logit_residual(model: Any, hf: Any) -> float:
+    """Largest difference of the two models' logits on random tokens, over the logits' spread."""
+    vocab = hf.config.vocab_size
+    length = min(32, model.cfg.n_ctx)
+    tokens = torch.randint(vocab, (2, length), generator=torch.Generator().manual_seed(0))
+    tokens = tokens.to(next(hf.parameters()).device)
+    mask = torch.ones_like(tokens)
+    with torch.no_grad():
+        theirs = hf(tokens, attention_mask=mask).logits.float()
+        ours = model(tokens, return_type="logits", attention_mask=mask).float()
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return ((ours - theirs).abs().max() / theirs.std()).item()
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return {torch.float16: 5e-2, torch.bfloat16: 2e-1}.get(dtype, 1e-3)

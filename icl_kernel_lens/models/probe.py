@@ -1,0 +1,207 @@
+"""Is what the hooks show really this model's attention? Measured on the model in hand, at first use.
+
+On a few random tokens, for every layer:
+
+    the pattern hook fires exactly once, with shape (batch, head, query, key)
+    Σ_k A[q, k] = 1          or 1 − (the declared attention sink), up to rounding
+    z[q] = Σ_k A[q, k] v[k]  per query head; values are repeated over the group of query heads
+
+The residuals are kept (`ProbeReport`) and travel with every result. Does not show: that an edit of the
+pattern changes the model's output; on some architectures it does not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from einops import einsum, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.errors import ModelError
+from icl_kernel_lens.models.lens import HookName, Lens
+
+PROBE_TOKENS = 13
+"""Length of the longer of the two probing prompts; the other is two tokens shorter."""
+
+_reports: WeakKeyDictionary[object, ProbeReport] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """The largest residuals met, per layer, and the layers that have no attention at all."""
+
+    row_sum: Mapping[int, float]
+    """|Σ_k A − 1| (or minus the declared sink), the largest over heads and query positions."""
+    values: Mapping[int, float]
+    """|z − A·V|, the largest over heads and positions, relative to the largest |z|."""
+    missing: Mapping[int, str]
+    """Layers that cannot be scored, and why."""
+
+    @property
+    def worst(self) -> float:
+        return max([*self.row_sum.values(), *self.values.values()], default=float("nan"))
+
+    def __str__(self) -> str:
+        text = (
+            f"{len(self.row_sum)} attention layers probed: rows sum to 1 within "
+            f"{max(self.row_sum.values(), default=float('nan')):.1e}, z = A·V within "
+            f"{max(self.values.values(), default=float('nan')):.1e}"
+        )
+        return text + "".join(f"; {reason}" for reason in self.missing.values())
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """What rounding explains: 1e-4 in float32, a few units in the last place of half precision."""
+    return {torch.float16: 1e-2, torch.bfloat16: 4e-2}.get(dtype, 1e-4)
+
+
+def probe(lens: Lens) -> ProbeReport:
+    """Probe a model once; later calls return the first report.
+
+    Raises: ModelError: a hook did not fire, rows do not sum to one, or z is not A·V.
+    """
+    try:
+        if lens.model in _reports:
+            return _reports[lens.model]
+    except TypeError:  # a model that cannot be weakly referenced is probed every time
+        return _probe(lens)
+    report = _reports[lens.model] = _probe(lens)
+    return report
+
+
+def _probe(lens: Lens) -> ProbeReport:
+    shape, missing = lens.shape, lens.missing_attention()
+    layers = [layer for layer in range(shape.layers) if layer not in missing]
+    if not layers:
+        raise ModelError(
+            f"a model must have attention to be read; none of the {shape.layers} layers of {lens.name} has "
+            f"({next(iter(missing.values()))}). State-space and recurrent models cannot be scored."
+        )
+    length = min(PROBE_TOKENS, shape.context or PROBE_TOKENS)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(shape.vocab, (2, length), generator=generator)
+    lengths = torch.tensor([length, length - 2])
+
+    row_sum: dict[int, float] = {}
+    values: dict[int, float] = {}
+    seen: dict[tuple[int, HookName], Tensor] = {}
+    fired: dict[tuple[int, HookName], int] = {}
+    sinks = _declared_sinks(lens)
+
+    def see(layer: int, name: HookName, activation: Tensor) -> None:
+        fired[layer, name] = fired.get((layer, name), 0) + 1
+        seen[layer, name] = activation.detach().float()
+
+    def looker(layer: int, name: HookName):
+        return lambda activation: see(layer, name, activation)
+
+    names: tuple[HookName, ...] = ("hook_pattern", "hook_v", "hook_z")
+    with lens.watching({(layer, name): looker(layer, name) for layer in layers for name in names}):
+        lens.run(tokens, lengths, lengths[:, None] - 1)
+    for name in names:
+        check_fired({layer: fired.get((layer, name), 0) for layer in layers}, name, lens)
+    limit = tolerance(lens.dtype)
+    for layer in layers:
+        expected = (2, shape.heads, length, length)
+        if tuple(seen[layer, "hook_pattern"].shape) != expected:
+            raise ModelError(
+                f"blocks.{layer}.attn.hook_pattern must have shape {expected} (batch, head, query, "
+                f"key); it has {tuple(seen[layer, 'hook_pattern'].shape)} in {lens.name}."
+            )
+        row_sum[layer], values[layer] = _residuals(
+            seen[layer, "hook_pattern"],
+            seen[layer, "hook_v"],
+            seen[layer, "hook_z"],
+            lengths,
+            has_sink=layer in sinks,
+        )
+        if not row_sum[layer] <= limit:
+            raise ModelError(
+                f"every attention row must sum to 1; rows of blocks.{layer}.attn.hook_pattern of "
+                f"{lens.name} are off by {row_sum[layer]:.1e} (tolerance {limit:.0e} for "
+                f"{lens.dtype}). The hook may show something other than the weights after softmax, or "
+                "the layer has an attention sink that the configuration does not declare."
+            )
+        if not values[layer] <= limit:
+            raise ModelError(
+                f"z must be the attention-weighted sum of the values; blocks.{layer}.attn.hook_z of "
+                f"{lens.name} differs from A·V by {values[layer]:.1e} of its size (tolerance "
+                f"{limit:.0e} for {lens.dtype}). The pattern shown is not the one the layer uses: "
+                'reload the model with attn_implementation="eager", and remove hooks that edit it.'
+            )
+    if lens.device.type == "mps":
+        cross_check(lens, {l: (seen[l, "hook_pattern"], seen[l, "hook_v"]) for l in layers})
+    return ProbeReport(row_sum, values, missing)
+
+
+def check_fired(fired: Mapping[int, int], name: HookName, lens: Lens) -> None:
+    """Every attention layer's hook fires exactly once in a forward pass, or the user is told."""
+    if silent := [layer for layer, count in fired.items() if count == 0]:
+        raise ModelError(
+            f"blocks.{silent[0]}.attn.{name} did not fire ({len(fired) - len(silent)} of {len(fired)} "
+            f"layers seen) in {lens.name}. The model may use fused attention; reload it with "
+            'attn_implementation="eager".'
+        )
+    if often := [layer for layer, count in fired.items() if count > 1]:
+        raise ModelError(
+            f"blocks.{often[0]}.attn.{name} must fire once in a forward pass; it fired "
+            f"{fired[often[0]]} times in {lens.name}. Models that run a block repeatedly are not supported."
+        )
+
+
+def _residuals(
+    a: Float[Tensor, "batch head pos key"],
+    v: Float[Tensor, "batch key kv_head d_head"],
+    z: Float[Tensor, "batch pos head d_head"],
+    lengths: Int[Tensor, " batch"],
+    *,
+    has_sink: bool,
+) -> tuple[float, float]:
+    """The residuals of one layer over real (unpadded) query positions: row sums, and z against A·V."""
+    off = a.sum(-1) - 1
+    # A learned sink logit takes its share of every row, so that sums lie strictly below 1.
+    off = off.clamp(min=0) if has_sink else off.abs()
+    padding = (torch.arange(a.shape[2]) >= lengths[:, None]).to(a.device)
+    row_sum = off.masked_fill(padding[:, None], 0).max().item()
+    v = repeat(v.to(a.device), "b k g d -> b k (g r) d", r=a.shape[1] // v.shape[2])
+    mixed = einsum(a, v, "b h q k, b k h d -> b q h d")
+    gap = (mixed - z.to(a.device)).abs().masked_fill(padding[..., None, None], 0)
+    return row_sum, (gap.max() / z.abs().max().clamp(min=1e-12)).item()
+
+
+def _declared_sinks(lens: Lens) -> frozenset[int]:
+    """Layers whose attention declares a learned sink logit (a parameter named `sinks`, as in GPT-OSS)."""
+    blocks = getattr(lens.model, "blocks", ())
+    return frozenset(
+        layer
+        for layer, block in enumerate(blocks)
+        for name, _ in block.named_parameters()
+        if name.rsplit(".", 1)[-1] == "sinks"
+    )
+
+
+def cross_check(lens: Lens, seen: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    """On Apple's MPS, sums have been wrong in silence: redo one row of every layer on the CPU."""
+    worst = 0.0
+    for a, v in seen.values():
+        row = a[0, :, -1]
+        v = repeat(v[0], "k g d -> k (g r) d", r=a.shape[1] // v.shape[2])
+        there = einsum(row, v, "h k, k h d -> h d").cpu()
+        here = einsum(row.cpu(), v.cpu(), "h k, k h d -> h d")
+        worst = max(worst, (there - here).abs().max().item())
+    warnings.warn(
+        f"{lens.name} runs on MPS, where PyTorch has given wrong numbers in silence; one attention row "
+        f"of each layer, redone on the CPU, differs by at most {worst:.1e}. Check what you publish on "
+        "a CPU or a CUDA device.",
+        stacklevel=2,
+    )
+    if worst > tolerance(lens.dtype):
+        raise ModelError(
+            f"MPS and CPU must agree on A·V; they differ by {worst:.1e} on {lens.name}. Load the model "
+            'with device="cpu".'
+        )

@@ -1,0 +1,343 @@
+"""Prompts as token ids, with the position of everything a reader of attention asks for.
+
+A `PromptSet` holds tokens and where each demonstration, its text and its label sit; it is made by
+`Task.prompts` from text, or by `PromptSet.from_tokens` from ready-made ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from html import escape
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from icl_kernel_lens.errors import PromptError
+from icl_kernel_lens.tasks.task import Episode
+from icl_kernel_lens.tasks.template import Template
+
+ScoreOn = Literal["first_token", "sequence"]
+
+SHOWN = 8
+"""How many prompts keep their token strings, to be looked at."""
+
+
+class Role(IntEnum):
+    """What a token is for; `PromptSet.roles` holds one per position."""
+
+    PADDING = 0
+    SPECIAL = 1
+    """Added by the tokenizer: a beginning-of-sequence token."""
+    TEMPLATE = 2
+    TEXT = 3
+    TEXT2 = 4
+    """The second text field of tasks that have two."""
+    LABEL = 5
+
+
+@dataclass(frozen=True)
+class PromptInfo:
+    """How prompts were made; travels with every result."""
+
+    task: str = "from_tokens"
+    origin: str = "token ids"
+    template: Template | None = None
+    demos: int = 0
+    sets: int | None = None
+    balanced: bool = False
+    seed: int | None = None
+    tokenizer: str | None = None
+    prepend_bos: bool | None = None
+    """Whether a beginning-of-sequence token stands first; None: not known (ready-made ids)."""
+    permuted_labels: bool = False
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptSet:
+    """Few-shot prompts: right-padded token ids and the positions that matter in each.
+
+    Spans are half-open, `[start, end)`. Demonstration i covers `demo_spans[:, i]`, from the first token
+    of its text or template to the end of its label or template; what separates demonstrations belongs to
+    none. `label_spans[:, i]` covers its label tokens, the first of which is `label_pos[:, i]`.
+    """
+
+    tokens: Int[Tensor, "prompt pos"]
+    lengths: Int[Tensor, " prompt"]
+    roles: Int[Tensor, "prompt pos"]
+    answer_pos: Int[Tensor, " prompt"]
+    """The position whose next token is the answer."""
+    demo_spans: Int[Tensor, "prompt demo 2"]
+    label_spans: Int[Tensor, "prompt demo 2"]
+    demo_labels: Int[Tensor, "prompt demo"]
+    label_sequences: Int[Tensor, "prompt label piece"]
+    """Token ids of each label word as the answer, padded with 0 beyond `label_lengths`."""
+    label_lengths: Int[Tensor, "prompt label"]
+    demo_set: Int[Tensor, " prompt"]
+    """Prompts with the same number show the same demonstrations, and are not independent."""
+    test_labels: Int[Tensor, " prompt"] | None = None
+    score_on: ScoreOn = "first_token"
+    label_words: tuple[tuple[str, ...], ...] = ()
+    """The label words of each prompt, as text."""
+    classes: tuple[str, ...] = ()
+    strings: tuple[tuple[str, ...], ...] = ()
+    """Token strings of the first prompts, for looking."""
+    info: PromptInfo = field(default_factory=PromptInfo)
+    episodes: tuple[Episode, ...] | None = None
+    """What the prompts were made of, where they were made from text; not saved."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: Int[Tensor, "prompt pos"],
+        label_pos: Int[Tensor, "prompt demo"],
+        demo_labels: Int[Tensor, "prompt demo"],
+        label_tokens: Int[Tensor, " label"] | Int[Tensor, "prompt label"],
+        *,
+        test_labels: Int[Tensor, " prompt"] | None = None,
+        demo_spans: Int[Tensor, "prompt demo 2"] | None = None,
+        demo_set: Int[Tensor, " prompt"] | None = None,
+        answer_pos: Int[Tensor, " prompt"] | None = None,
+    ) -> PromptSet:
+        """Prompts from ready-made token ids, for models without a tokenizer.
+
+        Without `demo_spans`, demonstration i runs from the end of the one before (from position 0 for
+        the first) to its label. Without `answer_pos`, the last position answers; what stands behind it
+        is padding. Every label is one token. Without `demo_set`, prompts are taken as independent.
+
+        Raises: PromptError: a position outside its prompt, labels out of range, equal label tokens.
+        """
+        count, width = tokens.shape
+        if count == 0:
+            raise PromptError("a PromptSet must hold at least one prompt; tokens has shape (0, …).")
+        tokens, label_pos, demo_labels = (t.detach().cpu().long() for t in (tokens, label_pos, demo_labels))
+        words = label_tokens.detach().cpu().long()
+        words = words.expand(count, -1) if words.dim() == 1 else words
+        answer = torch.full((count,), width - 1) if answer_pos is None else answer_pos.detach().cpu().long()
+        label_spans = torch.stack([label_pos, label_pos + 1], -1)
+        if demo_spans is None:
+            starts = torch.cat([torch.zeros_like(label_pos[:, :1]), label_pos[:, :-1] + 1], 1)
+            demo_spans = torch.stack([starts, label_pos + 1], -1)
+        demo_spans = demo_spans.detach().cpu().long()
+        _check_positions(answer, demo_spans, label_spans, torch.full((count,), width))
+        lengths = answer + 1
+        roles = torch.full_like(tokens, int(Role.TEXT))
+        roles = roles.scatter(1, label_pos, int(Role.LABEL))
+        roles = roles.masked_fill(torch.arange(width) >= lengths[:, None], int(Role.PADDING))
+        labels = words.shape[1]
+        return cls(
+            tokens=tokens,
+            lengths=lengths,
+            roles=roles,
+            answer_pos=answer,
+            demo_spans=demo_spans,
+            label_spans=label_spans,
+            demo_labels=demo_labels,
+            label_sequences=words[..., None].clone(),
+            label_lengths=torch.ones(count, labels, dtype=torch.long),
+            demo_set=torch.arange(count) if demo_set is None else demo_set.detach().cpu().long(),
+            test_labels=None if test_labels is None else test_labels.detach().cpu().long(),
+            label_words=tuple(tuple(f"token {t}" for t in row) for row in words.tolist()),
+            classes=tuple(f"class {c}" for c in range(labels)),
+            strings=tuple(
+                tuple(str(t) for t in row[:end])
+                for row, end in zip(tokens[:SHOWN].tolist(), lengths[:SHOWN].tolist(), strict=True)
+            ),
+            info=PromptInfo(demos=label_pos.shape[1]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def demos(self) -> int:
+        """Demonstrations in each prompt."""
+        return self.demo_labels.shape[1]
+
+    @property
+    def labels(self) -> int:
+        """Number of classes."""
+        return self.label_lengths.shape[1]
+
+    @property
+    def label_pos(self) -> Int[Tensor, "prompt demo"]:
+        """The first label token of each demonstration."""
+        return self.label_spans[..., 0]
+
+    @property
+    def label_tokens(self) -> Int[Tensor, "prompt label"]:
+        """The first token of each label word."""
+        return self.label_sequences[..., 0]
+
+    def select(self, prompts: Sequence[int]) -> PromptSet:
+        """Some of the prompts, in the order given."""
+        index = torch.as_tensor(list(prompts), dtype=torch.long)
+        shown = {i: self.strings[i] for i in range(len(self.strings))}
+        kept: list[tuple[str, ...]] = []
+        for i in index[:SHOWN].tolist():
+            if i not in shown:
+                break
+            kept.append(shown[i])
+        return replace(
+            self,
+            **{
+                name: getattr(self, name)[index]
+                for name in (
+                    "tokens lengths roles answer_pos demo_spans label_spans demo_labels label_sequences "
+                    "label_lengths demo_set"
+                ).split()
+            },
+            test_labels=None if self.test_labels is None else self.test_labels[index],
+            label_words=tuple(self.label_words[i] for i in index.tolist()),
+            strings=tuple(kept),
+            episodes=None if self.episodes is None else tuple(self.episodes[i] for i in index.tolist()),
+        )
+
+    def demo_texts(self, prompt: int) -> tuple[str, ...]:
+        """The demonstrations of one of the first prompts as text, without their labels."""
+        if prompt >= len(self.strings):
+            raise PromptError(
+                f"token strings are kept for the first {len(self.strings)} prompts; got prompt {prompt}."
+            )
+        strings, found = self.strings[prompt], []
+        for i in range(self.demos):
+            start, end = self.demo_spans[prompt, i].tolist()
+            roles = self.roles[prompt, start:end].tolist()
+            texts = [
+                "".join(s for s, r in zip(strings[start:end], roles, strict=True) if r == role).strip()
+                for role in (Role.TEXT, Role.TEXT2)
+            ]
+            found.append(" / ".join(text for text in texts if text))
+        return tuple(found)
+
+    def __repr__(self) -> str:
+        lengths = self.lengths
+        sets = len(self.demo_set.unique())
+        bos = {None: "not known", True: "yes", False: "no"}[self.info.prepend_bos]
+        head = (
+            f"PromptSet({self.info.task}: {len(self)} prompts of {self.demos} demonstrations, "
+            f"{int(lengths.min())}–{int(lengths.max())} tokens, {sets} demonstration sets, "
+            f"BOS: {bos}, seed {self.info.seed}, labels scored on {self.score_on.replace('_', ' ')})"
+        )
+        if not self.strings:
+            return head
+        return "\n".join([head, *self._lines(0)])
+
+    def _lines(self, prompt: int) -> list[str]:
+        """One prompt with its spans, as plain text."""
+        words = self.label_words[prompt]
+        texts = self.demo_texts(prompt)
+        lines = [f"prompt {prompt}, label words {', '.join(map(repr, words))}:"]
+        for i in range(self.demos):
+            if self.demos > 6 and 3 <= i < self.demos - 2:
+                if i == 3:
+                    lines.append(f"  … {self.demos - 5} more")
+                continue
+            start, end = self.demo_spans[prompt, i].tolist()
+            first, last = self.label_spans[prompt, i].tolist()
+            text = texts[i] if len(texts[i]) <= 60 else texts[i][:57] + "…"
+            lines.append(
+                f"  demo {i:<2d} tokens {start}–{end - 1}  label at "
+                f"{first if last == first + 1 else f'{first}–{last - 1}'}: "
+                f"{text!r} → {words[int(self.demo_labels[prompt, i])]!r}"
+            )
+        answer = int(self.answer_pos[prompt])
+        begin = int(self.demo_spans[prompt, -1, 1]) if self.demos else 0
+        tail = "".join(self.strings[prompt][begin : answer + 1]).strip()
+        truth = ""
+        if self.test_labels is not None:
+            truth = f" (truth {words[int(self.test_labels[prompt])]!r})"
+        lines.append(f"  test    answer after token {answer}: {tail[-60:]!r} → ?{truth}")
+        return lines
+
+    def _repr_html_(self) -> str:
+        """The first prompt with its spans coloured; all text is escaped."""
+        if not self.strings:
+            return f"<pre>{escape(repr(self))}</pre>"
+        style = {
+            Role.LABEL: "background:#fdb863;font-weight:600",
+            Role.TEXT: "background:#d8ecf8",
+            Role.TEXT2: "background:#e6e0f2",
+            Role.TEMPLATE: "color:#666",
+            Role.SPECIAL: "color:#999;border:1px solid #ccc",
+        }
+        cells = []
+        for position, string in enumerate(self.strings[0]):
+            role = Role(int(self.roles[0, position]))
+            shown = escape(string).replace("\n", "⏎<br>")
+            cells.append(
+                f'<span style="{style.get(role, "")}" title="{position} {role.name.lower()}">{shown}</span>'
+            )
+        head = escape(repr(self).splitlines()[0])
+        return (
+            f'<div><p style="font:13px sans-serif">{head}</p>'
+            '<div style="font:13px monospace;white-space:pre-wrap;max-height:24em;overflow:auto">'
+            f"{''.join(cells)}</div>"
+            '<p style="font:12px sans-serif"><span style="background:#d8ecf8">text</span> '
+            '<span style="background:#fdb863">label</span> <span style="color:#666">template</span></p></div>'
+        )
+
+
+def _check(prompts: PromptSet) -> None:
+    """Everything that must hold of any prompts, wherever they came from."""
+    if len(prompts) == 0:
+        raise PromptError("a PromptSet must hold at least one prompt.")
+    if prompts.labels < 2:
+        raise PromptError(
+            f"a classification task must have at least two label words; got {prompts.labels}."
+        )
+    _check_positions(prompts.answer_pos, prompts.demo_spans, prompts.label_spans, prompts.lengths)
+    for name, labels in (("demo_labels", prompts.demo_labels), ("test_labels", prompts.test_labels)):
+        if labels is not None and labels.numel() and not (
+            0 <= int(labels.min()) and int(labels.max()) < prompts.labels
+        ):
+            raise PromptError(
+                f"{name} must lie in 0…{prompts.labels - 1} (there are {prompts.labels} label tokens); found "
+                f"{int(labels.min())}…{int(labels.max())}."
+            )
+    if prompts.score_on == "first_token":
+        first = prompts.label_tokens.sort(1).values
+        if (clash := (first[:, 1:] == first[:, :-1]).any(1)).any():
+            prompt = int(clash.nonzero()[0])
+            tokens = prompts.label_tokens[prompt].tolist()
+            a, b = next((i, j) for i in range(len(tokens)) for j in range(i) if tokens[i] == tokens[j])
+            words = prompts.label_words[prompt] if prompts.label_words else [f"token {t}" for t in tokens]
+            raise PromptError(
+                f"label words must differ in their first token to be scored on it; {words[b]!r} and "
+                f"{words[a]!r} both begin with token {tokens[a]} (prompt {prompt}) for "
+                f"{prompts.info.tokenizer or 'these ids'}. Choose other words in label_words, or pass "
+                'score_on="sequence".'
+            )
+
+
+def _check_positions(
+    answer_pos: Tensor, demo_spans: Tensor, label_spans: Tensor, lengths: Tensor
+) -> None:
+    """Demonstrations in order, each label inside its demonstration, the answer behind them all."""
+    if bad := ((answer_pos < 0) | (answer_pos >= lengths)).nonzero().flatten().tolist():
+        raise PromptError(
+            f"answer_pos must lie inside its prompt; prompt {bad[0]} has answer_pos {int(answer_pos[bad[0]])} and "
+            f"{int(lengths[bad[0]])} tokens."
+        )
+    if demo_spans.shape[1] == 0:
+        return
+    starts, ends = demo_spans[..., 0], demo_spans[..., 1]
+    first, last = label_spans[..., 0], label_spans[..., 1]
+    wrong = (
+        (starts < 0) | (first < starts) | (last <= first) | (last > ends) | (ends > answer_pos[:, None])
+    )
+    wrong[:, 1:] |= starts[:, 1:] < ends[:, :-1]
+    if wrong.any():
+        prompt, demo = wrong.nonzero()[0].tolist()
+        raise PromptError(
+            "demonstrations must follow one another, hold their label, and end before the answer position; "
+            f"prompt {prompt}, demonstration {demo} has span {demo_spans[prompt, demo].tolist()}, label "
+            f"{label_spans[prompt, demo].tolist()}, answer position {int(answer_pos[prompt])}. Is label_pos "
+            "in increasing order, and in this prompt's own positions?"
+        )

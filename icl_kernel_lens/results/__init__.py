@@ -1,0 +1,1 @@
+"""The frozen objects a user holds: values with unit, control and provenance."""

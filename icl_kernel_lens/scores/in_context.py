@@ -1,0 +1,170 @@
+"""Is there in-context learning at all? The task accuracy beside what needs no demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.evidence import Evidence, answer
+from icl_kernel_lens.models import as_lens
+from icl_kernel_lens.prompts import PromptSet, rebuilt
+from icl_kernel_lens.results import store
+from icl_kernel_lens.results.resample import cluster_bootstrap
+from icl_kernel_lens.results.run_info import RunInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskAccuracy:
+    """The model's accuracy among the labels, prompt by prompt, under four conditions.
+
+    demonstrations      the prompts as they are
+    permuted_labels     the same prompts, the labels dealt out anew among the demonstrations
+    no_demonstrations   the test input alone
+    majority            always the commonest true label (no model)
+    """
+
+    correct: Mapping[str, Float[Tensor, " prompt"]]
+    demo_set: Int[Tensor, " prompt"]
+    run: RunInfo
+    reasons: Mapping[str, str]
+    """Conditions that could not be measured, and why."""
+
+    def mean(self) -> dict[str, float]:
+        """Accuracy under each condition."""
+        return {name: right.mean().item() for name, right in self.correct.items()}
+
+    def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
+        """Bootstrap intervals, demonstration sets drawn whole."""
+        found = {}
+        for name, right in self.correct.items():
+            low, high = cluster_bootstrap(right[:, None], self.demo_set, level=level)
+            found[name] = low.item(), high.item()
+        return found
+
+    def gain(self) -> tuple[float, float, float]:
+        """Accuracy with demonstrations minus the best condition without, and its 95 % interval.
+
+        The difference is taken prompt by prompt, so that easy test inputs cancel.
+        """
+        others = {name: right for name, right in self.correct.items() if name != "demonstrations"}
+        best = max(others, key=lambda name: others[name].mean().item())
+        difference = self.correct["demonstrations"] - others[best]
+        low, high = cluster_bootstrap(difference[:, None], self.demo_set)
+        return difference.mean().item(), low.item(), high.item()
+
+    def verdict(self) -> str:
+        """One sentence: is there in-context learning to explain?"""
+        gain, low, high = self.gain()
+        points = [f"{100 * x:+.1f}" for x in (gain, low, high)]
+        span = (
+            f"{points[0]} percentage points over the best condition without them (95 % interval "
+            f"{points[1]} to {points[2]})"
+        )
+        if low > 0:
+            return f"The demonstrations help: {span}."
+        return (
+            f"No in-context learning shown: {span}. What heads agree with here is not learned from the "
+            "demonstrations."
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a condition: accuracy and interval."""
+        import pandas as pd
+
+        intervals = self.interval()
+        return pd.DataFrame(
+            [
+                {"condition": name, "accuracy": mean, "low": intervals[name][0], "high": intervals[name][1]}
+                for name, mean in self.mean().items()
+            ]
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result; `load` reads it back."""
+        tensors = {f"correct.{name}": right for name, right in self.correct.items()}
+        meta = {"run": self.run.to_json(), "reasons": dict(self.reasons), "order": list(self.correct)}
+        return store.write(path, "TaskAccuracy", tensors | {"demo_set": self.demo_set}, meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TaskAccuracy:
+        """Read what `save` wrote. Raises: LoadError: another kind of file, or a damaged one."""
+        tensors, meta = store.read(path, "TaskAccuracy")
+        try:
+            return cls(
+                {name: tensors[f"correct.{name}"] for name in meta["order"]},
+                tensors["demo_set"],
+                RunInfo.from_json(meta["run"]),
+                meta["reasons"],
+            )
+        except (KeyError, TypeError) as error:
+            raise store.missing_field(path, "TaskAccuracy", error) from error
+
+    def __repr__(self) -> str:
+        lines = [f"TaskAccuracy({self.run.model} on {self.run.prompts.task}, {len(self.demo_set)} prompts)"]
+        intervals = self.interval()
+        for name, mean in self.mean().items():
+            low, high = intervals[name]
+            lines.append(f"  {name:<18} {mean:6.1%}  (95 % interval {low:.1%} to {high:.1%})")
+        lines += [f"  {name:<18} not measured: {why}" for name, why in self.reasons.items()]
+        return "\n".join([*lines, f"  {self.verdict()}"])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>"
+
+
+def in_context_accuracy(
+    model: Any,
+    prompts: PromptSet,
+    *,
+    evidence: Evidence | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> TaskAccuracy:
+    """The accuracy with demonstrations beside no demonstrations, permuted labels and the majority class.
+
+    `evidence` of the same prompts saves one of the three runs. Prompts made from token ids cannot be written
+    anew: for them only the accuracy and the majority class are measured, and `reasons` says so.
+
+    Raises: ResultError: the prompts have no true labels, or no demonstrations.
+    """
+    truth = prompts.test_labels
+    if truth is None:
+        raise ResultError(
+            "accuracy needs true labels; these prompts have none. Pass test_labels to PromptSet.from_tokens."
+        )
+    if prompts.demos == 0:
+        raise ResultError("in-context learning needs demonstrations; these prompts have none.")
+    if evidence is not None and not torch.equal(evidence.prompts.tokens, prompts.tokens):
+        raise ResultError("the evidence must be of these prompts; it was read from others.")
+
+    def correct(scores: Float[Tensor, "prompt label"]) -> Float[Tensor, " prompt"]:
+        return (scores.argmax(1) == truth).float()
+
+    def ask(which: PromptSet) -> Float[Tensor, " prompt"]:
+        return correct(answer(model, which, batch_size=batch_size, progress=progress))
+
+    found = {"demonstrations": correct(evidence.label_scores) if evidence else ask(prompts)}
+    reasons: dict[str, str] = {}
+    if prompts.episodes is not None:
+        found["permuted_labels"] = ask(rebuilt(model, prompts, labels="permuted"))
+        found["no_demonstrations"] = ask(rebuilt(model, prompts, labels="none"))
+    else:
+        reasons = dict.fromkeys(
+            ("permuted_labels", "no_demonstrations"), "the prompts were made from token ids or loaded"
+        )
+    majority = truth.bincount(minlength=prompts.labels).argmax()
+    found["majority"] = (truth == majority).float()
+    lens = as_lens(model)
+    run = evidence.run if evidence else RunInfo.of(lens, prompts.info, prompts.score_on)
+    return TaskAccuracy(found, prompts.demo_set, run, reasons)

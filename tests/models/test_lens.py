@@ -1,0 +1,132 @@
+"""The user's model is left exactly as it was: hooks, modes, gradients, random state; after errors too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import hf_model
+from conftest import has_hooked_transformer
+from models.test_architectures import uneven_prompts
+
+KINDS = ["bridge"] + (["hooked"] if has_hooked_transformer() else [])
+
+
+def build(kind: str):
+    from icl_kernel_lens.models import bridge_from_hf, hooked_from_hf
+
+    model = {"bridge": bridge_from_hf, "hooked": hooked_from_hf}[kind](hf_model("llama"))
+    with torch.no_grad():
+        model(torch.ones(1, 4, dtype=torch.long))  # TransformerLens wires hooks of its own at the first run
+    return model
+
+
+def state(model):
+    return {
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "lens_hooks": [len(getattr(m, "fwd_hooks", [])) for m in model.modules()],
+        "modes": [m.training for m in model.modules()],
+        "grad": [p.requires_grad for p in model.parameters()],
+        "weights": [p.detach().clone() for p in model.parameters()],
+        "rng": torch.random.get_rng_state(),
+        "grad_mode": torch.is_grad_enabled(),
+    }
+
+
+def same(a, b) -> bool:
+    weights = all(torch.equal(x, y) for x, y in zip(a["weights"], b["weights"], strict=True))
+    rng = torch.equal(a["rng"], b["rng"])
+    rest = [k for k in a if k not in ("weights", "rng")]
+    return weights and rng and all(a[k] == b[k] for k in rest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_success_leaves_everything(kind):
+    from icl_kernel_lens import read
+
+    model = build(kind)
+    model.train()
+    before = state(model)
+    prompts = uneven_prompts()
+    tokens = prompts.tokens.clone()
+    read(model, prompts, progress=False)
+    assert same(before, state(model))
+    assert torch.equal(prompts.tokens, tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interruption_leaves_everything(kind, error):
+    """Ctrl-C in the middle of a forward pass leaves no hook behind."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import as_lens, probe
+
+    model = build(kind)
+    probe(as_lens(model))
+    model.train()
+
+    def stop(*_):
+        raise error("stop")
+
+    handle = model.blocks[2].attn.register_forward_pre_hook(stop)
+    before = state(model)
+    with pytest.raises(error, match="stop"):
+        read(model, uneven_prompts(), progress=False)
+    assert same(before, state(model))
+    handle.remove()
+    assert torch.isfinite(read(model, uneven_prompts(), progress=False).label_scores).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_users_own_hooks_run_first_and_stay(kind):
+    """A user's edit of the pattern is what is read, and is still there afterwards."""
+    from icl_kernel_lens import read
+
+    model = build(kind)
+    prompts = uneven_prompts()
+    plain = read(model, prompts, progress=False)
+
+    def look_at_first(pattern, hook):
+        edited = torch.zeros_like(pattern)
+        edited[..., 0] = 1
+        return edited
+
+    model.blocks[1].attn.hook_pattern.add_hook(look_at_first)
+    before = state(model)
+    edited = read(model, prompts, progress=False)
+    assert same(before, state(model))
+    assert (edited.sink[:, 1] == 1).all()
+    torch.testing.assert_close(edited.sink[:, 0], plain.sink[:, 0])
+    assert not torch.allclose(edited.label_scores, plain.label_scores)
+
+
+def test_a_lens_of_ones_own_is_taken_as_it_is():
+    """Anything that satisfies the protocol works; here a bridge's lens under another name."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import Lens, as_lens
+
+    inner = as_lens(build("bridge"))
+
+    class Renamed:
+        model, shape, dtype, device, tokenizer = inner.model, inner.shape, inner.dtype, inner.device, None
+        kind, name = "my own", "renamed"
+        missing_attention = staticmethod(inner.missing_attention)
+        watching = staticmethod(inner.watching)
+        run = staticmethod(inner.run)
+
+    lens = Renamed()
+    assert isinstance(lens, Lens)
+    assert as_lens(lens) is lens
+    assert read(lens, uneven_prompts(), progress=False).run.kind == "my own"
+
+
+def test_non_finite_logits_are_refused():
+    from icl_kernel_lens import read
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import as_lens, probe
+
+    model = build("bridge")
+    probe(as_lens(model))
+    with torch.no_grad():
+        next(iter(model.unembed.parameters()))[10] = float("nan")
+    with pytest.raises(ModelError, match=r"logits must be finite; .* 5 of 5 prompts \(the first is prompt"):
+        read(model, uneven_prompts(), progress=False)

@@ -1,0 +1,134 @@
+"""Loading: the bundled model, local folders, refusals; and which class was taken, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import hf_model
+from conftest import SHARED, has_hooked_transformer, needs_hooked, needs_shared
+
+
+def saved(tmp_path, name, **options):
+    folder = tmp_path / f"a-{name}-folder"
+    hf_model(name).save_pretrained(folder, **options)
+    return folder
+
+
+def test_the_bundled_model_is_transformer_lens_own_object(mini):
+    from icl_kernel_lens.models import load_record
+    from icl_kernel_lens.models.lens import transformer_lens_classes
+
+    hooked, bridge = transformer_lens_classes()
+    assert type(mini) is (hooked or bridge)
+    record = load_record(mini)
+    assert record is not None
+    assert record.source == "mini"
+    assert record.backend == ("hooked" if hooked else "bridge")
+
+
+@needs_hooked
+def test_both_classes_give_the_same_logits(mini):
+    from icl_kernel_lens import load_model
+
+    other = load_model("mini", backend="bridge", device="cpu")
+    tokens = torch.randint(3, 300, (2, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = mini(tokens, return_type="logits"), other(tokens, return_type="logits")
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "gpt2", "bloom"])
+def test_auto_on_a_local_folder(tmp_path, name):
+    """The folder's name plays no part: TransformerLens would read an architecture out of it."""
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.models import load_record
+
+    folder = saved(tmp_path, name)
+    model = load_model(folder, device="cpu")
+    record = load_record(model)
+    assert record is not None
+    assert record.backend == ("hooked" if has_hooked_transformer() else "bridge"), record.why
+    tokens = torch.randint(3, 80, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = hf_model(name)(tokens).logits
+        found = model(tokens, return_type="logits", attention_mask=torch.ones_like(tokens))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@needs_hooked
+def test_auto_falls_back_to_the_bridge_and_says_why(tmp_path):
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.errors import LoadError
+    from icl_kernel_lens.models import load_record
+
+    folder = saved(tmp_path, "falcon")
+    record = load_record(load_model(folder, device="cpu"))
+    assert record is not None
+    assert record.backend == "bridge"
+    assert "cannot convert FalconForCausalLM" in record.why
+    with pytest.raises(LoadError, match='backend="hooked" is not possible'):
+        load_model(folder, device="cpu", backend="hooked")
+
+
+@needs_hooked
+def test_a_conversion_with_wrong_logits_is_not_kept(tmp_path, monkeypatch):
+    """A converter that gets the weights wrong loses to the bridge, with the residual in the record."""
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.models import load, load_record
+
+    good = load.hooked_from_hf
+
+    def bad(hf, tokenizer, *, name):
+        model = good(hf, tokenizer, name=name)
+        with torch.no_grad():
+            model.blocks[1].attn.W_O *= 1.5
+        return model
+
+    monkeypatch.setattr(load, "hooked_from_hf", bad)
+    record = load_record(load_model(saved(tmp_path, "gpt2"), device="cpu"))
+    assert record is not None
+    assert record.backend == "bridge"
+    assert "logits differ from Hugging Face's by" in record.why
+
+
+@pytest.mark.skipif(has_hooked_transformer(), reason="this TransformerLens has HookedTransformer")
+def test_hooked_is_refused_where_it_does_not_exist():
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.errors import LoadError
+
+    with pytest.raises(LoadError, match="removed in 4.0"):
+        load_model("mini", backend="hooked")
+
+
+def test_refusals(tmp_path):
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.errors import LoadError
+
+    with pytest.raises(LoadError, match="must hold config.json"):
+        load_model(tmp_path)
+    with pytest.raises(LoadError, match='neither "mini", nor a folder here, nor readable on the Hub'):
+        load_model("no-such/model-anywhere")
+    with pytest.raises(LoadError, match='backend must be "auto", "hooked" or "bridge"'):
+        load_model("mini", backend="fast")  # pyright: ignore[reportArgumentType]
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.errors import LoadError
+
+    folder = saved(tmp_path, "gpt2")
+    (folder / "model.safetensors").unlink()
+    torch.save(hf_model("gpt2").state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(LoadError, match="safetensors"):
+        load_model(folder)
+
+
+@needs_shared
+def test_real_weights():
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.models import as_lens, probe
+
+    model = load_model(SHARED / "models" / "stories260k", device="cpu")
+    lens = as_lens(model)
+    assert (lens.shape.heads, lens.shape.kv_heads, lens.shape.context) == (8, 4, 512)
+    assert probe(lens).worst < 1e-5

@@ -1,0 +1,158 @@
+"""The probe tells real attention from what only looks like it, and says where and why."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from architectures import hf_model
+
+
+def fresh(name="gptj", **options):
+    from icl_kernel_lens.models import as_lens, bridge_from_hf
+
+    return as_lens(bridge_from_hf(hf_model(name), **options))
+
+
+def test_an_edited_pattern_that_does_not_reach_the_output_is_refused():
+    """On GPT-J the bridge discards pattern edits: the hook shows weights that the layer does not use."""
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import probe
+
+    lens = fresh("gptj")
+    lens.model.blocks[1].attn.hook_pattern.add_hook(lambda pattern, hook: pattern.flip(1))
+    with pytest.raises(ModelError, match=r"blocks\.1\.attn\.hook_z of unnamed differs from A·V"):
+        probe(lens)
+
+
+def test_rows_that_do_not_sum_to_one_are_refused():
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import probe
+
+    lens = fresh("llama")
+    lens.model.blocks[2].attn.hook_pattern.add_hook(lambda pattern, hook: pattern * 0.5)
+    with pytest.raises(ModelError, match=r"blocks\.2\.attn\.hook_pattern of unnamed are off by 5\.0e-01"):
+        probe(lens)
+
+
+def test_a_declared_sink_may_take_its_share():
+    """Rows below 1 pass in a layer with a parameter named `sinks`, rows above 1 never do."""
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import probe
+
+    for factor, passes in ((0.5, True), (1.5, False)):
+        lens = fresh("llama")
+        block = lens.model.blocks[2]
+        block.register_parameter("sinks", torch.nn.Parameter(torch.zeros(4)))
+        block.attn.hook_pattern.add_hook(lambda pattern, hook, f=factor: pattern * f)
+        if passes:
+            assert probe(lens).row_sum[2] == 0
+        else:
+            with pytest.raises(ModelError, match="must sum to 1"):
+                probe(lens)
+
+
+def test_a_silent_hook_is_named():
+    """Fused attention shows no weights; the error names the first silent hook and how to reload."""
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
+
+    hf = hf_model("opt")
+    bridge = bridge_from_hf(hf)
+    hf.config._attn_implementation = "sdpa"
+    message = (
+        "blocks.0.attn.hook_pattern did not fire (0 of 3 layers seen) in unnamed. The model may use fused "
+        'attention; reload it with attn_implementation="eager".'
+    )
+    with pytest.raises(ModelError, match=re.escape(message)):
+        probe(as_lens(bridge))
+
+
+def test_fused_attention_is_refused_before_bridging():
+    from icl_kernel_lens.errors import LoadError
+    from icl_kernel_lens.models import bridge_from_hf
+
+    hf = hf_model("opt")
+    hf.config._attn_implementation = "sdpa"
+    with pytest.raises(LoadError, match="must use eager attention to show its weights; this OPTForCausalLM uses 'sdpa'"):
+        bridge_from_hf(hf)
+
+
+def test_each_model_is_probed_once():
+    from icl_kernel_lens.models import as_lens, probe
+
+    lens = fresh("gpt2")
+    runs = []
+    lens.model.embed.register_forward_hook(lambda *_: runs.append(1))
+    first = probe(lens)
+    assert probe(as_lens(lens.model)) is first
+    assert len(runs) == 1
+    assert "3 attention layers probed" in str(first)
+
+
+def test_layers_without_attention_are_nan_with_their_reason():
+    """A hybrid of convolution and attention layers: only the attention layers are scored."""
+    import transformers
+
+    from icl_kernel_lens import head_vote, read
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
+    from models.test_architectures import uneven_prompts
+
+    config = transformers.Lfm2Config(
+        vocab_size=89,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        full_attn_idxs=[1],
+        layer_types=["conv", "full_attention", "conv"],
+        attn_implementation="eager",
+    )
+    hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = bridge_from_hf(hf)
+    report = probe(as_lens(model))
+    assert sorted(report.missing) == [0, 2]
+    assert "no attention in layer 0" in report.missing[0]
+    evidence = read(model, uneven_prompts(), progress=False)
+    assert evidence.weights["label"][:, [0, 2]].isnan().all()
+    assert evidence.profile[[0, 2]].isnan().all()
+    assert not evidence.weights["label"][:, 1].isnan().any()
+    scores = head_vote(evidence)
+    assert scores.mean()[[0, 2]].isnan().all()
+    assert not scores.mean()[1].isnan().any()
+    assert scores.reasons[report.missing[0]] == 5 * 4
+    assert scores.figure().png()[:4] == b"\x89PNG"
+
+
+def test_a_model_without_hooks_is_refused():
+    from icl_kernel_lens import read
+    from icl_kernel_lens.errors import ModelError
+    from models.test_architectures import uneven_prompts
+
+    with pytest.raises(ModelError, match=r"must be a HookedTransformer, a TransformerBridge.*GPT2LMHeadModel"):
+        read(hf_model("gpt2"), uneven_prompts(), progress=False)
+
+
+def test_mps_is_warned_about_and_cross_checked():
+    """The cross-check itself, on tensors that stand in for the device's."""
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models.probe import cross_check
+
+    class Wrong(torch.Tensor):
+        """A tensor whose `.cpu()` is not what it shows, as on a device that computes wrongly."""
+
+        def cpu(self):
+            return torch.Tensor.cpu(self).as_subclass(torch.Tensor) * 2
+
+    lens = fresh("llama")
+    a, v = torch.softmax(torch.randn(2, 4, 5, 5), -1), torch.randn(2, 5, 2, 8)
+    with pytest.warns(UserWarning, match=r"runs on MPS.* differs by at most 0\.0e\+00"):
+        cross_check(lens, {0: (a, v)})
+    with (
+        pytest.warns(UserWarning, match="runs on MPS"),
+        pytest.raises(ModelError, match="MPS and CPU must agree on A·V"),
+    ):
+        cross_check(lens, {0: (a, v.as_subclass(Wrong))})
