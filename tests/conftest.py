@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _hook = install_import_hook("icl_kernel_lens", "beartype.beartype")
-
-SHARED = Path(__file__).parents[1] / "shared"
-if not SHARED.exists():
-    SHARED = Path(__file__).parents[2] / "shared"
-
-
-def has_hooked_transformer() -> bool:
-    """Whether this TransformerLens still has the class (up to 3.9)."""
-    return find_spec("transformer_lens.HookedTransformer") is not None
-
-
-needs_hooked = pytest.mark.skipif(
-    not has_hooked_transformer(), reason="this TransformerLens has no HookedTransformer (removed in 4.0)"
-)
-needs_shared = pytest.mark.skipif(
-    not SHARED.exists(), reason="development data and weights (a folder `shared` beside the project) are absent"
-)
-chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(chromium is None, reason="no Chromium on this machine")
 
 assert "icl_kernel_lens" not in sys.modules, "the package must be imported under the type-checking hook"
 

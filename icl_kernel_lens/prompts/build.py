@@ -18,6 +18,7 @@ from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models import Lens, as_lens
+from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import SHOWN, PromptInfo, PromptSet, Role, ScoreOn
 from icl_kernel_lens.tasks.task import Episode, EpisodeSource
 from icl_kernel_lens.tasks.template import Template
@@ -159,9 +160,6 @@ def build_prompts(
                 )
     longest = max(len(row.ids) for row in encoded)
     pieces_most = max(len(s) for row in sequences for s in row)
-    needed = longest + (pieces_most - 1 if score_on == "sequence" else 0)
-    if lens.shape.context is not None and needed > lens.shape.context:
-        _refuse_long(encoded, needed - longest, lens)
 
     def padded(rows: list[list[int]]) -> Tensor:
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -169,7 +167,7 @@ def build_prompts(
     lengths = torch.tensor([len(row.ids) for row in encoded])
     spans = (len(episodes), demos, 2)
     has_bos = bool(encoded[0].roles and encoded[0].roles[0] == Role.SPECIAL)
-    return PromptSet(
+    prompts = PromptSet(
         tokens=padded([row.ids for row in encoded]),
         lengths=lengths,
         roles=padded([row.roles for row in encoded]),
@@ -200,6 +198,8 @@ def build_prompts(
         ),
         episodes=tuple(episodes),
     )
+    check_fits(prompts, lens)
+    return prompts
 
 
 def _check_tokenizer(lens: Lens) -> Any:
@@ -349,29 +349,6 @@ def _answers(
             answers.append(ids[len(prompt) :])
         found.append(answers)
     return found
-
-
-def _refuse_long(encoded: list[_Located], answer: int, lens: Lens) -> None:
-    """Say how many demonstrations would fit, `answer` being the tokens needed behind the prompt."""
-    context = lens.shape.context
-    assert context is not None
-    fits = []
-    for row in encoded:
-        starts = [start for start, _ in row.demo_spans]
-        stops = [*starts[1:], row.demo_spans[-1][1]] if starts else []
-        cost, left = len(row.ids) + answer, len(starts)
-        while left and cost > context:
-            left -= 1
-            cost -= stops[left] - starts[left]
-        fits.append(left if cost <= context else -1)
-    needs = [len(row.ids) + answer for row in encoded]
-    fit = min(fits)
-    raise PromptError(
-        f"a prompt must fit the model's context of {context} tokens; {sum(n > context for n in needs)} of "
-        f"{len(encoded)} do not (the longest needs {max(needs)}). "
-        + (f"{fit} demonstrations would fit every prompt." if fit >= 0 else
-           "In the longest, not even the test input fits alone.")
-    )
 
 
 def _token_string(text: str, row: _Located, i: int) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, HOOKED, VOCAB
-from conftest import has_hooked_transformer
+from architectures import ARCHITECTURES, HOOKED
+from support import has_hooked_transformer, uneven_prompts
 
 KINDS = [
     pytest.param(
@@ -21,26 +21,6 @@ KINDS = [
     for kind in ("bridge", "hooked")
     if kind == "bridge" or name in HOOKED
 ]
-
-
-def uneven_prompts(count: int = 5, demos: int = 3):
-    """Random prompts of different lengths, with demonstrations of different sizes."""
-    from icl_kernel_lens import PromptSet
-
-    generator = torch.Generator().manual_seed(7)
-    width = 40
-    tokens = torch.randint(3, VOCAB, (count, width), generator=generator)
-    gaps = torch.randint(2, 9, (count, demos), generator=generator)
-    label_pos = gaps.cumsum(1)
-    answer_pos = label_pos[:, -1] + torch.randint(1, 10, (count,), generator=generator)
-    return PromptSet.from_tokens(
-        tokens,
-        label_pos,
-        torch.randint(0, 3, (count, demos), generator=generator),
-        torch.tensor([10, 20, 30]),
-        answer_pos=answer_pos,
-        test_labels=torch.randint(0, 3, (count,), generator=generator),
-    )
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from architectures import hf_model
-from conftest import has_hooked_transformer
-from models.test_architectures import uneven_prompts
+from support import has_hooked_transformer, uneven_prompts
 
 KINDS = ["bridge"] + (["hooked"] if has_hooked_transformer() else [])
 

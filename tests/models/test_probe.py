@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from architectures import hf_model
+from support import uneven_prompts
 
 
 def fresh(name="gptj", **options):
@@ -97,7 +98,6 @@ def test_layers_without_attention_are_nan_with_their_reason():
 
     from icl_kernel_lens import head_vote, read
     from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
-    from models.test_architectures import uneven_prompts
 
     config = transformers.Lfm2Config(
         vocab_size=89,
@@ -130,7 +130,6 @@ def test_layers_without_attention_are_nan_with_their_reason():
 def test_a_model_without_hooks_is_refused():
     from icl_kernel_lens import read
     from icl_kernel_lens.errors import ModelError
-    from models.test_architectures import uneven_prompts
 
     with pytest.raises(ModelError, match=r"must be a HookedTransformer, a TransformerBridge.*GPT2LMHeadModel"):
         read(hf_model("gpt2"), uneven_prompts(), progress=False)
@@ -145,7 +144,7 @@ def test_mps_is_warned_about_and_cross_checked():
         """A tensor whose `.cpu()` is not what it shows, as on a device that computes wrongly."""
 
         def cpu(self):
-            return torch.Tensor.cpu(self).as_subclass(torch.Tensor) * 2
+            return torch.Tensor.cpu(self).as_subclass(torch.Tensor) + 1
 
     lens = fresh("llama")
     a, v = torch.softmax(torch.randn(2, 4, 5, 5), -1), torch.randn(2, 5, 2, 8)
@@ -155,4 +154,4 @@ def test_mps_is_warned_about_and_cross_checked():
         pytest.warns(UserWarning, match="runs on MPS"),
         pytest.raises(ModelError, match="MPS and CPU must agree on A·V"),
     ):
-        cross_check(lens, {0: (a, v.as_subclass(Wrong))})
+        cross_check(lens, {0: (a.as_subclass(Wrong), v)})

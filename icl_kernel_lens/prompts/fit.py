@@ -1,0 +1,48 @@
+"""Do prompts fit a model? Asked before anything runs."""
+
+from __future__ import annotations
+
+import torch
+
+from icl_kernel_lens.errors import PromptError
+from icl_kernel_lens.models import Lens
+from icl_kernel_lens.prompts.promptset import PromptSet
+
+
+def check_fits(prompts: PromptSet, lens: Lens) -> None:
+    """Refuse prompts longer than the model's context, or with tokens it does not have.
+
+    Raises: PromptError: with the longest prompt, and how many demonstrations would fit.
+    """
+    context, vocab = lens.shape.context, lens.shape.vocab
+    answer = int(prompts.label_lengths.max()) - 1 if prompts.score_on == "sequence" else 0
+    needed = prompts.lengths + answer
+    if context is not None and (over := needed > context).any():
+        fit = _demos_that_fit(prompts, needed - context)
+        raise PromptError(
+            f"a prompt must fit the model's context of {context} tokens; {int(over.sum())} of {len(prompts)} do "
+            f"not (the longest needs {int(needed.max())}). "
+            + (
+                f"{fit} demonstrations would fit every prompt."
+                if fit >= 0
+                else "In some, not even the test input fits alone."
+            )
+        )
+    biggest = max(int(prompts.tokens.max()), int(prompts.label_sequences.max()))
+    smallest = min(int(prompts.tokens.min()), int(prompts.label_sequences.min()))
+    if biggest >= vocab or smallest < 0:
+        raise PromptError(
+            f"token ids must lie in 0…{vocab - 1} for {lens.name}; found "
+            f"{biggest if biggest >= vocab else smallest}. Were the prompts made for another model?"
+        )
+
+
+def _demos_that_fit(prompts: PromptSet, excess: torch.Tensor) -> int:
+    """The most demonstrations that every prompt could keep, dropping from the end; -1 for not even none."""
+    if prompts.demos == 0:
+        return -1
+    end = prompts.demo_spans[:, -1:, 1]
+    # Keeping k demonstrations drops what lies between the k-th one's beginning and the last one's end.
+    dropped = torch.cat([end - prompts.demo_spans[..., 0], torch.zeros_like(end)], 1)
+    kept = torch.arange(prompts.demos + 1).where(dropped >= excess[:, None], -1)
+    return int(kept.amax(1).min())

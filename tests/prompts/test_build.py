@@ -1,0 +1,224 @@
+"""Spans found from the tokenizer in context, for three families of tokenizers and hard texts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from prompts.small_tokenizers import byte_level, metaspace, word_pieces
+
+TEXTS = [
+    "a gripping film",
+    "dull, lifeless and far too long!",
+    "Café 🎬 naïve 好",
+    "it says positive and negative both; Sentiment: positive",
+    "</s><|endoftext|> <img src=x onerror=alert(1)>",
+    "'tis (not) \"good\"",
+    "x",
+    "the acting is very good",
+]
+
+
+def fake_lens(tokenizer, context=None):
+    """A lens that is never run: only its tokenizer and sizes are asked for."""
+    from icl_kernel_lens.models import LensShape
+
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        name="fake",
+        kind="fake",
+        shape=LensShape(2, 2, 2, context, 10_000),
+        model=None,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        missing_attention=dict,
+        watching=dict,
+        run=dict,
+    )
+
+
+def task(words=("negative", "positive"), template=None, texts=TEXTS):
+    from icl_kernel_lens import Task
+
+    rows = [{"text": t, "label": i % 2} for i, t in enumerate(texts)]
+    options = {} if template is None else {"template": template}
+    return Task.from_records(rows, rows, name="toy", label_words=words, **options)
+
+
+def build(tokenizer, source=None, *, context=None, demos=4, count=6, **options):
+    from icl_kernel_lens.prompts import build_prompts
+    from icl_kernel_lens.prompts.promptset import PromptInfo
+
+    source = source or task()
+    episodes = source.episodes(demos=demos, count=count, seed=0)
+    return build_prompts(
+        fake_lens(tokenizer, context),  # pyright: ignore[reportArgumentType]
+        episodes,
+        source.template,
+        info=PromptInfo(task="toy"),
+        classes=source.classes,
+        **options,
+    )
+
+
+FAMILIES = {"byte_level": byte_level, "byte_level_bos": lambda: byte_level(True), "metaspace": metaspace, "word_pieces": word_pieces}
+
+
+def squeeze(text: str) -> str:
+    return "".join(text.lower().split())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spans_decode_to_what_was_written(family):
+    """Decoding each span on its own gives the text, the label, or the template around them."""
+    from icl_kernel_lens.prompts import Role
+
+    tokenizer = FAMILIES[family]()
+    prompts = build(tokenizer, score_on="sequence")
+    episodes = prompts.episodes
+    assert episodes is not None
+    for p, episode in enumerate(episodes):
+        tokens, roles = prompts.tokens[p], prompts.roles[p]
+        for i, demo in enumerate(episode.demos):
+            start, end = prompts.demo_spans[p, i].tolist()
+            first, last = prompts.label_spans[p, i].tolist()
+            assert start <= first < last == end
+            word = episode.label_words[demo.label]
+            assert squeeze(tokenizer.decode(tokens[first:last])) == squeeze(word)
+            text = tokens[start:end][roles[start:end] == Role.TEXT]
+            assert squeeze(tokenizer.decode(text)) == squeeze(demo.texts[0])
+            template = tokens[start:end][roles[start:end] == Role.TEMPLATE]
+            assert squeeze(tokenizer.decode(template)) == squeeze("Input:\nOutput:")
+        answer = int(prompts.answer_pos[p])
+        assert answer == int(prompts.lengths[p]) - 1
+        assert squeeze(tokenizer.decode(tokens[: answer + 1], skip_special_tokens=True)).endswith("output:")
+        assert (roles[answer + 1 :] == Role.PADDING).all()
+        # Every demonstration's label tokens are the tokens scored for its class.
+        for i in range(prompts.demos):
+            first, last = prompts.label_spans[p, i].tolist()
+            label = int(prompts.demo_labels[p, i])
+            length = int(prompts.label_lengths[p, label])
+            assert tokens[first:last].tolist() == prompts.label_sequences[p, label, :length].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bos_is_what_the_tokenizer_does_unless_told(family):
+    tokenizer = FAMILIES[family]()
+    default = build(tokenizer, score_on="sequence")
+    adds = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+    assert default.info.prepend_bos is adds
+    with_bos = build(tokenizer, score_on="sequence", prepend_bos=True)
+    without = build(tokenizer, score_on="sequence", prepend_bos=False)
+    assert (with_bos.tokens[:, 0] == tokenizer.bos_token_id).all()
+    assert with_bos.info.prepend_bos is True
+    assert without.info.prepend_bos is False
+    assert torch.equal(with_bos.lengths, without.lengths + 1)
+    assert torch.equal(with_bos.label_pos, without.label_pos + 1)
+    for p in range(len(without)):
+        n = int(without.lengths[p])
+        assert with_bos.tokens[p, 1 : n + 1].tolist() == without.tokens[p, :n].tolist()
+
+
+def test_special_tokens_in_a_text_stay_text():
+    """`</s>` in a tweet is three characters and a letter, not the end of the sequence."""
+    tokenizer = byte_level()
+    prompts = build(tokenizer, demos=7, count=8, score_on="sequence")
+    assert (prompts.tokens[:, 1:] != tokenizer.eos_token_id).sum() > 0
+    special = torch.tensor(tokenizer.all_special_ids)
+    real = torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
+    assert not torch.isin(prompts.tokens[real], special).any()
+
+
+def test_equal_first_label_tokens_are_refused_and_both_shown():
+    from icl_kernel_lens.errors import PromptError
+
+    source = task(words=("very good", "very bad"))
+    with pytest.raises(PromptError, match=r"'very good' and 'very bad' both begin with token \d+.*score_on=\"sequence\""):
+        build(byte_level(), source)
+    prompts = build(byte_level(), source, score_on="sequence")
+    assert (prompts.label_sequences[:, 0, 0] == prompts.label_sequences[:, 1, 0]).all()
+    assert (prompts.label_lengths > 1).all()
+
+
+def test_labels_that_merge_with_their_surroundings_are_refused():
+    """`Senti` and `ment` are one token, `Sentiment`."""
+    from icl_kernel_lens import Template
+    from icl_kernel_lens.errors import PromptError
+
+    glued = Template(demo="{text}\nSenti{label}: so", separator="\n")
+    with pytest.raises(PromptError, match=r"a label must not share a token .* the token 'Sentiment' covers"):
+        build(byte_level(), task(words=("ment", "mental"), template=glued), demos=4)
+    with pytest.raises(PromptError, match="a label must begin a new token; .* changes the prompt's own tokens"):
+        build(byte_level(), task(words=("ment", "mental"), template=glued), demos=0)
+
+
+def test_prompts_too_long_are_refused_with_what_would_fit():
+    from icl_kernel_lens.errors import PromptError
+
+    tokenizer = byte_level()
+    longest = int(build(tokenizer, score_on="sequence").lengths.max())
+    for context in range(8, longest, 9):
+        with pytest.raises(PromptError, match=rf"context of {context} tokens; \d+ of 6 do not") as caught:
+            build(tokenizer, context=context, score_on="sequence")
+        text = str(caught.value)
+        if "not even the test input" in text:
+            continue
+        fit = int(text.rsplit(". ", 1)[1].split()[0])
+        fitting = build(tokenizer, score_on="sequence")
+        extra = int(fitting.label_lengths.max()) - 1
+        for demos, fits in ((fit, True), (fit + 1, False)):
+            # Independently: drop the last demonstrations of the very same prompts.
+            needed = 0
+            for p in range(6):
+                starts = [*fitting.demo_spans[p, :, 0].tolist(), None]
+                cut = starts[demos]
+                dropped = 0
+                if cut is not None:
+                    dropped = int(fitting.demo_spans[p, -1, 1]) - cut
+                needed = max(needed, int(fitting.lengths[p]) - dropped + extra)
+            assert (needed <= context) is fits
+
+
+def test_a_tokenizer_is_needed_and_must_give_offsets():
+    from icl_kernel_lens.errors import PromptError
+
+    slow = SimpleNamespace(is_fast=False, name_or_path="slow")
+    with pytest.raises(PromptError, match="fake has none. Give the model one"):
+        build(None)
+    with pytest.raises(PromptError, match="only fast tokenizers give"):
+        build(slow)
+
+
+def test_two_text_fields_and_no_demonstrations():
+    from icl_kernel_lens import Task
+    from icl_kernel_lens.prompts import Role
+
+    rows = [{"text": f"premise {i}", "text2": f"guess {i}", "label": i % 3} for i in range(12)]
+    source = Task.from_records(rows, rows, name="mnli", classes=("entailment", "neutral", "contradiction"))
+    assert source.label_words == ("yes", "maybe", "no")
+    prompts = build(metaspace(), source, demos=3, score_on="sequence")
+    for role in (Role.TEXT, Role.TEXT2):
+        assert (prompts.roles == role).any(1).all()
+    assert prompts.demo_texts(0)[0].count(" / ") == 1
+    bare = build(metaspace(), source, demos=0, score_on="sequence")
+    assert bare.demo_spans.shape == (6, 0, 2)
+    assert "Premise" in repr(bare)
+
+
+def test_printing_shows_a_prompt_with_its_spans():
+    prompts = build(byte_level(), score_on="sequence")
+    text = repr(prompts)
+    start, end = prompts.demo_spans[0, 1].tolist()
+    assert f"demo 1  tokens {start}–{end - 1}  label at" in text
+    assert "BOS: no" in text
+    page = prompts._repr_html_()
+    assert "<img src" not in page
+    assert "&lt;img" in page or "&lt;" in page
+
+
+def test_the_same_seed_gives_the_same_prompts():
+    source = task()
+    a = build(byte_level(), source, score_on="sequence")
+    b = build(byte_level(), source, score_on="sequence")
+    assert torch.equal(a.tokens, b.tokens)

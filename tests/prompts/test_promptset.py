@@ -1,0 +1,96 @@
+"""Prompts from ready-made ids: defaults, and every refusal with its message."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+TOKENS = torch.arange(20).reshape(2, 10)
+LABEL_POS = torch.tensor([[2, 5, 8], [1, 4, 6]])
+DEMO_LABELS = torch.tensor([[0, 1, 0], [1, 1, 0]])
+LABEL_TOKENS = torch.tensor([30, 31])
+
+
+def make(**changes):
+    from icl_kernel_lens import PromptSet
+
+    given = {
+        "tokens": TOKENS,
+        "label_pos": LABEL_POS,
+        "demo_labels": DEMO_LABELS,
+        "label_tokens": LABEL_TOKENS,
+    } | changes
+    return PromptSet.from_tokens(**given)
+
+
+def test_defaults():
+    prompts = make()
+    assert prompts.demo_spans.tolist() == [[[0, 3], [3, 6], [6, 9]], [[0, 2], [2, 5], [5, 7]]]
+    assert prompts.answer_pos.tolist() == [9, 9]
+    assert prompts.lengths.tolist() == [10, 10]
+    assert torch.equal(prompts.label_pos, LABEL_POS)
+    assert prompts.label_tokens.tolist() == [[30, 31], [30, 31]]
+    assert prompts.demo_set.tolist() == [0, 1]
+    assert (len(prompts), prompts.demos, prompts.labels) == (2, 3, 2)
+
+
+def test_label_words_may_differ_from_prompt_to_prompt():
+    words = torch.tensor([[30, 31], [40, 41]])
+    assert make(label_tokens=words).label_tokens.tolist() == words.tolist()
+
+
+def test_what_stands_behind_the_answer_is_padding():
+    prompts = make(answer_pos=torch.tensor([9, 7]))
+    assert prompts.lengths.tolist() == [10, 8]
+    assert prompts.roles[1, 8:].tolist() == [0, 0]
+
+
+def test_select_keeps_rows_together():
+    prompts = make(test_labels=torch.tensor([1, 0]), demo_set=torch.tensor([4, 4]))
+    one = prompts.select([1])
+    assert torch.equal(one.tokens, TOKENS[1:])
+    assert torch.equal(one.label_pos, LABEL_POS[1:])
+    assert one.test_labels.tolist() == [0]
+    assert one.strings == prompts.strings[1:]
+    assert one.label_words == prompts.label_words[1:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_pos": torch.tensor([[2, 5, 12], [1, 4, 6]])}, "prompt 0, demonstration 2 has span"),
+        ({"label_pos": torch.tensor([[5, 2, 8], [1, 4, 6]])}, "in increasing order"),
+        ({"label_pos": torch.tensor([[2, 5, 9], [1, 4, 6]])}, "end before the answer position"),
+        ({"answer_pos": torch.tensor([9, 11])}, "prompt 1 has answer_pos 11 and 10 tokens"),
+        ({"answer_pos": torch.tensor([9, 5])}, "prompt 1, demonstration 2"),
+        ({"demo_labels": torch.tensor([[0, 2, 0], [1, 1, 0]])}, r"demo_labels must lie in 0…1 .* found 0…2"),
+        ({"test_labels": torch.tensor([0, 5])}, "test_labels must lie in 0…1"),
+        ({"label_tokens": torch.tensor([30, 30])}, "'token 30' and 'token 30' both begin with token 30"),
+        ({"label_tokens": torch.tensor([30])}, "at least two label words; got 1"),
+        ({"demo_spans": torch.tensor([[[3, 4]] * 3] * 2)}, "hold their label"),
+    ],
+)
+def test_refusals(changes, message):
+    from icl_kernel_lens.errors import PromptError
+
+    with pytest.raises(PromptError, match=message):
+        make(**changes)
+
+
+def test_tokens_of_another_vocabulary_and_prompts_too_long(tiny):
+    from icl_kernel_lens import PromptSet, read
+    from icl_kernel_lens.errors import PromptError
+
+    model, _ = tiny("llama")
+    with pytest.raises(PromptError, match=r"token ids must lie in 0…88 for llama; found 200"):
+        read(model, make(tokens=TOKENS + 181), progress=False)
+    width = 130
+    long = PromptSet.from_tokens(
+        torch.ones(2, width, dtype=torch.long),
+        torch.tensor([[20, 60, 100], [10, 30, 50]]),
+        DEMO_LABELS,
+        LABEL_TOKENS,
+        answer_pos=torch.tensor([width - 1, 80]),
+    )
+    with pytest.raises(PromptError, match=r"context of 96 tokens; 1 of 2 do not \(the longest needs 130\). 2 demon"):
+        read(model, long, progress=False)
