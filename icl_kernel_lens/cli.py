@@ -49,10 +49,13 @@ def score(
     report.html, head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves
     (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
 
-    Examples:
-      icl-kernel-lens score --out results
-      icl-kernel-lens score --model gpt2 --task sst2 --demos 16 --prompts 200 --out results
-      icl-kernel-lens score --model ./my-model --task reviews.csv --label-words bad good --out results
+    The bundled model, a model and a task from the Hub, and your own folder and file:
+
+    icl-kernel-lens score --out results
+
+    icl-kernel-lens score --model gpt2 --task sst2 --demos 16 --prompts 200 --out results
+
+    icl-kernel-lens score --model ./my-model --task reviews.csv --label-words bad good --out results
 
     Args:
         out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
@@ -111,9 +114,7 @@ def score(
     if pooling != "span_max":
         votes.append(head_vote(evidence, against=against, pooling="span_max"))
         votes[1].save(out / SPAN_VOTE)
-    accuracy = in_context_accuracy(
-        lens, chosen, evidence=evidence, batch_size=batch_size, progress=progress
-    )
+    accuracy = in_context_accuracy(lens, chosen, evidence=evidence, batch_size=batch_size, progress=progress)
     accuracy.save(out / ACCURACY)
     _present(out, top)
 
@@ -133,9 +134,7 @@ def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
     _present(folder, top)
 
 
-def train_mini(
-    out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, progress: bool = True
-) -> None:
+def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, progress: bool = True) -> None:
     """Train the bundled mini model again, from nothing, on the topics world.
 
     Under 20 minutes on two CPU cores with the default steps. The folder loads with --model OUT.

@@ -15,7 +15,15 @@ CONTEXT = 96
 
 def _config(name: str) -> transformers.PretrainedConfig:
     common = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    gpt = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": CONTEXT, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+    gpt = {
+        "n_layer": 3,
+        "n_head": 4,
+        "n_embd": 32,
+        "n_positions": CONTEXT,
+        "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+    }
     modern = {
         "hidden_size": 32,
         "intermediate_size": 48,

@@ -24,7 +24,8 @@ needs_hooked = pytest.mark.skipif(
     not has_hooked_transformer(), reason="this TransformerLens has no HookedTransformer (removed in 4.0)"
 )
 needs_shared = pytest.mark.skipif(
-    not SHARED.exists(), reason="development data and weights (a folder `shared` beside the project) are absent"
+    not SHARED.exists(),
+    reason="development data and weights (a folder `shared` beside the project) are absent",
 )
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(chromium is None, reason="no Chromium on this machine")
@@ -35,7 +36,7 @@ def uneven_prompts(count: int = 5, demos: int = 3):
     from icl_kernel_lens import PromptSet
 
     generator = torch.Generator().manual_seed(7)
-    width = 40
+    width = 60
     tokens = torch.randint(3, VOCAB, (count, width), generator=generator)
     gaps = torch.randint(2, 9, (count, demos), generator=generator)
     label_pos = gaps.cumsum(1)

@@ -119,8 +119,9 @@ class Evidence:
         tensors, meta = store.read(path, "Evidence")
         try:
             kept = meta["prompts"]
+            fields: dict[str, Any] = {name: tensors[f"prompts.{name}"] for name in _PROMPT_TENSORS}
             prompts = PromptSet(
-                **{name: tensors[f"prompts.{name}"] for name in _PROMPT_TENSORS},
+                **fields,
                 test_labels=tensors.get("prompts.test_labels"),
                 score_on=kept["score_on"],
                 label_words=tuple(tuple(row) for row in kept["label_words"]),

@@ -35,9 +35,7 @@ class RowPlan:
         if not template_tokens:
             owner = owner.masked_fill(roles == Role.TEMPLATE, prompts.demos)
         left, right, share = _resampling(prompts)
-        return cls(
-            prompts.label_pos, _owners(prompts.label_spans, width), owner, left, right, share
-        )
+        return cls(prompts.label_pos, _owners(prompts.label_spans, width), owner, left, right, share)
 
     def to(self, device: torch.device) -> RowPlan:
         return RowPlan(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -48,8 +46,10 @@ def _owners(spans: Int[Tensor, "batch demo 2"], width: int) -> Int[Tensor, "batc
     pos = torch.arange(width)
     inside = (pos >= spans[..., :1]) & (pos < spans[..., 1:])
     number = torch.arange(spans.shape[1])[:, None]
-    return torch.where(inside, number, spans.shape[1]).amin(1) if spans.shape[1] else torch.zeros(
-        len(spans), width, dtype=torch.long
+    return (
+        torch.where(inside, number, spans.shape[1]).amin(1)
+        if spans.shape[1]
+        else torch.zeros(len(spans), width, dtype=torch.long)
     )
 
 
@@ -99,9 +99,7 @@ def _counted(owner: Int[Tensor, "batch pos"], demos: int) -> Bool[Tensor, "batch
     return hits.scatter_add(1, owner, torch.ones_like(owner, dtype=hits.dtype))[:, :demos] > 0
 
 
-def resample(
-    rows: Float[Tensor, "batch head pos"], plan: RowPlan
-) -> Float[Tensor, "batch head point"]:
+def resample(rows: Float[Tensor, "batch head pos"], plan: RowPlan) -> Float[Tensor, "batch head point"]:
     """The row on a grid that all prompts share: 30 points a text, one a label, 30 for the test input."""
     heads = rows.shape[1]
     left = rows.gather(2, plan.left[:, None].expand(-1, heads, -1))

@@ -72,9 +72,7 @@ def read(
         if prompts.score_on == "sequence":
             reading.label_scores[index] = sequence_scores(lens, batch)
 
-    run_batches(
-        prompts, lens, step, batch_size=batch_size, progress=progress, name="reading attention"
-    )
+    run_batches(prompts, lens, step, batch_size=batch_size, progress=progress, name="reading attention")
     return reading.evidence(dict(report.missing))
 
 
@@ -111,7 +109,9 @@ def sequence_scores(lens: Lens, batch: PromptSet) -> Float[Tensor, "prompt label
         tokens[:, : min(width, batch.tokens.shape[1])] = batch.tokens[:, :width]
         where = batch.answer_pos[:, None] + 1 + steps[: most - 1]
         tokens.scatter_(1, where, pieces[:, : most - 1])
-        positions = torch.minimum(batch.answer_pos[:, None] + steps, batch.answer_pos[:, None] + lengths[:, None] - 1)
+        positions = torch.minimum(
+            batch.answer_pos[:, None] + steps, batch.answer_pos[:, None] + lengths[:, None] - 1
+        )
         logits = lens.run(tokens, batch.lengths + lengths - 1, positions).cpu()
         check_finite(logits, torch.arange(len(batch)), lens)
         logprob = logits.log_softmax(-1).gather(2, pieces[..., None]).squeeze(-1)
@@ -163,9 +163,7 @@ class _Reading:
             label_scores=torch.full((count, prompts.labels), nan),
             model_tokens=torch.zeros(count, dtype=torch.long),
             profile=torch.zeros(shape.layers, shape.heads, points, dtype=torch.float64),
-            rows=torch.full(
-                (shown, shape.layers, shape.heads, int(prompts.lengths[:shown].max())), nan
-            ),
+            rows=torch.full((shown, shape.layers, shape.heads, int(prompts.lengths[:shown].max())), nan),
         )
 
     def add(

@@ -27,9 +27,7 @@ def kernel_regression(
     """
     one_hot = torch.nn.functional.one_hot(demo_labels, labels).to(weights.dtype)
     mass = weights.sum(-1, keepdim=True)
-    votes = einsum(
-        weights, one_hot, "prompt layer head demo, prompt demo label -> prompt layer head label"
-    )
+    votes = einsum(weights, one_hot, "prompt layer head demo, prompt demo label -> prompt layer head label")
     return (votes / mass).masked_fill(mass <= 0, float("nan"))
 
 

@@ -151,9 +151,7 @@ class _TransformerLensBase(ABC):
         return point
 
     @contextmanager
-    def watching(
-        self, callbacks: Mapping[tuple[int, HookName], Callable[[Tensor], None]]
-    ) -> Iterator[None]:
+    def watching(self, callbacks: Mapping[tuple[int, HookName], Callable[[Tensor], None]]) -> Iterator[None]:
         """Attach the callbacks; only they are removed again, whatever happens inside."""
         with ExitStack() as stack:
             for (layer, name), callback in callbacks.items():

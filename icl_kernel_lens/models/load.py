@@ -132,7 +132,7 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
         hint = (
             "The folder must hold safetensors weights"
             if local
-            else "It is neither \"mini\", nor a folder here, nor readable on the Hub (is there a network, "
+            else 'It is neither "mini", nor a folder here, nor readable on the Hub (is there a network, '
             "does the name exist, are its weights stored as safetensors?)"
         )
         raise LoadError(
@@ -254,9 +254,7 @@ def _gemma2_config(config: Any) -> dict[str, Any]:
         "output_logits_soft_cap": config.final_logit_softcapping or -1.0,
         "use_local_attn": True,
         "window_size": config.sliding_window,
-        "attn_types": [
-            "local" if kind == "sliding_attention" else "global" for kind in config.layer_types
-        ],
+        "attn_types": ["local" if kind == "sliding_attention" else "global" for kind in config.layer_types],
         "original_architecture": "Gemma2ForCausalLM",
     }
 

@@ -13,14 +13,14 @@ pattern changes the model's output; on some architectures it does not.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from einops import einsum, repeat
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.lens import HookName, Lens
@@ -135,7 +135,7 @@ def _probe(lens: Lens) -> ProbeReport:
                 'reload the model with attn_implementation="eager", and remove hooks that edit it.'
             )
     if lens.device.type == "mps":
-        cross_check(lens, {l: (seen[l, "hook_pattern"], seen[l, "hook_v"]) for l in layers})
+        cross_check(lens, {at: (seen[at, "hook_pattern"], seen[at, "hook_v"]) for at in layers})
     return ProbeReport(row_sum, values, missing)
 
 
@@ -176,7 +176,7 @@ def _residuals(
 
 def _declared_sinks(lens: Lens) -> frozenset[int]:
     """Layers whose attention declares a learned sink logit (a parameter named `sinks`, as in GPT-OSS)."""
-    blocks = getattr(lens.model, "blocks", ())
+    blocks: Iterable[nn.Module] = getattr(lens.model, "blocks", ())
     return frozenset(
         layer
         for layer, block in enumerate(blocks)

@@ -44,7 +44,7 @@ def vega_script() -> str:
 def circuitsvis_script() -> str:
     """CircuitsVis as `window.__iklTokens.render(id, component, props)`."""
     # Read as a file: importing circuitsvis would import all of its PyTorch helpers for one script.
-    source = files("circuitsvis").joinpath("dist", "cdn", "iife.js").read_text(encoding="utf-8")
+    source = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     source = source.replace("</script", "<\\/script").split("//# sourceMappingURL")[0]
     return "(()=>{if(window.__iklTokens)return;" + source + "\nwindow.__iklTokens=CircuitsVis})()"
 

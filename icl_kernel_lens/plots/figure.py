@@ -32,9 +32,7 @@ class Figure:
 
     def png(self, scale: float = 2.0) -> bytes:
         """A still picture; no browser and no network."""
-        return vlc.vegalite_to_png(
-            self.spec(), vl_version=embed.VEGA_LITE, scale=scale, allowed_base_urls=[]
-        )
+        return vlc.vegalite_to_png(self.spec(), vl_version=embed.VEGA_LITE, scale=scale, allowed_base_urls=[])
 
     def svg(self) -> str:
         """A still picture as vector graphics."""

@@ -38,7 +38,7 @@ def head_map(scores: HeadScores) -> Figure:
     maps = [_map(scores, "value", scores.name.replace("_", " "), domain)]
     if scores.controls:
         maps.append(_map(scores, "control", "its strongest control", domain))
-    parts: list[alt.TopLevelMixin] = [alt.hconcat(*maps)]
+    parts: list[alt.HConcatChart | alt.LayerChart] = [alt.hconcat(*maps)]
     data = {"heads": rows}
     if scores.shown is not None and scores.shown.weights.numel():
         parts.append(_demo_bars(scores.shown))
@@ -175,14 +175,12 @@ def _map(scores: HeadScores, field: str, title: str, domain: list[float]) -> alt
         ),
         tooltip=tooltip,
     )
-    frame = (
-        base.transform_filter({"param": "pick", "empty": False})
-        .mark_rect(fill=None, stroke="#d7191c", strokeWidth=2.5)
+    frame = base.transform_filter({"param": "pick", "empty": False}).mark_rect(
+        fill=None, stroke="#d7191c", strokeWidth=2.5
     )
     number = 0 if field == "value" else 1
-    return (
-        alt.layer(cells.properties(name=f"map_{number}"), frame)
-        .properties(width=cell * heads, height=cell * layers, title=alt.TitleParams(title, fontSize=12))
+    return alt.layer(cells.properties(name=f"map_{number}"), frame).properties(
+        width=cell * heads, height=cell * layers, title=alt.TitleParams(title, fontSize=12)
     )
 
 
@@ -245,8 +243,6 @@ def _demo_bars(shown: ShownDemos) -> alt.LayerChart:
         .properties(
             width=2 * SIDE + 40,
             height=140,
-            title=alt.TitleParams(
-                alt.ExprRef(title), fontSize=12, anchor="start", offset=40
-            ),
+            title=alt.TitleParams(alt.ExprRef(title), fontSize=12, anchor="start", offset=40),
         )
     )

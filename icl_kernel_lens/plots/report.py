@@ -38,9 +38,10 @@ def write_report(
         page.text("Not measured: the prompts have no true labels.")
     else:
         page.text(accuracy.verdict())
+        intervals = accuracy.interval()
         rows = [
-            [row.condition.replace("_", " "), _percent(row.accuracy), f"{_percent(row.low)} – {_percent(row.high)}"]
-            for row in accuracy.to_dataframe().itertuples()
+            [name.replace("_", " "), f"{mean:.1%}", "{:.1%} – {:.1%}".format(*intervals[name])]
+            for name, mean in accuracy.mean().items()
         ]
         page.table(["condition", "accuracy", "95 % interval"], rows)
         for name, why in accuracy.reasons.items():
@@ -75,7 +76,7 @@ def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:
             f"{row['above_control']:+.3f}",
             *(f"{row[name]:.3f}" for name in scores.companions),
         ]
-        for _, row in table.iterrows()
+        for row in table.to_dict("records")
     ]
     settings = ", ".join(f"{name} {value}" for name, value in scores.settings.items())
     reasons = "".join(f" Not scored: {why} ({count} cells)." for why, count in scores.reasons.items())
@@ -107,10 +108,6 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("template tokens in spans", "counted" if run.template_tokens else "left out"),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
     ]  # fmt: skip
-
-
-def _percent(x: float) -> str:
-    return f"{x:.1%}"
 
 
 def _parse(name: str) -> HeadRef:

@@ -44,9 +44,7 @@ def prompts_from(
     """Draw episodes from a task or a world, and tokenize them for `model`; see `Task.prompts`."""
     if demos < 0 or count < 1:
         raise PromptError(f"prompts need demos >= 0 and count >= 1; got demos={demos}, count={count}.")
-    episodes = source.episodes(
-        demos=demos, count=count, seed=seed, sets=sets, balanced=balanced, **options
-    )
+    episodes = source.episodes(demos=demos, count=count, seed=seed, sets=sets, balanced=balanced, **options)
     info = PromptInfo(
         task=source.name,
         origin=source.origin,
@@ -66,9 +64,7 @@ def prompts_from(
     )
 
 
-def rebuilt(
-    model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted"]
-) -> PromptSet:
+def rebuilt(model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted"]) -> PromptSet:
     """The same test inputs with no demonstrations (`"none"`), or with their labels permuted among them."""
     if prompts.episodes is None or prompts.info.template is None:
         raise PromptError(
@@ -80,9 +76,7 @@ def rebuilt(
     else:
         # Prompts that share demonstrations share the permutation: the seed names the set.
         episodes = [
-            episode.with_permuted_labels(
-                random.Random(f"permute/{prompts.info.seed}/{episode.demo_set}")
-            )
+            episode.with_permuted_labels(random.Random(f"permute/{prompts.info.seed}/{episode.demo_set}"))
             for episode in prompts.episodes
         ]
     return build_prompts(
@@ -177,9 +171,7 @@ def build_prompts(
         demo_labels=torch.tensor([[d.label for d in e.demos] for e in episodes])
         .reshape(len(episodes), demos)
         .long(),
-        label_sequences=torch.tensor(
-            [[s + [0] * (pieces_most - len(s)) for s in row] for row in sequences]
-        ),
+        label_sequences=torch.tensor([[s + [0] * (pieces_most - len(s)) for s in row] for row in sequences]),
         label_lengths=torch.tensor([[len(s) for s in row] for row in sequences]),
         demo_set=torch.tensor([e.demo_set for e in episodes]),
         test_labels=torch.tensor([e.test.label for e in episodes]),

@@ -188,10 +188,18 @@ class PromptSet:
             self,
             **{
                 name: getattr(self, name)[index]
-                for name in (
-                    "tokens lengths roles answer_pos demo_spans label_spans demo_labels label_sequences "
-                    "label_lengths demo_set"
-                ).split()
+                for name in [
+                    "tokens",
+                    "lengths",
+                    "roles",
+                    "answer_pos",
+                    "demo_spans",
+                    "label_spans",
+                    "demo_labels",
+                    "label_sequences",
+                    "label_lengths",
+                    "demo_set",
+                ]
             },
             test_labels=None if self.test_labels is None else self.test_labels[index],
             label_words=tuple(self.label_words[i] for i in index.tolist()),
@@ -289,13 +297,13 @@ def _check(prompts: PromptSet) -> None:
     if len(prompts) == 0:
         raise PromptError("a PromptSet must hold at least one prompt.")
     if prompts.labels < 2:
-        raise PromptError(
-            f"a classification task must have at least two label words; got {prompts.labels}."
-        )
+        raise PromptError(f"a classification task must have at least two label words; got {prompts.labels}.")
     _check_positions(prompts.answer_pos, prompts.demo_spans, prompts.label_spans, prompts.lengths)
     for name, labels in (("demo_labels", prompts.demo_labels), ("test_labels", prompts.test_labels)):
-        if labels is not None and labels.numel() and not (
-            0 <= int(labels.min()) and int(labels.max()) < prompts.labels
+        if (
+            labels is not None
+            and labels.numel()
+            and not (int(labels.min()) >= 0 and int(labels.max()) < prompts.labels)
         ):
             raise PromptError(
                 f"{name} must lie in 0…{prompts.labels - 1} (there are {prompts.labels} label tokens); found "
@@ -316,9 +324,7 @@ def _check(prompts: PromptSet) -> None:
             )
 
 
-def _check_positions(
-    answer_pos: Tensor, demo_spans: Tensor, label_spans: Tensor, lengths: Tensor
-) -> None:
+def _check_positions(answer_pos: Tensor, demo_spans: Tensor, label_spans: Tensor, lengths: Tensor) -> None:
     """Demonstrations in order, each label inside its demonstration, the answer behind them all."""
     if bad := ((answer_pos < 0) | (answer_pos >= lengths)).nonzero().flatten().tolist():
         raise PromptError(
@@ -329,9 +335,7 @@ def _check_positions(
         return
     starts, ends = demo_spans[..., 0], demo_spans[..., 1]
     first, last = label_spans[..., 0], label_spans[..., 1]
-    wrong = (
-        (starts < 0) | (first < starts) | (last <= first) | (last > ends) | (ends > answer_pos[:, None])
-    )
+    wrong = (starts < 0) | (first < starts) | (last <= first) | (last > ends) | (ends > answer_pos[:, None])
     wrong[:, 1:] |= starts[:, 1:] < ends[:, :-1]
     if wrong.any():
         prompt, demo = wrong.nonzero()[0].tolist()

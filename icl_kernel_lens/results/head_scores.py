@@ -193,9 +193,7 @@ class HeadScores:
                 unit=meta["unit"],
                 values=tensors["values"],
                 controls={name: tensors[f"controls.{name}"] for name in meta["order"]["controls"]},
-                companions={
-                    name: tensors[f"companions.{name}"] for name in meta["order"]["companions"]
-                },
+                companions={name: tensors[f"companions.{name}"] for name in meta["order"]["companions"]},
                 reasons=meta["reasons"],
                 demo_set=tensors["demo_set"],
                 run=RunInfo.from_json(meta["run"]),

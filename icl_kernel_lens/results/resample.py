@@ -25,9 +25,7 @@ def cluster_bootstrap(
     _, member = clusters.unique(return_inverse=True)
     count = int(member.max()) + 1
     cells = values.shape[1]
-    total = torch.zeros(count, cells, dtype=torch.float64).index_add(
-        0, member, values.nan_to_num().double()
-    )
+    total = torch.zeros(count, cells, dtype=torch.float64).index_add(0, member, values.nan_to_num().double())
     number = torch.zeros(count, cells, dtype=torch.float64).index_add(0, member, present.double())
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(count, (draws, count), generator=generator)

@@ -16,9 +16,7 @@ from icl_kernel_lens.tasks.template import Template
 def versions() -> dict[str, str]:
     """The versions a result depends on."""
     names = ("icl-kernel-lens", "torch", "transformer-lens", "transformers")
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in names
-    }
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,12 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunInfo:
-        prompts = prompt_info_from_json(data["prompts"])
-        return cls(**(data | {"prompts": prompts}))
+        fields: dict[str, Any] = data | {"prompts": prompt_info_from_json(data["prompts"])}
+        return cls(**fields)
 
 
 def prompt_info_from_json(data: dict[str, Any]) -> PromptInfo:
     """A `PromptInfo` from what `asdict` made of it."""
     template = data.get("template")
-    return PromptInfo(**(data | {"template": Template(**template) if template else None}))
+    fields: dict[str, Any] = data | {"template": Template(**template) if template else None}
+    return PromptInfo(**fields)

@@ -17,9 +17,7 @@ def label_mass(evidence: Evidence, *, pooling: Pooling = "label") -> HeadScores:
 
     Raises:   EvidenceMissing: `evidence` was read without this pooling.
     """
-    return _describe(
-        evidence, pooling, "label_mass", "attention on the demonstrations", "attention"
-    )
+    return _describe(evidence, pooling, "label_mass", "attention on the demonstrations", "attention")
 
 
 def effective_demos(evidence: Evidence, *, pooling: Pooling = "label") -> HeadScores:

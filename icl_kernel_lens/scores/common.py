@@ -32,9 +32,7 @@ def reference(evidence: Evidence, against: Reference) -> Int[Tensor, " prompt"]:
     return prompts.test_labels
 
 
-def reasons_for(
-    evidence: Evidence, weights: Float[Tensor, "prompt layer head demo"]
-) -> dict[str, int]:
+def reasons_for(evidence: Evidence, weights: Float[Tensor, "prompt layer head demo"]) -> dict[str, int]:
     """Why cells cannot be scored, counted over (prompt, head)."""
     prompts, layers, heads = weights.shape[:3]
     found: dict[str, int] = {}
@@ -51,7 +49,9 @@ def reasons_for(
     return found | {why: int(count) for why, count in counts.items() if count}
 
 
-def shown_demos(evidence: Evidence, weights: Float[Tensor, "prompt layer head demo"], answer: Int[Tensor, " prompt"]) -> ShownDemos:
+def shown_demos(
+    evidence: Evidence, weights: Float[Tensor, "prompt layer head demo"], answer: Int[Tensor, " prompt"]
+) -> ShownDemos:
     """The first prompts' weights with their texts."""
     prompts = evidence.prompts
     count = min(SHOWN_PROMPTS, len(prompts.strings))

@@ -16,9 +16,8 @@ from icl_kernel_lens.scores.common import reasons_for, reference, shown_demos
 from icl_kernel_lens.scores.controls import shuffled_credit, simple_votes
 from icl_kernel_lens.scores.soft_agreement import soft_agreement_values
 
-def head_vote(
-    evidence: Evidence, *, against: Reference = "model", pooling: Pooling = "label"
-) -> HeadScores:
+
+def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pooling = "label") -> HeadScores:
     """How often a head, read as a kernel regression over the labels, gives the model's own answer.
 
         answer_h = argmax_y  Σ_i a_i [y_i = y]        Han et al. (TMLR 2025), section 5.2
@@ -37,9 +36,11 @@ def head_vote(
 
     Raises:   EvidenceMissing: `evidence` was read without this pooling.
               ResultError: no demonstrations, or no true labels to compare with.
-    Example:  >>> from icl_kernel_lens.evidence.small import small_evidence
-              >>> head_vote(small_evidence()).mean().shape
-              torch.Size([2, 2])
+    Example:
+              >>> from icl_kernel_lens.evidence.small import small_evidence
+              >>> head_vote(small_evidence()).mean()
+              tensor([[1.0000, 0.0000],
+                      [0.5000,    nan]])
     """
     prompts = evidence.prompts
     weights = evidence.pooled(pooling)

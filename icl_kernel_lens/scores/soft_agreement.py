@@ -47,9 +47,7 @@ def soft_agreement(evidence: Evidence, *, pooling: Pooling = "label") -> HeadSco
         values=soft_agreement_values(shares, model),
         controls={
             "label_prior": soft_agreement_values(prior, model),
-            "uniform_labels": soft_agreement_values(
-                torch.full_like(prior, 1 / prompts.labels), model
-            ),
+            "uniform_labels": soft_agreement_values(torch.full_like(prior, 1 / prompts.labels), model),
         },
         companions={"label_mass": weights.sum(-1).nanmean(0)},
         reasons=reasons_for(evidence, weights),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.tasks.presets import PRESETS, Preset
-from icl_kernel_lens.tasks.task import EpisodeSource, Example, Task
+from icl_kernel_lens.tasks.task import Example, Task
 from icl_kernel_lens.tasks.template import Template
+
+if TYPE_CHECKING:
+    from icl_kernel_lens.worlds.topics import TopicsTask
 
 READERS = (".jsonl", ".csv", ".tsv", ".parquet")
 
@@ -20,7 +24,7 @@ def load_task(
     *,
     template: Template | str | None = None,
     label_words: Sequence[str] | None = None,
-) -> EpisodeSource:
+) -> Task | TopicsTask:
     """A task by name or from a file.
 
     `"topics"` is bundled (held-out pairs of topics and label words of the topics world);
@@ -114,10 +118,14 @@ def task_from_records(
     fields = tuple(text_fields or (("text", "text2") if "text2" in pools[0][0] else ("text",)))
     known = tuple(classes) if classes is not None else _classes(pools, label_field, name)
     if template is None:
-        template = preset.template if preset else Template(
-            "Input: {text}\nOutput: {label}"
-            if len(fields) == 1
-            else "First: {text}\nSecond: {text2}\nOutput: {label}"
+        template = (
+            preset.template
+            if preset
+            else Template(
+                "Input: {text}\nOutput: {label}"
+                if len(fields) == 1
+                else "First: {text}\nSecond: {text2}\nOutput: {label}"
+            )
         )
     if label_words is None:
         label_words = _preset_words(preset, known) or known
@@ -141,7 +149,7 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
     try:
         match path.suffix:
             case ".jsonl":
-                frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+                return _json_lines(path)
             case ".csv":
                 frame = pd.read_csv(path, dtype=str, keep_default_na=False)
             case ".tsv":
@@ -149,10 +157,28 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
             case ".parquet":
                 frame = pd.read_parquet(path)
             case other:
-                raise TaskError(f"a task file must be one of {', '.join(READERS)}; {path.name} ends in {other!r}.")
+                raise TaskError(
+                    f"a task file must be one of {', '.join(READERS)}; {path.name} ends in {other!r}."
+                )
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     return frame.to_dict("records")
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is not an object: {line.strip()[:60]!r}")
+            rows.append(row)
+    return rows
 
 
 def _classes(
@@ -227,7 +253,9 @@ def _examples(
                 f"{list(classes)}. Add it to classes, or drop the row."
             )
         # White space is made plain, so that a line break in a text cannot look like the template's.
-        texts = tuple(" ".join(str(row[f]).split()) for f in fields)
+        texts = tuple(
+            " ".join(str(row[f]).split()) if row[f] == row[f] and row[f] is not None else "" for f in fields
+        )
         if "" in texts:
             raise TaskError(f"every text must hold something; {where} is empty. Drop the row.")
         found.append(Example(texts, index))

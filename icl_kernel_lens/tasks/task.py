@@ -67,7 +67,6 @@ class EpisodeSource(Protocol):
     def classes(self) -> tuple[str, ...]: ...
     @property
     def origin(self) -> str: ...
-    def prompts(self, model: Any, **options: Any) -> PromptSet: ...
     def episodes(
         self, *, demos: int, count: int, seed: int, sets: int | None, balanced: bool
     ) -> list[Episode]: ...
@@ -146,9 +145,7 @@ class Task:
         return task_from_records(train, test, **options)
 
     @classmethod
-    def from_files(
-        cls, train: str | Path, test: str | Path | None = None, **options: Any
-    ) -> Task:
+    def from_files(cls, train: str | Path, test: str | Path | None = None, **options: Any) -> Task:
         """A task from jsonl, csv, tsv or parquet files with the fields of `from_records`.
 
         Without `test`, the file's rows are split in halves, always the same way.
@@ -201,9 +198,7 @@ class Task:
         return [sum(e.label == c for e in pool) for c in range(len(self.classes))]
 
     def __repr__(self) -> str:
-        words = ", ".join(
-            f"{c}={w!r}" for c, w in zip(self.classes, self.label_words, strict=True)
-        )
+        words = ", ".join(f"{c}={w!r}" for c, w in zip(self.classes, self.label_words, strict=True))
         return (
             f"Task({self.name!r}: {words}; {len(self.train)} train, {len(self.test)} test; "
             f"template {self.template.demo!r}; {self.origin}; licence {self.licence})"
@@ -236,11 +231,9 @@ class Task:
         groups = shared_sets(count, sets)
         if given is not None:
             chosen = tuple(given)
-            drawn = {group: chosen for group in set(groups)}
+            drawn = dict.fromkeys(set(groups), chosen)
         else:
-            drawn = {
-                group: self._draw_demos(rng, demos, balanced) for group in sorted(set(groups))
-            }
+            drawn = {group: self._draw_demos(rng, demos, balanced) for group in sorted(set(groups))}
         return [
             Episode(drawn[group], test, self.label_words, group)
             for group, test in zip(groups, tests, strict=True)

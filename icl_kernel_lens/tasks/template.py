@@ -50,7 +50,7 @@ class Template:
 
         Roles are `template`, `text`, `text2` and `label`; joining the strings gives the text.
         """
-        values = dict(zip(("text", "text2"), texts, strict=False))
+        values: dict[str, str] = dict(zip(("text", "text2"), texts, strict=False))
         before, after = self.demo.split("{label}")
         stem = before.rstrip(" ")
         found: list[tuple[str, str]] = []

@@ -107,9 +107,7 @@ class Document:
     label_words: tuple[str, ...]
 
     @classmethod
-    def draw(
-        cls, rng: random.Random, split: Split, words: LabelWords = "seen", classes: int = 2
-    ) -> Document:
+    def draw(cls, rng: random.Random, split: Split, words: LabelWords = "seen", classes: int = 2) -> Document:
         """Topics and label words all of whose pairs belong to the split, paired at random."""
         topics = _draw_apart(rng, list(TOPICS), split, classes)
         if words == "unseen":

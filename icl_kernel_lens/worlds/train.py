@@ -141,7 +141,9 @@ def label_accuracy(
     rows = torch.arange(len(tokens))[:, None]
     answers = tokens[rows, label_pos]
     scores = logits[rows, label_pos - 1]
-    rivals = torch.where(answers == answers.amin(1, keepdim=True), answers.amax(1, keepdim=True), answers.amin(1, keepdim=True))
+    rivals = torch.where(
+        answers == answers.amin(1, keepdim=True), answers.amax(1, keepdim=True), answers.amin(1, keepdim=True)
+    )
     right = scores.gather(-1, answers[..., None]) >= scores.gather(-1, rivals[..., None])
     return right.squeeze(-1).float().mean(0)
 

@@ -76,7 +76,9 @@ def test_fused_attention_is_refused_before_bridging():
 
     hf = hf_model("opt")
     hf.config._attn_implementation = "sdpa"
-    with pytest.raises(LoadError, match="must use eager attention to show its weights; this OPTForCausalLM uses 'sdpa'"):
+    with pytest.raises(
+        LoadError, match="must use eager attention to show its weights; this OPTForCausalLM uses 'sdpa'"
+    ):
         bridge_from_hf(hf)
 
 
@@ -131,7 +133,9 @@ def test_a_model_without_hooks_is_refused():
     from icl_kernel_lens import read
     from icl_kernel_lens.errors import ModelError
 
-    with pytest.raises(ModelError, match=r"must be a HookedTransformer, a TransformerBridge.*GPT2LMHeadModel"):
+    with pytest.raises(
+        ModelError, match=r"must be a HookedTransformer, a TransformerBridge.*GPT2LMHeadModel"
+    ):
         read(hf_model("gpt2"), uneven_prompts(), progress=False)
 
 

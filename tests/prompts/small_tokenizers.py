@@ -13,7 +13,7 @@ TEXT = [
     "Input: the acting is very good\nOutput: very good",
     "Premise: he plays. Hypothesis: he is playing. Entailment: yes no maybe",
     "Café naïve 好 emoji 🎬 tail world sports business technology",
-    "x 'tis (not) \"good\" </s><|endoftext|> <img src=x onerror=alert(1)> it says both; Premise: 0123456789 guess",
+    'x \'tis (not) "good" </s><|endoftext|> <img src=x onerror=alert(1)> it says both; Premise: 0123456789 guess',
 ] * 20
 
 
@@ -33,7 +33,9 @@ def byte_level(bos: bool = False) -> PreTrainedTokenizerFast:
         core.post_processor = processors.TemplateProcessing(
             single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
 
 
 def metaspace() -> PreTrainedTokenizerFast:
@@ -52,7 +54,9 @@ def metaspace() -> PreTrainedTokenizerFast:
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def word_pieces() -> PreTrainedTokenizerFast:

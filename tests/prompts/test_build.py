@@ -14,7 +14,7 @@ TEXTS = [
     "Café 🎬 naïve 好",
     "it says positive and negative both; Sentiment: positive",
     "</s><|endoftext|> <img src=x onerror=alert(1)>",
-    "'tis (not) \"good\"",
+    '\'tis (not) "good"',
     "x",
     "the acting is very good",
 ]
@@ -62,7 +62,12 @@ def build(tokenizer, source=None, *, context=None, demos=4, count=6, **options):
     )
 
 
-FAMILIES = {"byte_level": byte_level, "byte_level_bos": lambda: byte_level(True), "metaspace": metaspace, "word_pieces": word_pieces}
+FAMILIES = {
+    "byte_level": byte_level,
+    "byte_level_bos": lambda: byte_level(True),
+    "metaspace": metaspace,
+    "word_pieces": word_pieces,
+}
 
 
 def squeeze(text: str) -> str:
@@ -134,7 +139,9 @@ def test_equal_first_label_tokens_are_refused_and_both_shown():
     from icl_kernel_lens.errors import PromptError
 
     source = task(words=("very good", "very bad"))
-    with pytest.raises(PromptError, match=r"'very good' and 'very bad' both begin with token \d+.*score_on=\"sequence\""):
+    with pytest.raises(
+        PromptError, match=r"'very good' and 'very bad' both begin with token \d+.*score_on=\"sequence\""
+    ):
         build(byte_level(), source)
     prompts = build(byte_level(), source, score_on="sequence")
     assert (prompts.label_sequences[:, 0, 0] == prompts.label_sequences[:, 1, 0]).all()
@@ -149,7 +156,9 @@ def test_labels_that_merge_with_their_surroundings_are_refused():
     glued = Template(demo="{text}\nSenti{label}: so", separator="\n")
     with pytest.raises(PromptError, match=r"a label must not share a token .* the token 'Sentiment' covers"):
         build(byte_level(), task(words=("ment", "mental"), template=glued), demos=4)
-    with pytest.raises(PromptError, match="a label must begin a new token; .* changes the prompt's own tokens"):
+    with pytest.raises(
+        PromptError, match="a label must begin a new token; .* changes the prompt's own tokens"
+    ):
         build(byte_level(), task(words=("ment", "mental"), template=glued), demos=0)
 
 

@@ -92,5 +92,7 @@ def test_tokens_of_another_vocabulary_and_prompts_too_long(tiny):
         LABEL_TOKENS,
         answer_pos=torch.tensor([width - 1, 80]),
     )
-    with pytest.raises(PromptError, match=r"context of 96 tokens; 1 of 2 do not \(the longest needs 130\). 2 demon"):
+    with pytest.raises(
+        PromptError, match=r"context of 96 tokens; 1 of 2 do not \(the longest needs 130\). 2 demon"
+    ):
         read(model, long, progress=False)

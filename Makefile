@@ -1,0 +1,42 @@
+# make demo   set up and run the main job on the bundled model; results in demo/
+# make test   set up and run the tests
+# make check  lint, format and types;  make examples  run the examples
+# make test-tl4  the tests again, with TransformerLens 4 (which has no HookedTransformer)
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV4 ?= .venv-tl4
+TL4 := 4.3.0
+
+demo: $(VENV)/.ready
+	$(VENV)/bin/icl-kernel-lens score --out demo
+
+test: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest
+
+test-tl4: $(VENV4)/.ready
+	$(VENV4)/bin/python -m pytest
+
+check: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+examples: $(VENV)/.ready
+	for script in examples/*.py; do $(VENV)/bin/python $$script || exit 1; done
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV4)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV4)
+	$(VENV4)/bin/python -m pip install --quiet --upgrade pip
+	sed 's/^transformer-lens==.*/transformer-lens==$(TL4)/' constraints.txt > $(VENV4)/constraints.txt
+	$(VENV4)/bin/python -m pip install --quiet -c $(VENV4)/constraints.txt -e ".[dev]"
+	touch $@
+
+.PHONY: demo test test-tl4 check examples

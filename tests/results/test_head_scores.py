@@ -1,0 +1,165 @@
+"""The result object: summaries, intervals, frames, and files that say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import uneven_prompts
+
+
+@pytest.fixture(scope="module")
+def scores(request):
+    from icl_kernel_lens import head_vote, read
+
+    model, _ = request.getfixturevalue("tiny")("llama")
+    return head_vote(read(model, uneven_prompts(count=24, demos=5), progress=False))
+
+
+def test_above_control_uses_the_strongest_of_each_head(scores):
+    means = {name: control.expand_as(scores.values).nanmean(0) for name, control in scores.controls.items()}
+    strongest, names = scores.strongest_control()
+    for layer, head in np.ndindex(3, 4):
+        best = max(means, key=lambda name: means[name][layer, head].item())
+        assert strongest[layer, head] == means[best][layer, head]
+        assert means[names[layer][head]][layer, head] == means[best][layer, head]
+    torch.testing.assert_close(scores.above_control(), scores.values.mean(0) - strongest)
+    table = scores.table()
+    assert len(table) == 12
+    assert table["above_control"].is_monotonic_decreasing
+    assert table["head"][0] == str(scores.best())
+
+
+def test_controls_are_averaged_over_the_prompts_the_head_was_scored_on(scores):
+    values = scores.values.clone()
+    values[:10, 1, 2] = float("nan")
+    part = replace(scores, values=values)
+    prior = scores.controls["label_prior"][:, 0, 0]
+    assert part.control_means()["label_prior"][1, 2] == prior[10:].mean()
+    assert part.control_means()["label_prior"][0, 0] == prior.mean()
+
+
+def test_long_form(scores):
+    frame = scores.to_dataframe()
+    assert list(frame.columns[:4]) == ["prompt", "layer", "head", "value"]
+    assert len(frame) == 24 * 12
+    row = frame[(frame["prompt"] == 7) & (frame["layer"] == 2) & (frame["head"] == 3)].iloc[0]
+    assert row["value"] == scores.values[7, 2, 3].item()
+    assert row["shuffled_labels"] == scores.controls["shuffled_labels"][7, 2, 3].item()
+    assert row["label_prior"] == scores.controls["label_prior"][7, 0, 0].item()
+
+
+def test_the_interval_matches_scipy_on_independent_prompts(scores):
+    from scipy.stats import bootstrap
+
+    low, high = scores.interval(0.9, draws=20000)
+    data = scores.values[:, 1, 1].numpy()
+    reference = bootstrap(
+        (data,), np.mean, confidence_level=0.9, n_resamples=20000, method="percentile", rng=0
+    )
+    assert low[1, 1].item() == pytest.approx(reference.confidence_interval.low, abs=0.02)
+    assert high[1, 1].item() == pytest.approx(reference.confidence_interval.high, abs=0.02)
+
+
+def test_the_interval_covers_and_clusters_widen_it():
+    """95 % intervals over independent prompts cover about 95 %; copies of a prompt add no certainty."""
+    from icl_kernel_lens.results.resample import cluster_bootstrap
+
+    generator = torch.Generator().manual_seed(0)
+    data = (torch.rand(100, 500, generator=generator) < 0.7).float()
+    low, high = cluster_bootstrap(data, torch.arange(100), draws=1000)
+    assert 0.92 < ((low <= 0.7) & (high >= 0.7)).float().mean() < 0.98
+    copied, sets = data.repeat_interleave(4, 0), torch.arange(100).repeat_interleave(4)
+    torch.testing.assert_close(cluster_bootstrap(copied, sets, draws=1000), (low, high))
+    naive_low, naive_high = cluster_bootstrap(copied, torch.arange(400), draws=1000)
+    assert ((naive_high - naive_low) < 0.6 * (high - low)).float().mean() > 0.95
+
+
+def test_the_interval_leaves_nan_out():
+    from icl_kernel_lens.results.resample import cluster_bootstrap
+
+    data = torch.tensor([[1.0, 0.0], [1.0, float("nan")], [1.0, 0.0], [1.0, float("nan")]])
+    low, high = cluster_bootstrap(data, torch.arange(4))
+    assert low.tolist() == [1, 0]
+    assert high.tolist() == [1, 0]
+
+
+def test_an_impossible_level_is_refused(scores):
+    from icl_kernel_lens.errors import ResultError
+
+    with pytest.raises(
+        ResultError, match=r"level must lie between 0 and 1; got 95\.0\. For 95 %, pass 0\.95"
+    ):
+        scores.interval(95.0)
+
+
+def test_scores_and_evidence_survive_a_file(scores, tmp_path, tiny):
+    from icl_kernel_lens import Evidence, HeadScores, read
+
+    back = HeadScores.load(scores.save(tmp_path / "s.safetensors"))
+    assert back.run == scores.run
+    assert dict(back.settings) == dict(scores.settings)
+    assert back.shown.texts == scores.shown.texts
+    assert list(back.controls) == list(scores.controls)
+    torch.testing.assert_close(back.values, scores.values, equal_nan=True)
+    assert back.table().equals(scores.table())
+    assert back.figure().spec() == scores.figure().spec()
+
+    model, _ = tiny("llama")
+    evidence = read(model, uneven_prompts(), progress=False)
+    again = Evidence.load(evidence.save(tmp_path / "deep" / "e.safetensors"))
+    for name, weights in evidence.weights.items():
+        assert torch.equal(again.weights[name], weights)
+    assert again.run == evidence.run
+    assert again.prompts.strings == evidence.prompts.strings
+    assert torch.equal(again.prompts.demo_spans, evidence.prompts.demo_spans)
+    assert repr(again) == repr(evidence)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_files_that_are_something_else(scores, tmp_path):
+    from icl_kernel_lens import Evidence, HeadScores
+    from icl_kernel_lens.errors import LoadError
+
+    with pytest.raises(LoadError, match="there is none at"):
+        HeadScores.load(tmp_path / "absent.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(LoadError, match="must be a safetensors file"):
+        HeadScores.load(tmp_path / "text.safetensors")
+    save_file({"w": torch.ones(2)}, tmp_path / "weights.safetensors")
+    with pytest.raises(LoadError, match="without this library's header, perhaps a model's weights"):
+        HeadScores.load(tmp_path / "weights.safetensors")
+    path = scores.save(tmp_path / "s.safetensors")
+    with pytest.raises(LoadError, match="holds a HeadScores, and a Evidence was asked for"):
+        Evidence.load(path)
+
+    def rewrite(name, change, drop=()):
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["icl_kernel_lens"])
+            tensors = {k: file.get_tensor(k) for k in file.keys() if k not in drop}  # noqa: SIM118
+        change(header)
+        save_file(tensors, tmp_path / name, {"icl_kernel_lens": json.dumps(header)})
+        return tmp_path / name
+
+    with pytest.raises(
+        LoadError, match=r"has format version 99; this library reads version 1.*that wrote it \(0"
+    ):
+        HeadScores.load(rewrite("new.safetensors", lambda h: h.update(format=99)))
+    with pytest.raises(LoadError, match="cannot be read"):
+        HeadScores.load(rewrite("bare.safetensors", lambda h: h.pop("kind")))
+    with pytest.raises(LoadError, match="does not hold a whole HeadScores: 'values'"):
+        HeadScores.load(rewrite("part.safetensors", lambda h: None, drop=("values",)))
+    with pytest.raises(LoadError, match="does not hold a whole HeadScores: 'title'"):
+        HeadScores.load(rewrite("meta.safetensors", lambda h: h["meta"].pop("title")))
+
+
+def test_head_refs_print_as_the_field_writes_them():
+    from icl_kernel_lens import HeadRef
+
+    assert str(HeadRef(3, 7)) == repr(HeadRef(3, 7)) == "L3H7"

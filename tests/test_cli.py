@@ -1,0 +1,137 @@
+"""The command line through `main([...])`: results, help, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+
+def run(*arguments: object) -> int:
+    from icl_kernel_lens.cli import main
+
+    return main([str(a) for a in arguments])
+
+
+def score(out, *more):
+    return run(
+        "score", "--out", out, "--prompts", 20, "--demos", 6, "--device", "cpu", "--no-progress", *more
+    )
+
+
+FILES = {
+    "report.html", "head_map.png", "head_map.svg", "attention_map.png", "heads.csv", "evidence.safetensors",
+    "head_vote.safetensors", "head_vote_span_max.safetensors", "accuracy.safetensors",
+}  # fmt: skip
+
+
+def test_score_then_show(tmp_path, capsys):
+    from icl_kernel_lens import Evidence, HeadScores, head_vote
+
+    out = tmp_path / "results"
+    assert score(out) == 0
+    printed = capsys.readouterr().out
+    assert {p.name for p in out.iterdir()} == FILES
+    assert "agreement of the head's vote with the model's answer, against model, pooling label:" in printed
+    assert "strongest_control" in printed
+    assert "no_demonstrations" in printed
+    saved = HeadScores.load(out / "head_vote.safetensors")
+    again = head_vote(Evidence.load(out / "evidence.safetensors"))
+    assert again.table().equals(saved.table())
+    assert pd.read_csv(out / "heads.csv")["head"].tolist() == saved.table()["head"].tolist()
+    before = (out / "head_map.png").read_bytes()
+    (out / "head_map.png").unlink()
+    assert run("show", out, "--top", 3) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("\nL") == 6
+    assert (out / "head_map.png").read_bytes() == before
+    assert score(out) == 0, "earlier results may be overwritten"
+
+
+def test_a_file_task_and_another_model(tmp_path, capsys):
+    from icl_kernel_lens import HeadScores
+    from icl_kernel_lens.models.load import MINI
+
+    path = tmp_path / "boats.jsonl"
+    rows = [
+        {"text": ("harbor sail tide" if i % 2 else "violin drum chord") + " then" * (i % 3), "label": i % 2}
+        for i in range(60)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    out = tmp_path / "out"
+    code = score(
+        out, "--model", MINI, "--task", path, "--label-words", "red", "blue", "--template",
+        "{text} is {label} .", "--sets", 5, "--balanced", "--against", "truth", "--pooling", "label_sum",
+    )  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    scores = HeadScores.load(out / "head_vote.safetensors")
+    assert dict(scores.settings) == {"against": "truth", "pooling": "label_sum"}
+    assert scores.run.prompts.task == "boats"
+    assert scores.run.prompts.template.demo == "{text} is {label} ."
+    assert len(scores.demo_set.unique()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "nothing"), "error: unknown task 'nothing'"),
+        (("--model", "no-such/model"), "error: could not load the model 'no-such/model'"),
+        (("--demos", "60"), "error: a prompt must fit the model's context of 256 tokens"),
+        (("--sets", "7"), "error: 20 prompts cannot be shared evenly by 7"),
+        (("--batch-size", "0"), "error: batch_size must be at least 1"),
+    ],
+)
+def test_errors_are_one_message(tmp_path, capsys, arguments, message):
+    assert score(tmp_path / "out", *arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_folders_that_hold_something_else(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("x")
+    assert score(tmp_path) == 1
+    assert "must be empty or hold earlier results" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert score(tmp_path / "thesis.tex") == 1
+    assert "is a file" in capsys.readouterr().err
+    assert run("show", tmp_path) == 1
+    assert "holds head_vote.safetensors" in capsys.readouterr().err
+    assert run("show", tmp_path / "absent") == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    from icl_kernel_lens import evidence
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evidence, "read", interrupted)
+    assert score(tmp_path / "out") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [(), ("score",), ("show",), ("train-mini",)])
+def test_help_explains_every_option(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*command, "--help")
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    if command == ("score",):
+        for words in (
+            "Demonstrations in each prompt.",
+            "--model gpt2 --task sst2",
+            "Seed of the prompts",
+            "(default: 200)",
+        ):
+            assert words in text
+
+
+def test_train_mini_from_the_command_line(tmp_path, capsys, monkeypatch):
+    from icl_kernel_lens.worlds import train
+
+    small = train.TrainingPlan(layers=1, width=16, heads=2, mlp_width=16, batch_size=2, measure_every=1)
+    monkeypatch.setattr(train, "TrainingPlan", lambda: small)
+    assert run("train-mini", "--out", tmp_path / "m", "--steps", 2, "--no-progress") == 0
+    assert "held-out accuracy at the last example" in capsys.readouterr().out
+    assert json.loads((tmp_path / "m" / "training.json").read_text())["plan"]["steps"] == 2
