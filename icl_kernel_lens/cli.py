@@ -140,17 +140,19 @@ def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, pr
     Under 20 minutes on two CPU cores with the default steps. The folder loads with --model OUT.
 
     Args:
-        out: Folder for weights, tokenizer and training.json (the record, with the emergence curve).
+        out: Folder for weights, tokenizer and training.json (the record) and emergence.svg (its curve).
         steps: Optimizer steps of 64 documents.
         seed: Seed of weights and documents.
         threads: CPU threads; the result depends on it in the last digits.
         progress: Show a progress bar.
     """
+    from icl_kernel_lens.plots.emergence import emergence_curve
     from icl_kernel_lens.worlds.train import TrainingPlan
     from icl_kernel_lens.worlds.train import train_mini as train
 
     plan = replace(TrainingPlan(), steps=steps, seed=seed, threads=threads)
     record = train(out, plan, progress=progress)
+    emergence_curve(record).save(out / "emergence.svg")
     last = record["curve"][-1]
     print(f"{record['parameters']:,} parameters, {record['seconds']:.0f} seconds, saved in {out}")
     print(f"held-out accuracy at the last example: {last[f'accuracy_{plan.examples - 1}']:.3f}")

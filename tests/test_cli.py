@@ -135,3 +135,4 @@ def test_train_mini_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert run("train-mini", "--out", tmp_path / "m", "--steps", 2, "--no-progress") == 0
     assert "held-out accuracy at the last example" in capsys.readouterr().out
     assert json.loads((tmp_path / "m" / "training.json").read_text())["plan"]["steps"] == 2
+    assert (tmp_path / "m" / "emergence.svg").read_text().startswith("<svg")
