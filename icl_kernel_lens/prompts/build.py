@@ -30,21 +30,16 @@ TEST, OUTSIDE = -1, -2
 
 def prompts_from(
     source: EpisodeSource,
+    episodes: list[Episode],
     model: Any,
     *,
-    demos: int = 16,
-    count: int = 400,
-    seed: int = 0,
-    sets: int | None = None,
-    balanced: bool = False,
-    score_on: ScoreOn = "first_token",
-    prepend_bos: bool | None = None,
-    **options: Any,
+    seed: int,
+    sets: int | None,
+    balanced: bool,
+    score_on: ScoreOn,
+    prepend_bos: bool | None,
 ) -> PromptSet:
-    """Draw episodes from a task or a world, and tokenize them for `model`; see `Task.prompts`."""
-    if demos < 0 or count < 1:
-        raise PromptError(f"prompts need demos >= 0 and count >= 1; got demos={demos}, count={count}.")
-    episodes = source.episodes(demos=demos, count=count, seed=seed, sets=sets, balanced=balanced, **options)
+    """Tokenize the episodes drawn from a task or a world for `model`; see `Task.prompts`."""
     info = PromptInfo(
         task=source.name,
         origin=source.origin,

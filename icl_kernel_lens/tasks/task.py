@@ -68,12 +68,62 @@ class EpisodeSource(Protocol):
     @property
     def origin(self) -> str: ...
     def episodes(
-        self, *, demos: int, count: int, seed: int, sets: int | None, balanced: bool
+        self,
+        *,
+        demos: int,
+        count: int,
+        seed: int,
+        sets: int | None,
+        balanced: bool,
+        given: Sequence[Example] | None,
     ) -> list[Episode]: ...
 
 
+class MakesPrompts:
+    """Gives an episode source its `prompts` method."""
+
+    def prompts(
+        self: EpisodeSource,
+        model: Any,
+        *,
+        demos: int = 16,
+        count: int = 400,
+        seed: int = 0,
+        sets: int | None = None,
+        balanced: bool = False,
+        given: Sequence[Example] | None = None,
+        score_on: Literal["first_token", "sequence"] = "first_token",
+        prepend_bos: bool | None = None,
+    ) -> PromptSet:
+        """Few-shot prompts for `model`: `demos` demonstrations and a test input each.
+
+        Demonstrations are fresh for every test input (Han et al. 2025), or `sets=G` sets are each shared by
+        `count / G` test inputs. `balanced` shows every class equally often; `given` fixes the
+        demonstrations, in this order, and their number is then theirs. Labels are compared by the logit of
+        their `first_token`, or by the log-probability of the whole `sequence`. `prepend_bos=None` does
+        what the tokenizer does by default.
+
+        Raises: TaskError: not enough examples. PromptError: equal first label tokens, prompts too long.
+        """
+        from icl_kernel_lens.prompts import prompts_from
+
+        episodes = self.episodes(
+            demos=demos, count=count, seed=seed, sets=sets, balanced=balanced, given=given
+        )
+        return prompts_from(
+            self,
+            episodes,
+            model,
+            seed=seed,
+            sets=sets,
+            balanced=balanced,
+            score_on=score_on,
+            prepend_bos=prepend_bos,
+        )
+
+
 @dataclass(frozen=True, repr=False)
-class Task:
+class Task(MakesPrompts):
     """A labelled pool for demonstrations, a labelled pool for test inputs, and the words to show.
 
     `train` feeds the demonstrations and `test` the test inputs, so the two never overlap. `label_words[c]`
@@ -154,44 +204,6 @@ class Task:
 
         return task_from_files(train, test, **options)
 
-    def prompts(
-        self,
-        model: Any,
-        *,
-        demos: int = 16,
-        count: int = 400,
-        seed: int = 0,
-        sets: int | None = None,
-        balanced: bool = False,
-        given: Sequence[Example] | None = None,
-        score_on: Literal["first_token", "sequence"] = "first_token",
-        prepend_bos: bool | None = None,
-    ) -> PromptSet:
-        """Few-shot prompts for `model`: `demos` demonstrations and a test input each.
-
-        Demonstrations are fresh for every test input (Han et al. 2025), or `sets=G` sets are each shared by
-        `count / G` test inputs. `balanced` shows every class equally often; `given` fixes the
-        demonstrations. Labels are compared by the logit of their `first_token`, or by the log-probability
-        of the whole `sequence`. `prepend_bos=None` does what the tokenizer does by default.
-
-        Raises: TaskError: not enough examples. PromptError: equal first label tokens, prompts too long.
-        """
-        from icl_kernel_lens.prompts import prompts_from
-
-        options = {} if given is None else {"given": given}
-        return prompts_from(
-            self,
-            model,
-            demos=demos,
-            count=count,
-            seed=seed,
-            sets=sets,
-            balanced=balanced,
-            score_on=score_on,
-            prepend_bos=prepend_bos,
-            **options,
-        )
-
     def class_counts(self, split: str) -> list[int]:
         """Examples of each class in the `train` or the `test` pool."""
         pool = self.train if split == "train" else self.test
@@ -221,6 +233,7 @@ class Task:
         without replacement, demonstrations of one set likewise; `balanced` gives every class the same
         number of demonstrations (to within one). `given` fixes the demonstrations.
         """
+        check_counts(demos, count)
         rng = random.Random(f"{self.name}/{seed}")
         if count > len(self.test):
             raise TaskError(
@@ -261,6 +274,12 @@ class Task:
             chosen += rng.sample(pool, quota)
         rng.shuffle(chosen)
         return tuple(chosen)
+
+
+def check_counts(demos: int, count: int) -> None:
+    """Refuse what cannot be drawn."""
+    if demos < 0 or count < 1:
+        raise TaskError(f"prompts need demos >= 0 and count >= 1; got demos={demos}, count={count}.")
 
 
 def shared_sets(count: int, sets: int | None) -> list[int]:

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.tasks.task import Episode, Example, shared_sets
+from icl_kernel_lens.tasks.task import Episode, Example, MakesPrompts, check_counts, shared_sets
 from icl_kernel_lens.tasks.template import Template
-
-if TYPE_CHECKING:
-    from icl_kernel_lens.prompts import PromptSet
 
 TOPICS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
@@ -127,7 +125,7 @@ def _draw_apart(rng: random.Random, pool: list[str], split: Split, count: int) -
 
 
 @dataclass(frozen=True)
-class TopicsTask:
+class TopicsTask(MakesPrompts):
     """Draws few-shot prompts from the topics world; the bundled task of `load_task("topics")`."""
 
     split: Split = "heldout"
@@ -150,33 +148,6 @@ class TopicsTask:
     def origin(self) -> str:
         return "generated (icl_kernel_lens.worlds.topics)"
 
-    def prompts(
-        self,
-        model: Any,
-        *,
-        demos: int = 16,
-        count: int = 400,
-        seed: int = 0,
-        sets: int | None = None,
-        balanced: bool = False,
-        score_on: Literal["first_token", "sequence"] = "first_token",
-        prepend_bos: bool | None = None,
-    ) -> PromptSet:
-        """Few-shot prompts for a model whose tokenizer knows the words; see `Task.prompts`."""
-        from icl_kernel_lens.prompts import prompts_from
-
-        return prompts_from(
-            self,
-            model,
-            demos=demos,
-            count=count,
-            seed=seed,
-            sets=sets,
-            balanced=balanced,
-            score_on=score_on,
-            prepend_bos=prepend_bos,
-        )
-
     def episodes(
         self,
         *,
@@ -185,13 +156,18 @@ class TopicsTask:
         seed: int,
         sets: int | None = None,
         balanced: bool = False,
+        given: Sequence[Example] | None = None,
     ) -> list[Episode]:
         """Draw `count` documents of `demos` demonstrations and a test input; labels are fair coins.
 
         With `sets=G`, the G documents are each shared by `count / G` test inputs.
         """
-        if demos < 0 or count < 1:
-            raise TaskError(f"prompts need demos >= 0 and count >= 1; got {demos} and {count}.")
+        if given is not None:
+            raise TaskError(
+                "the topics world draws a new pair of topics for every document, so demonstrations cannot be "
+                "given. For fixed demonstrations, make a task with Task.from_records."
+            )
+        check_counts(demos, count)
         rng = random.Random(f"topics/{self.split}/{self.words}/{seed}")
         groups = shared_sets(count, sets)
         drawn: dict[int, tuple[Document, tuple[Example, ...]]] = {}

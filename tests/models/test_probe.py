@@ -16,6 +16,7 @@ def fresh(name="gptj", **options):
     return as_lens(bridge_from_hf(hf_model(name), **options))
 
 
+@pytest.mark.filterwarnings("ignore:A hook on attn.hook_pattern returned")  # TransformerLens 4 says so itself
 def test_an_edited_pattern_that_does_not_reach_the_output_is_refused():
     """On GPT-J the bridge discards pattern edits: the hook shows weights that the layer does not use."""
     from icl_kernel_lens.errors import ModelError

@@ -162,12 +162,23 @@ def test_labels_that_merge_with_their_surroundings_are_refused():
         build(byte_level(), task(words=("ment", "mental"), template=glued), demos=0)
 
 
+def test_a_label_read_otherwise_in_a_demonstration_is_refused(monkeypatch):
+    """What is scored as the answer must be what stands in the demonstrations."""
+    from icl_kernel_lens.errors import PromptError
+    from icl_kernel_lens.prompts import build as module
+
+    honest = module._answers
+    monkeypatch.setattr(module, "_answers", lambda *a: [[s[::-1] for s in row] for row in honest(*a)])
+    with pytest.raises(PromptError, match="must have the same tokens in a demonstration and as the answer"):
+        build(metaspace(), task(words=("lifeless", "gripping")), score_on="sequence")
+
+
 def test_prompts_too_long_are_refused_with_what_would_fit():
     from icl_kernel_lens.errors import PromptError
 
     tokenizer = byte_level()
     longest = int(build(tokenizer, score_on="sequence").lengths.max())
-    for context in range(8, longest, 9):
+    for context in range(8, longest):
         with pytest.raises(PromptError, match=rf"context of {context} tokens; \d+ of 6 do not") as caught:
             build(tokenizer, context=context, score_on="sequence")
         text = str(caught.value)

@@ -68,6 +68,10 @@ def test_select_keeps_rows_together():
         ({"label_tokens": torch.tensor([30, 30])}, "'token 30' and 'token 30' both begin with token 30"),
         ({"label_tokens": torch.tensor([30])}, "at least two label words; got 1"),
         ({"demo_spans": torch.tensor([[[3, 4]] * 3] * 2)}, "hold their label"),
+        (
+            {"demo_spans": torch.tensor([[[0, 4], [3, 6], [6, 9]], [[0, 2], [2, 5], [5, 7]]])},
+            "prompt 0, demonstration 1 has span",
+        ),
     ],
 )
 def test_refusals(changes, message):

@@ -54,6 +54,7 @@ def test_an_example_tells_its_topic_and_nothing_else():
 
 
 def test_episodes_are_seeded_and_shared():
+    from icl_kernel_lens.errors import TaskError
     from icl_kernel_lens.worlds.topics import TopicsTask
 
     task = TopicsTask()
@@ -61,6 +62,10 @@ def test_episodes_are_seeded_and_shared():
     assert task.episodes(demos=3, count=5, seed=1) != task.episodes(demos=3, count=5, seed=2)
     shared = task.episodes(demos=4, count=6, seed=0, sets=2)
     assert shared[0].demos == shared[2].demos != shared[3].demos
+    with pytest.raises(TaskError, match="demonstrations cannot be given"):
+        task.episodes(demos=4, count=6, seed=0, given=())
+    with pytest.raises(TaskError, match="got demos=-1, count=6"):
+        task.episodes(demos=-1, count=6, seed=0)
     for episode in task.episodes(demos=8, count=6, seed=0, balanced=True):
         assert sum(d.label for d in episode.demos) == 4
 
