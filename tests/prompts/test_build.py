@@ -168,7 +168,9 @@ def test_a_label_read_otherwise_in_a_demonstration_is_refused(monkeypatch):
     from icl_kernel_lens.prompts import build as module
 
     honest = module._answers
-    monkeypatch.setattr(module, "_answers", lambda *a: [[s[::-1] for s in row] for row in honest(*a)])
+    monkeypatch.setattr(
+        module, "_answers", lambda *a: [[[t + 1 for t in s] for s in row] for row in honest(*a)]
+    )
     with pytest.raises(PromptError, match="must have the same tokens in a demonstration and as the answer"):
         build(metaspace(), task(words=("lifeless", "gripping")), score_on="sequence")
 
