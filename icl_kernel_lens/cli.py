@@ -108,6 +108,8 @@ def score(
     print(chosen)
     keep: tuple[Pooling, ...] = tuple(dict.fromkeys((pooling, "label", "span_max")))
     evidence = read(lens, chosen, keep=keep, batch_size=batch_size, progress=progress)
+    for stale in (EVIDENCE, VOTE, SPAN_VOTE, ACCURACY):  # an earlier run's, now that this one has been read
+        (out / stale).unlink(missing_ok=True)
     evidence.save(out / EVIDENCE)
     votes = [head_vote(evidence, against=against, pooling=pooling)]
     votes[0].save(out / VOTE)
@@ -210,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what was finished is saved, the model is untouched.", file=sys.stderr)
+        print("interrupted.", file=sys.stderr)
         return 130
     return 0
 

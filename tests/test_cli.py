@@ -46,7 +46,8 @@ def test_score_then_show(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.count("\nL") == 6
     assert (out / "head_map.png").read_bytes() == before
-    assert score(out) == 0, "earlier results may be overwritten"
+    assert score(out, "--pooling", "span_max") == 0, "earlier results may be overwritten"
+    assert not (out / "head_vote_span_max.safetensors").exists(), "and leave nothing stale"
 
 
 def test_a_file_task_and_another_model(tmp_path, capsys):

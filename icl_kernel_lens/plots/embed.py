@@ -7,6 +7,8 @@ also through `inert`, and each library's script is held once and wrapped in a fu
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from functools import cache
 from importlib.resources import files
@@ -47,6 +49,27 @@ def circuitsvis_script() -> str:
     source = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     source = source.replace("</script", "<\\/script").split("//# sourceMappingURL")[0]
     return "(()=>{if(window.__iklTokens)return;" + source + "\nwindow.__iklTokens=CircuitsVis})()"
+
+
+@cache
+def _packed(script: str) -> str:
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
+
+
+def in_notebook(library: str, drawing: str) -> str:
+    """A script for one notebook output: the library, compressed, then the drawing.
+
+    Every output carries its own copy, since outputs get cleared; the copy unpacks only where no earlier
+    output has. Compressed it is less than half as long.
+    """
+    return (
+        "(async()=>{const packed=" + to_js(_packed(library)) + ";"
+        "const bytes=Uint8Array.from(atob(packed),c=>c.charCodeAt(0));"
+        "const stream=new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));"
+        "const script=document.createElement('script');"
+        "script.textContent=await new Response(stream).text();"
+        "document.head.append(script);script.remove();" + drawing + "})()"
+    )
 
 
 def draw_chart(element: str, spec: dict[str, Any]) -> str:

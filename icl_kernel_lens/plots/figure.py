@@ -65,10 +65,8 @@ class Figure:
     def _repr_html_(self) -> str:
         """A still picture that a script replaces by the live chart, where scripts may run."""
         element = f"ikl-{uuid4().hex}"
-        return (
-            f'<div id="{element}">{self.still()}</div>'
-            f"<script>{embed.vega_script()};{embed.draw_chart(element, self.spec())}</script>"
-        )
+        script = embed.in_notebook(embed.vega_script(), embed.draw_chart(element, self.spec()))
+        return f'<div id="{element}">{self.still()}</div><script>{script}</script>'
 
     def still(self) -> str:
         """The picture as an `<img>` element."""

@@ -32,7 +32,8 @@ class TokenView:
         element = f"ikl-{uuid4().hex}"
         return (
             f'<div id="{element}"></div><p style="font:12px sans-serif">{escape(self.caption)}</p>'
-            f"<script>{embed.circuitsvis_script()};{embed.draw_tokens(element, self.props)}</script>"
+            f"<script>{embed.in_notebook(embed.circuitsvis_script(), embed.draw_tokens(element, self.props))}"
+            "</script>"
         )
 
 
