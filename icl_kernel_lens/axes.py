@@ -14,7 +14,9 @@ Layers, heads, positions and demonstrations are counted from 0 everywhere, also 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
+
+from icl_kernel_lens.errors import ResultError
 
 
 class HeadRef(NamedTuple):
@@ -56,3 +58,15 @@ SPAN_POOLINGS: tuple[Pooling, ...] = ("span_max", "span_sum", "span_mean")
 
 Reference = Literal["model", "truth"]
 """What a vote is compared with: the model's own answer, or the true label."""
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a word that is no pooling."""
+    if pooling not in get_args(Pooling):
+        raise ResultError(f"a pooling is one of {', '.join(get_args(Pooling))}; got {pooling!r}.")
+
+
+def check_reference(against: str) -> None:
+    """Refuse a word that is neither `model` nor `truth`."""
+    if against not in get_args(Reference):
+        raise ResultError(f'against must be "model" or "truth"; got {against!r}.')

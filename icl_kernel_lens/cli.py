@@ -19,6 +19,12 @@ EVIDENCE, VOTE, SPAN_VOTE, ACCURACY = (
     "head_vote_span_max.safetensors",
     "accuracy.safetensors",
 )
+REPORT, TABLE, ATTENTION_MAP = "report.html", "heads.csv", "attention_map.png"
+HEAD_MAPS = ("head_map.png", "head_map.svg")
+WRITTEN = (EVIDENCE, VOTE, SPAN_VOTE, ACCURACY, REPORT, TABLE, ATTENTION_MAP, *HEAD_MAPS)
+"""Every file a scoring run may leave in its folder."""
+UNFINISHED = "unfinished"
+"""Folder inside it for a run that has not ended; what an interrupted run had finished stays here."""
 
 
 def score(
@@ -36,6 +42,8 @@ def score(
     prepend_bos: Annotated[bool | None, tyro.conf.FlagConversionOff] = None,
     template: str | None = None,
     label_words: tuple[str, ...] = (),
+    text_fields: tuple[str, ...] = (),
+    label_field: str = "label",
     backend: Literal["auto", "hooked", "bridge"] = "auto",
     device: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -60,11 +68,13 @@ def score(
     Args:
         out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
         model: "mini" (bundled), a local folder in Hugging Face format, or a name on the Hugging Face Hub.
-        task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news.
+        task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news. Of a
+            single file, half of the rows feed the demonstrations and half are test inputs; NAME.train.jsonl
+            brings NAME.test.jsonl along.
         demos: Demonstrations in each prompt.
         prompts: How many prompts, each with its own test input.
         sets: Share this many demonstration sets evenly among the prompts; default: fresh for each prompt.
-        balanced: Show every class equally often.
+        balanced: Show every class equally often (to within one).
         seed: Seed of the prompts; the same seed gives the same prompts everywhere.
         against: Compare votes with the model's own answer or with the true label.
         pooling: How attention on a demonstration becomes one weight; label is its first label token.
@@ -72,6 +82,8 @@ def score(
         prepend_bos: True or False to force a beginning-of-sequence token; default: what the tokenizer does.
         template: How a demonstration is written, for example "Review: {text}\\nSentiment: {label}".
         label_words: One word per class, in the order of the classes.
+        text_fields: Columns of a task file that hold the text (or two texts); default: text (and text2).
+        label_field: Column of a task file that holds the label.
         backend: TransformerLens class; auto takes HookedTransformer where it equals Hugging Face.
         device: Such as cpu or cuda; default: cuda where there is one.
         dtype: Default: as stored.
@@ -86,14 +98,19 @@ def score(
     from icl_kernel_lens.scores import head_vote, in_context_accuracy
     from icl_kernel_lens.tasks import load_task
 
+    if demos < 1:
+        raise ResultError(f"a vote needs demonstrations; --demos must be at least 1, got {demos}.")
     _check_folder(out)
     source = load_task(
         task,
         template=template.replace("\\n", "\n") if template else None,
         label_words=label_words or None,
+        text_fields=text_fields or None,
+        label_field=label_field,
     )
     lens = load_model(model, device, getattr(torch, dtype) if dtype else None, backend)
     record = load_record(lens)
+    print(source)
     print(f"{model}: {type(lens).__name__}, because {record.why if record else 'it was given'}.")
     chosen = source.prompts(
         lens,
@@ -106,19 +123,26 @@ def score(
         prepend_bos=prepend_bos,
     )
     print(chosen)
+    new = _unfinished_folder(out)
     keep: tuple[Pooling, ...] = tuple(dict.fromkeys((pooling, "label", "span_max")))
     evidence = read(lens, chosen, keep=keep, batch_size=batch_size, progress=progress)
-    for stale in (EVIDENCE, VOTE, SPAN_VOTE, ACCURACY):  # an earlier run's, now that this one has been read
-        (out / stale).unlink(missing_ok=True)
-    evidence.save(out / EVIDENCE)
+    # Results are put beside earlier ones and take their place when all are there: an interruption or an error
+    # leaves the folder's old results whole, and what this run had finished in its own folder.
+    evidence.save(new / EVIDENCE)
     votes = [head_vote(evidence, against=against, pooling=pooling)]
-    votes[0].save(out / VOTE)
+    votes[0].save(new / VOTE)
     if pooling != "span_max":
         votes.append(head_vote(evidence, against=against, pooling="span_max"))
-        votes[1].save(out / SPAN_VOTE)
+        votes[1].save(new / SPAN_VOTE)
     accuracy = in_context_accuracy(lens, chosen, evidence=evidence, batch_size=batch_size, progress=progress)
-    accuracy.save(out / ACCURACY)
-    _present(out, top)
+    accuracy.save(new / ACCURACY)
+    _present(new, top)
+    for name in WRITTEN:
+        (out / name).unlink(missing_ok=True)
+        if (new / name).exists():
+            (new / name).replace(out / name)
+    new.rmdir()
+    _say_where(out)
 
 
 def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
@@ -134,6 +158,7 @@ def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
             f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}"
         )
     _present(folder, top)
+    _say_where(folder)
 
 
 def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, progress: bool = True) -> None:
@@ -164,11 +189,24 @@ def _check_folder(out: Path) -> None:
     """Refuse to write among files that are not ours, before any work is done."""
     if out.exists() and not out.is_dir():
         raise ResultError(f"--out must be a folder; {out} is a file. Choose another name.")
-    if out.is_dir() and any(out.iterdir()) and not (out / EVIDENCE).exists():
+    known = (*WRITTEN, UNFINISHED)
+    if out.is_dir() and (others := sorted(p.name for p in out.iterdir() if p.name not in known)):
         raise ResultError(
-            f"the output folder must be empty or hold earlier results; {out} holds "
-            f"{sorted(p.name for p in out.iterdir())[:5]}. Choose another folder."
+            f"the output folder must be empty or hold earlier results; {out} holds {others[:5]}. Choose another "
+            "folder."
         )
+
+
+def _unfinished_folder(out: Path) -> Path:
+    """Where this run writes until it has ended: a folder of its own, cleared of an earlier interruption."""
+    new = out / UNFINISHED
+    try:
+        new.mkdir(parents=True, exist_ok=True)
+        for name in WRITTEN:
+            (new / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ResultError(f"the output folder {out} cannot be written: {error}") from error
+    return new
 
 
 def _present(folder: Path, top: int) -> None:
@@ -177,6 +215,7 @@ def _present(folder: Path, top: int) -> None:
     from icl_kernel_lens.plots.report import write_report
     from icl_kernel_lens.results.head_scores import HeadScores
     from icl_kernel_lens.scores import TaskAccuracy
+    from icl_kernel_lens.scores.notices import notices
 
     evidence = Evidence.load(folder / EVIDENCE)
     votes = [HeadScores.load(folder / name) for name in (VOTE, SPAN_VOTE) if (folder / name).exists()]
@@ -185,18 +224,25 @@ def _present(folder: Path, top: int) -> None:
     print(repr(evidence))
     if accuracy is not None:
         print(repr(accuracy))
+    for notice in notices(evidence, votes[0]):
+        print(f"  {notice}")
     for vote in votes:
         table = vote.top(top)
         print(f"\n{vote.title}, {', '.join(f'{k} {v}' for k, v in vote.settings.items())}:")
         print(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
-    votes[0].table().to_csv(folder / "heads.csv", index=False)
+    votes[0].table().to_csv(folder / TABLE, index=False)
     figure = votes[0].figure()
-    figure.save(folder / "head_map.png")
-    figure.save(folder / "head_map.svg")
-    evidence.figure().save(folder / "attention_map.png")
-    report = write_report(folder / "report.html", evidence, votes, accuracy)
-    print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
-    print(f"Open {report} in a browser.")
+    for name in HEAD_MAPS:
+        figure.save(folder / name)
+    evidence.figure().save(folder / ATTENTION_MAP)
+    write_report(folder / REPORT, evidence, votes, accuracy)
+
+
+def _say_where(folder: Path) -> None:
+    print(
+        f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.name in WRITTEN))}"
+    )
+    print(f"Open {folder / REPORT} in a browser.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,7 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted.", file=sys.stderr)
+        print(
+            f"interrupted; what was finished is in the folder {UNFINISHED!r} of the output.", file=sys.stderr
+        )
         return 130
     return 0
 

@@ -38,14 +38,16 @@ def uneven_prompts(count: int = 5, demos: int = 3):
     generator = torch.Generator().manual_seed(7)
     width = 60
     tokens = torch.randint(3, VOCAB, (count, width), generator=generator)
+    labels = torch.randint(0, 3, (count, demos), generator=generator)
     gaps = torch.randint(2, 9, (count, demos), generator=generator)
     label_pos = gaps.cumsum(1)
     answer_pos = label_pos[:, -1] + torch.randint(1, 10, (count,), generator=generator)
+    words = torch.tensor([10, 20, 30])
     return PromptSet.from_tokens(
-        tokens,
+        tokens.scatter(1, label_pos, words[labels]),
         label_pos,
-        torch.randint(0, 3, (count, demos), generator=generator),
-        torch.tensor([10, 20, 30]),
+        labels,
+        words,
         answer_pos=answer_pos,
         test_labels=torch.randint(0, 3, (count,), generator=generator),
     )

@@ -56,7 +56,7 @@ def test_a_file_task_and_another_model(tmp_path, capsys):
 
     path = tmp_path / "boats.jsonl"
     rows = [
-        {"text": ("harbor sail tide" if i % 2 else "violin drum chord") + " then" * (i % 3), "label": i % 2}
+        {"text": ("harbor sail tide" if i % 2 else "violin drum chord") + f" then {i}", "label": i % 2}
         for i in range(60)
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows))
@@ -99,6 +99,53 @@ def test_folders_that_hold_something_else(tmp_path, capsys):
     assert "holds head_vote.safetensors" in capsys.readouterr().err
     assert run("show", tmp_path / "absent") == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_earlier_results_whole(tmp_path, capsys, monkeypatch):
+    """Ctrl-C after the reading, and bad input: the folder still holds the first run, and all of it."""
+    from icl_kernel_lens import scores
+
+    out = tmp_path / "out"
+    assert score(out) == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scores, "in_context_accuracy", interrupted)
+        assert score(out, "--seed", 5) == 130
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+    assert "evidence.safetensors" in {p.name for p in (out / "unfinished").iterdir()}
+    assert score(out, "--demos", "0") == 1
+    assert "--demos must be at least 1" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+    assert score(out, "--seed", 5) == 0
+    assert not (out / "unfinished").exists()
+    assert (out / "evidence.safetensors").read_bytes() != before["evidence.safetensors"]
+
+
+def test_columns_of_ones_own(tmp_path, capsys):
+    from icl_kernel_lens.models.load import MINI
+
+    path = tmp_path / "mine.csv"
+    words = ("harbor sail tide", "violin drum chord")
+    path.write_text("sentence,target\n" + "".join(f"{words[i % 2]} {i},{i % 2}\n" for i in range(40)))
+    arguments = [
+        "--model",
+        MINI,
+        "--task",
+        path,
+        "--label-words",
+        "red",
+        "blue",
+        "--template",
+        "{text} is {label} .",
+    ]
+    assert score(tmp_path / "a", *arguments) == 1
+    assert "needs the label field 'label'" in capsys.readouterr().err
+    assert score(tmp_path / "a", *arguments, "--text-fields", "sentence", "--label-field", "target") == 0
+    assert "mine.csv (split in halves)" in capsys.readouterr().out
 
 
 def test_ctrl_c_is_said_in_one_line(tmp_path, capsys, monkeypatch):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import Pooling
-from icl_kernel_lens.errors import EvidenceMissing
+from icl_kernel_lens.axes import Pooling, check_pooling
+from icl_kernel_lens.errors import EvidenceMissing, ResultError
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.results import store
 from icl_kernel_lens.results.run_info import RunInfo, prompt_info_from_json
@@ -46,6 +46,16 @@ class Evidence:
     missing: Mapping[int, str]
     run: RunInfo
 
+    def __post_init__(self) -> None:
+        p, shape = self.prompts, (len(self.prompts), self.run.layers, self.run.heads)
+        expected = {f"weights[{name!r}]": (w, (*shape, p.demos)) for name, w in self.weights.items()}
+        expected |= {"sink": (self.sink, shape), "label_scores": (self.label_scores, (len(p), p.labels))}
+        for name, (tensor, must) in expected.items():
+            if tuple(tensor.shape) != must:
+                raise ResultError(
+                    f"{name} must have shape {must} for these prompts; it has {tuple(tensor.shape)}."
+                )
+
     @property
     def answers(self) -> Int[Tensor, " prompt"]:
         """The model's own answer among the labels."""
@@ -61,10 +71,13 @@ class Evidence:
 
         Raises: EvidenceMissing: it was not asked for when reading.
         """
+        check_pooling(pooling)
         if pooling not in self.weights:
+            keep = tuple(n for n in self.weights if not n.endswith("_without_first"))
             raise EvidenceMissing(
                 f"evidence must be read with the pooling it is scored on; {pooling!r} was asked for and "
-                f'{sorted(self.weights)} are there. Read again with read(..., keep=("{pooling}",)).'
+                f"{sorted(self.weights)} are there. Read again with "
+                f"read(..., keep={(*keep, pooling.removesuffix('_without_first'))})."
             )
         return self.weights[pooling]
 
@@ -83,7 +96,9 @@ class Evidence:
         Without `logits`, the answers come from the cached final residual stream and the model's own
         final norm and unembedding.
 
-        Raises: EvidenceMissing: the cache lacks a layer's `hook_pattern`, or holds other prompts.
+        A cache does not say which tokens it was made from; give the prompts that it was.
+
+        Raises: EvidenceMissing: the cache lacks a layer's `hook_pattern`, or is of another shape.
         """
         from icl_kernel_lens.evidence.read import evidence_from_cache
 
@@ -140,7 +155,7 @@ class Evidence:
                 missing={int(layer): why for layer, why in meta["missing"].items()},
                 run=RunInfo.from_json(meta["run"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise store.missing_field(path, "Evidence", error) from error
 
     def figure(self) -> Figure:

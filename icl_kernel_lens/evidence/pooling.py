@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import SPAN_POOLINGS, Pooling
+from icl_kernel_lens.axes import SPAN_POOLINGS, Pooling, check_pooling
+from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.prompts import PromptSet, Role
 
 POINTS = 30
@@ -109,8 +110,11 @@ def resample(rows: Float[Tensor, "batch head pos"], plan: RowPlan) -> Float[Tens
 
 def with_twins(keep: tuple[Pooling, ...]) -> tuple[Pooling, ...]:
     """The poolings asked for, each over a span together with its twin without position 0."""
+    if isinstance(keep, str):
+        raise ResultError(f'keep is a tuple of poolings; got the text {keep!r}. Write keep=("{keep}",).')
     found: list[Pooling] = []
     for pooling in keep:
+        check_pooling(pooling)
         found.append(pooling)
         if pooling in SPAN_POOLINGS:
             found.append(f"{pooling}_without_first")  # pyright: ignore[reportArgumentType]

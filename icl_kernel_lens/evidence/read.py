@@ -45,6 +45,11 @@ def read(
     Raises: ModelError: attention cannot be read (see `models.probe`), or logits are not finite.
             PromptError: a prompt is longer than the context, or made for another vocabulary.
     """
+    if not isinstance(prompts, PromptSet):
+        raise PromptError(
+            f"read(model, prompts) needs a PromptSet; got a {type(prompts).__name__}. Make one with "
+            "task.prompts(model, ...) or PromptSet.from_tokens(...)."
+        )
     lens = as_lens(model)
     report = probe(lens)
     reading = _Reading.empty(lens, prompts, with_twins(keep), template_tokens)
@@ -248,11 +253,12 @@ def evidence_from_cache(
         answer_residual = final[numbers, prompts.answer_pos.to(final.device)][:, None]
         with torch.no_grad():
             model = lens.model
-            scores = model.unembed(model.ln_final(answer_residual))[:, 0].float()
+            normed = model.ln_final(answer_residual) if hasattr(model, "ln_final") else answer_residual
+            scores = model.unembed(normed)[:, 0].float()
             cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0
             scores = cap * torch.tanh(scores / cap) if cap > 0 else scores
     else:
-        scores = logits[numbers, prompts.answer_pos.to(logits.device)].float()
+        scores = logits[numbers, prompts.answer_pos.to(logits.device)].detach().float()
     reading.answers(numbers, scores.cpu(), lens)
     return reading.evidence(dict(report.missing))
 

@@ -13,8 +13,10 @@ from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models import Lens
 from icl_kernel_lens.prompts import PromptSet, check_fits
 
-BUDGET = 2**26
-"""Most attention weights (batch · head · position²) alive in one layer: 256 MiB in float32."""
+BUDGET = {"cpu": 2**24}
+"""Most attention weights (batch · head · position²) alive in one layer: 64 MiB in float32 on a CPU, where
+larger batches are slower; 1 GiB elsewhere."""
+ELSEWHERE = 2**28
 LARGEST_BATCH = 32
 
 
@@ -29,7 +31,7 @@ def batches(prompts: PromptSet, lens: Lens, batch_size: int | None) -> Iterator[
     at = 0
     while at < len(order):
         longest = int(prompts.lengths[order[at]])
-        fit = BUDGET // (lens.shape.heads * longest**2)
+        fit = BUDGET.get(lens.device.type, ELSEWHERE) // (lens.shape.heads * longest**2)
         size = batch_size or max(1, min(LARGEST_BATCH, fit))
         yield order[at : at + size]
         at += size

@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from safetensors import SafetensorError
 
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.models.lens import transformer_lens_classes
@@ -50,7 +53,10 @@ _records: WeakKeyDictionary[Any, LoadRecord] = WeakKeyDictionary()
 
 def load_record(model: Any) -> LoadRecord | None:
     """What `load_model` did to get this model; None for a model it did not load."""
-    return _records.get(model)
+    try:
+        return _records.get(model)
+    except TypeError:  # not weakly referencable, so not one of ours
+        return None
 
 
 def load_model(
@@ -71,11 +77,19 @@ def load_model(
     """
     if backend not in ("auto", "hooked", "bridge"):
         raise LoadError(f'backend must be "auto", "hooked" or "bridge"; got {backend!r}.')
+    if not isinstance(name, str | Path):
+        raise LoadError(
+            f'load_model takes "mini", a folder or a name; got a {type(name).__name__}. A model that is already '
+            "loaded needs no loading: pass it to task.prompts(model, ...) and read(model, prompts)."
+        )
     source = str(name)
     path = MINI if source == "mini" else Path(source)
     local = path.is_dir()
     hf, tokenizer = _load_hugging_face(path if local else source, local, dtype)
-    hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        raise LoadError(f"the model cannot be moved to device {str(device)!r}: {error}") from error
     revision = getattr(hf.config, "_commit_hash", None)
 
     hooked_class, _ = transformer_lens_classes()
@@ -120,15 +134,16 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
         )
     options = {"local_files_only": True} if local else {}
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=dtype or "auto",
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            **options,
-        )
-    except (OSError, ValueError) as error:
+        with _without_progress_bar() if local else nullcontext():
+            hf = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=dtype or "auto",
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=False,
+                **options,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
         hint = (
             "The folder must hold safetensors weights"
             if local
@@ -140,9 +155,27 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError):
+    except Exception as error:  # a damaged file fails in as many ways as there are parsers
+        if local and any(
+            (Path(where) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+        ):
+            raise LoadError(f"the tokenizer in {where} cannot be read: {error}") from error
         tokenizer = None  # a model without tokenizer still works, with PromptSet.from_tokens
     return hf.eval(), tokenizer
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """No bar for mapping a local file into memory. A download keeps its bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:
@@ -186,8 +219,7 @@ def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
     )
     from transformer_lens.config import HookedTransformerConfig
 
-    with tempfile.TemporaryDirectory(prefix="config-") as folder:
-        # The converters read a folder's config.json; its name must not contain "llama" or "gemma".
+    with tempfile.TemporaryDirectory(prefix="config-", dir=_neutral_folder()) as folder:
         written = _complete(hf.config.to_dict()) | {"architectures": [type(hf).__name__]}
         (Path(folder) / "config.json").write_text(json.dumps(written, default=str))
         if ours := _CONFIGURATIONS.get(type(hf).__name__):
@@ -218,6 +250,14 @@ def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
         )
     model.tokenizer = tokenizer
     return model.eval()
+
+
+def _neutral_folder() -> str | None:
+    """Where temporary folders may be: the converters read an architecture out of the path's name."""
+    for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if not any(word in folder.lower() for word in ("llama", "gemma")) and Path(folder).is_dir():
+            return folder
+    return None
 
 
 def _complete(config: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 On a few random tokens, for every layer:
 
     the pattern hook fires exactly once, with shape (batch, head, query, key)
+    A[q, k] = 0 for k > q    attention is causal, so that padding cannot be seen
     Σ_k A[q, k] = 1          or 1 − (the declared attention sink), up to rounding
     z[q] = Σ_k A[q, k] v[k]  per query head; values are repeated over the group of query heads
 
@@ -68,9 +69,10 @@ def probe(lens: Lens) -> ProbeReport:
     try:
         if lens.model in _reports:
             return _reports[lens.model]
+        report = _probe(lens)
+        _reports[lens.model] = report
     except TypeError:  # a model that cannot be weakly referenced is probed every time
         return _probe(lens)
-    report = _reports[lens.model] = _probe(lens)
     return report
 
 
@@ -112,6 +114,13 @@ def _probe(lens: Lens) -> ProbeReport:
             raise ModelError(
                 f"blocks.{layer}.attn.hook_pattern must have shape {expected} (batch, head, query, "
                 f"key); it has {tuple(seen[layer, 'hook_pattern'].shape)} in {lens.name}."
+            )
+        future = seen[layer, "hook_pattern"].triu(1)[0].abs().max().item()
+        if future > limit:
+            raise ModelError(
+                "attention must be causal to be read at the answer position; in blocks."
+                f"{layer}.attn.hook_pattern of {lens.name} a position gives {future:.1e} of its attention to later "
+                "ones. Encoders and bidirectional models cannot be scored."
             )
         row_sum[layer], values[layer] = _residuals(
             seen[layer, "hook_pattern"],

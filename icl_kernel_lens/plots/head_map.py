@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LABEL_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 """Okabe and Ito's palette, told apart by the colour-blind."""
 SCHEME = "viridis"
-DIGITS = 3
+DIGITS = 4
 """Digits of a weight in the figure: packed as text, they make a page twenty times smaller."""
 SIDE = 300
 
@@ -43,6 +43,10 @@ def head_map(scores: HeadScores) -> Figure:
     if scores.shown is not None and scores.shown.weights.numel():
         parts.append(_demo_bars(scores.shown))
         data["demos"] = _demo_rows(scores.shown)
+    framed = "with the largest mean"
+    if scores.controls:
+        above = scores.above_control().nan_to_num(nan=-math.inf).max() > 0
+        framed = "furthest above its control" if above else "nearest to its control; none is above"
     run = scores.run
     title = f"{scores.title[0].upper()}{scores.title[1:]}"
     chart = (
@@ -50,8 +54,12 @@ def head_map(scores: HeadScores) -> Figure:
         .properties(
             title=alt.TitleParams(
                 title,
-                subtitle=f"{run.model} on {run.prompts.task}: {len(scores.values)} prompts of "
-                f"{run.prompts.demos} demonstrations; {scores.unit}; layers and heads from 0",
+                subtitle=[
+                    f"{run.model} on {run.prompts.task}: {len(scores.values)} prompts of "
+                    f"{run.prompts.demos} demonstrations; {scores.unit}"
+                    + (f"; pooling {scores.settings['pooling']}" if "pooling" in scores.settings else ""),
+                    f"framed: the head {framed}; layers and heads from 0",
+                ],
                 anchor="start",
             )
         )

@@ -56,7 +56,7 @@ def profile_map(evidence: Evidence) -> Figure:
         .encode(
             x=alt.X(
                 "column:O",
-                title="position, each text stretched to the same length; yᵢ marks label i",
+                title="position, each text stretched to the same length; y0, y1, … are the labels",
                 axis=alt.Axis(values=ticks, labelExpr=f"({names})[datum.value]", labelAngle=0),
             ),
             y=alt.Y("row:O", title=None, sort=order),
@@ -64,7 +64,7 @@ def profile_map(evidence: Evidence) -> Figure:
                 "attention:Q",
                 scale=alt.Scale(scheme="viridis", type="sqrt"),
                 title="attention",
-                legend=alt.Legend(format=".2f"),
+                legend=alt.Legend(format=".2~g"),
             ),
             tooltip=["row:N", "place:N", alt.Tooltip("attention:Q", format=".4f")],
         )

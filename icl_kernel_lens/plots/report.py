@@ -11,13 +11,21 @@ from icl_kernel_lens.plots.page import Page
 from icl_kernel_lens.plots.token_view import MOST_HEADS, token_view
 from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.scores.in_context import TaskAccuracy
+from icl_kernel_lens.scores.notices import notices
 
 READING = (
     "Each attention head is read as a kernel regression: its attention from the answer position to the "
-    "demonstrations' labels is taken as the weights of a vote over those labels. The number is how often "
-    "that vote is the answer compared with. Compare it with the head's strongest control, never with one "
-    "over the number of labels."
+    "demonstrations ({pooling}) is taken as the weights of a vote over their labels. The number is how often "
+    "that vote is {whose}. Compare it with the head's strongest control, never with one over the number "
+    "of labels."
 )
+POOLINGS = {
+    "label": "to the first token of their labels",
+    "label_sum": "to all tokens of their labels, summed",
+    "span_max": "the largest weight on any of their tokens, text or label",
+    "span_sum": "to all of their tokens, summed",
+    "span_mean": "to all of their tokens, the mean",
+}
 LIMITS = (
     "What this does not show: that the answer depends on the head (nothing was changed in the model); "
     "that its weights come from the inputs rather than from the label words; that the best head is as good "
@@ -47,18 +55,31 @@ def write_report(
         for name, why in accuracy.reasons.items():
             page.text(f"{name.replace('_', ' ')}: not measured ({why}).")
     page.heading("Which heads vote like the answer?")
-    page.text(READING).chart(main.figure())
+    pooling = main.settings["pooling"]
+    what = POOLINGS[pooling.removesuffix("_without_first")]
+    page.text(
+        READING.format(
+            pooling=what + (", position 0 left out" if pooling.endswith("_without_first") else ""),
+            whose="the model's own answer" if main.settings["against"] == "model" else "the true label",
+        )
+    )
+    for notice in notices(evidence, main):
+        page.text(notice)
+    page.chart(main.figure())
     for result in scores:
         _score_table(page, result)
     page.text(LIMITS)
     page.heading("Where does the answer position look?")
     page.chart(evidence.figure())
-    if evidence.rows.shape[0] and not main.mean().isnan().all():
+    if evidence.prompts.strings and not main.mean().isnan().all():
         best = main.table()["head"].head(MOST_HEADS)
         view = token_view(evidence, [_parse(name) for name in best])
         page.tokens(view.props, view.caption)
     page.heading("How it was measured")
-    page.table(["setting", "value"], [[name, value] for name, value in _settings(evidence)])
+    page.table(
+        ["setting", "value"],
+        [[name, value] for name, value in [*_settings(evidence), *main.settings.items()]],
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.html(), encoding="utf-8")
     return path
@@ -80,10 +101,11 @@ def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:
     ]
     settings = ", ".join(f"{name} {value}" for name, value in scores.settings.items())
     reasons = "".join(f" Not scored: {why} ({count} cells)." for why, count in scores.reasons.items())
+    page.heading(f"{scores.title[0].upper()}{scores.title[1:]} (pooling {scores.settings['pooling']})")
     page.table(
         [c.replace("_", " ") for c in columns],
         rows,
-        f"{scores.title[0].upper()}{scores.title[1:]}, {scores.unit}; {len(scores.values)} prompts; {settings}. "
+        f"{scores.unit[0].upper()}{scores.unit[1:]}; {len(scores.values)} prompts; {settings}. "
         f"The {len(rows)} heads furthest above their controls.{reasons}",
     )
 
@@ -103,6 +125,7 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("prompts", f"{len(prompts)} of {info.demos} demonstrations, {int(prompts.lengths.min())}–"
          f"{int(prompts.lengths.max())} tokens, seed {info.seed}"),
         ("demonstration sets", "fresh for every test input" if info.sets is None else str(info.sets)),
+        ("demonstrations balanced", "yes" if info.balanced else "no"),
         ("beginning-of-sequence token", {True: "yes", False: "no", None: "not known"}[info.prepend_bos]),
         ("labels scored on", run.score_on.replace("_", " ")),
         ("template tokens in spans", "counted" if run.template_tokens else "left out"),

@@ -36,6 +36,7 @@ def prompts_from(
     seed: int,
     sets: int | None,
     balanced: bool,
+    given: bool,
     score_on: ScoreOn,
     prepend_bos: bool | None,
 ) -> PromptSet:
@@ -44,7 +45,7 @@ def prompts_from(
         task=source.name,
         origin=source.origin,
         demos=len(episodes[0].demos),
-        sets=sets,
+        sets=1 if given else sets,
         balanced=balanced,
         seed=seed,
     )
@@ -136,6 +137,8 @@ def build_prompts(
     gap = _label_gap(template)
     sequences = _answers(tokenizer, texts, [e.ids for e in encoded], words, gap, prepend_bos)
 
+    if score_on == "first_token":
+        _refuse_equal_beginnings(tokenizer, words, sequences)
     demos = len(episodes[0].demos)
     for prompt, (episode, row) in enumerate(zip(episodes, encoded, strict=True)):
         for i, demo in enumerate(episode.demos):
@@ -174,8 +177,7 @@ def build_prompts(
         label_words=tuple(words),
         classes=classes,
         strings=tuple(
-            tuple(_token_string(text, row, i) for i in range(len(row.ids)))
-            for text, row in list(zip(texts, encoded, strict=True))[:SHOWN]
+            _token_strings(text, row) for text, row in list(zip(texts, encoded, strict=True))[:SHOWN]
         ),
         info=replace(
             info,
@@ -187,6 +189,23 @@ def build_prompts(
     )
     check_fits(prompts, lens)
     return prompts
+
+
+def _refuse_equal_beginnings(
+    tokenizer: Any, words: list[tuple[str, ...]], sequences: list[list[list[int]]]
+) -> None:
+    """Labels scored on their first token must differ in it."""
+    for prompt, (row, answers) in enumerate(zip(words, sequences, strict=True)):
+        seen: dict[int, str] = {}
+        for word, answer in zip(row, answers, strict=True):
+            if answer[0] in seen:
+                name = getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__
+                raise PromptError(
+                    f"label words must differ in their first token to be scored on it; {seen[answer[0]]!r} and "
+                    f"{word!r} both begin with {tokenizer.decode([answer[0]])!r} (token {answer[0]}, prompt "
+                    f'{prompt}) for {name}. Choose other label words, or score whole labels (score_on="sequence").'
+                )
+            seen[answer[0]] = word
 
 
 def _check_tokenizer(lens: Lens) -> Any:
@@ -333,19 +352,32 @@ def _answers(
                     f"prompt's own tokens from position {same} on. End the template, before "
                     "the label, in a character that the tokenizer does not merge, such as ':'."
                 )
+            if (unknown := getattr(tokenizer, "unk_token_id", None)) is not None and unknown in ids[
+                len(prompt) :
+            ]:
+                raise PromptError(
+                    f"every label word must be in the tokenizer's vocabulary; {word!r} is not (it becomes "
+                    f"{tokenizer.unk_token!r}). Choose other words in label_words."
+                )
             answers.append(ids[len(prompt) :])
         found.append(answers)
     return found
 
 
-def _token_string(text: str, row: _Located, i: int) -> str:
-    span = row.offsets[i]
-    if span is None:
-        return "⟨bos⟩"
-    start, end = span
-    # A token's string reaches to where the next begins, so that white space is never lost.
-    following = next((s for s in row.offsets[i + 1 :] if s is not None), None)
-    begin = start
-    if i == 0 or row.offsets[i - 1] is None:
-        begin = 0
-    return text[begin : max(end, following[0] if following is not None else len(text))]
+def _token_strings(text: str, row: _Located) -> tuple[str, ...]:
+    """Each token's part of the text; joined they give the text, so that no white space is lost.
+
+    A token's part reaches to where the next begins. Of several tokens that spell one character (bytes of an
+    emoji), the first shows it and the others are empty.
+    """
+    found, shown = [], 0
+    starts = [span[0] if span is not None else None for span in row.offsets]
+    for i, span in enumerate(row.offsets):
+        if span is None:
+            found.append("⟨bos⟩")
+            continue
+        following = next((s for s in starts[i + 1 :] if s is not None), len(text))
+        end = max(shown, span[1], following)
+        found.append(text[shown:end])
+        shown = end
+    return tuple(found)

@@ -6,11 +6,12 @@ A `PromptSet` holds tokens and where each demonstration, its text and its label 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from html import escape
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int
@@ -113,24 +114,34 @@ class PromptSet:
 
         Raises: PromptError: a position outside its prompt, labels out of range, equal label tokens.
         """
+        tokens = _ints("tokens", tokens, 2)
         count, width = tokens.shape
-        if count == 0:
-            raise PromptError("a PromptSet must hold at least one prompt; tokens has shape (0, …).")
-        tokens, label_pos, demo_labels = (t.detach().cpu().long() for t in (tokens, label_pos, demo_labels))
-        words = label_tokens.detach().cpu().long()
-        words = words.expand(count, -1) if words.dim() == 1 else words
-        answer = torch.full((count,), width - 1) if answer_pos is None else answer_pos.detach().cpu().long()
+        label_pos = _ints("label_pos", label_pos, 2, count)
+        demo_labels = _ints("demo_labels", demo_labels, 2, count)
+        words = _ints("label_tokens", label_tokens)
+        words = words.expand(count, -1) if words.dim() == 1 else _ints("label_tokens", words, 2, count)
+        answer = (
+            torch.full((count,), width - 1)
+            if answer_pos is None
+            else _ints("answer_pos", answer_pos, 1, count)
+        )
         label_spans = torch.stack([label_pos, label_pos + 1], -1)
         if demo_spans is None:
             starts = torch.cat([torch.zeros_like(label_pos[:, :1]), label_pos[:, :-1] + 1], 1)
             demo_spans = torch.stack([starts, label_pos + 1], -1)
-        demo_spans = demo_spans.detach().cpu().long()
+        demo_spans = _ints("demo_spans", demo_spans, 3, count)
+        if label_pos.shape != demo_labels.shape or demo_spans.shape != (*label_pos.shape, 2):
+            raise PromptError(
+                "label_pos, demo_labels and demo_spans must agree in the number of demonstrations; their shapes "
+                f"are {tuple(label_pos.shape)}, {tuple(demo_labels.shape)} and {tuple(demo_spans.shape)}."
+            )
         _check_positions(answer, demo_spans, label_spans, torch.full((count,), width))
         lengths = answer + 1
         roles = torch.full_like(tokens, int(Role.TEXT))
         roles = roles.scatter(1, label_pos, int(Role.LABEL))
         roles = roles.masked_fill(torch.arange(width) >= lengths[:, None], int(Role.PADDING))
         labels = words.shape[1]
+        _warn_if_shifted(tokens, label_pos, demo_labels, words)
         return cls(
             tokens=tokens,
             lengths=lengths,
@@ -141,12 +152,12 @@ class PromptSet:
             demo_labels=demo_labels,
             label_sequences=words[..., None].clone(),
             label_lengths=torch.ones(count, labels, dtype=torch.long),
-            demo_set=torch.arange(count) if demo_set is None else demo_set.detach().cpu().long(),
-            test_labels=None if test_labels is None else test_labels.detach().cpu().long(),
+            demo_set=torch.arange(count) if demo_set is None else _ints("demo_set", demo_set, 1, count),
+            test_labels=None if test_labels is None else _ints("test_labels", test_labels, 1, count),
             label_words=tuple(tuple(f"token {t}" for t in row) for row in words.tolist()),
             classes=tuple(f"class {c}" for c in range(labels)),
             strings=tuple(
-                tuple(str(t) for t in row[:end])
+                tuple(f"{t} " for t in row[:end])
                 for row, end in zip(tokens[:SHOWN].tolist(), lengths[:SHOWN].tolist(), strict=True)
             ),
             info=PromptInfo(demos=label_pos.shape[1]),
@@ -177,7 +188,8 @@ class PromptSet:
 
     def select(self, prompts: Sequence[int]) -> PromptSet:
         """Some of the prompts, in the order given."""
-        index = torch.as_tensor(list(prompts), dtype=torch.long)
+        index = torch.as_tensor(list(prompts))
+        index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
         shown = {i: self.strings[i] for i in range(len(self.strings))}
         kept: list[tuple[str, ...]] = []
         for i in index[:SHOWN].tolist():
@@ -292,10 +304,50 @@ class PromptSet:
         )
 
 
+def _ints(name: str, given: Tensor, dims: int | None = None, prompts: int | None = None) -> Tensor:
+    """A copy of whole numbers on the CPU, with the number of axes and of prompts that it must have."""
+    tensor = torch.as_tensor(given).detach().cpu()
+    if tensor.is_floating_point() or tensor.dim() == 0 or (dims is not None and tensor.dim() != dims):
+        raise PromptError(
+            f"{name} must hold whole numbers{f' on {dims} axes' if dims else ''}; it has shape "
+            f"{tuple(tensor.shape)} and type {tensor.dtype}."
+        )
+    if prompts is not None and len(tensor) != prompts:
+        raise PromptError(
+            f"{name} must have one row a prompt; it has {len(tensor)} and tokens has {prompts}."
+        )
+    if len(tensor) == 0:
+        raise PromptError(
+            f"a PromptSet must hold at least one prompt; {name} has shape {tuple(tensor.shape)}."
+        )
+    return tensor.long().clone()
+
+
+def _warn_if_shifted(tokens: Tensor, label_pos: Tensor, demo_labels: Tensor, words: Tensor) -> None:
+    """Say so where no label position holds its label token: the positions may be shifted."""
+    if demo_labels.numel() == 0 or not 0 <= int(demo_labels.min()) <= int(demo_labels.max()) < words.shape[1]:
+        return  # out of range: refused in a moment
+    if not (tokens.gather(1, label_pos) == words.gather(1, demo_labels)).any():
+        warnings.warn(
+            "at no label position stands the label token of its demonstration; in prompt 0, position "
+            f"{int(label_pos[0, 0])} holds token {int(tokens[0, label_pos[0, 0]])} and its label's token is "
+            f"{int(words[0, demo_labels[0, 0]])}. If demonstrations show other tokens than those scored, this is "
+            "as it should be; else label_pos is shifted.",
+            stacklevel=3,
+        )
+
+
 def _check(prompts: PromptSet) -> None:
     """Everything that must hold of any prompts, wherever they came from."""
     if len(prompts) == 0:
         raise PromptError("a PromptSet must hold at least one prompt.")
+    if len(prompts.label_words) != len(prompts):
+        raise PromptError(
+            f"every prompt needs its label words; there are {len(prompts)} prompts and {len(prompts.label_words)} "
+            "rows of label_words. PromptSet.from_tokens fills them in."
+        )
+    if prompts.score_on not in get_args(ScoreOn):
+        raise PromptError(f'score_on must be "first_token" or "sequence"; got {prompts.score_on!r}.')
     if prompts.labels < 2:
         raise PromptError(f"a classification task must have at least two label words; got {prompts.labels}.")
     _check_positions(prompts.answer_pos, prompts.demo_spans, prompts.label_spans, prompts.lengths)
@@ -309,6 +361,8 @@ def _check(prompts: PromptSet) -> None:
                 f"{name} must lie in 0…{prompts.labels - 1} (there are {prompts.labels} label tokens); found "
                 f"{int(labels.min())}…{int(labels.max())}."
             )
+    if prompts.score_on == "sequence":
+        _check_prefixes(prompts)
     if prompts.score_on == "first_token":
         first = prompts.label_tokens.sort(1).values
         if (clash := (first[:, 1:] == first[:, :-1]).any(1)).any():
@@ -322,6 +376,23 @@ def _check(prompts: PromptSet) -> None:
                 f"{prompts.info.tokenizer or 'these ids'}. Choose other words in label_words, or pass "
                 'score_on="sequence".'
             )
+
+
+def _check_prefixes(prompts: PromptSet) -> None:
+    """No label may begin another: the shorter would always be at least as probable."""
+    sequences, lengths = prompts.label_sequences, prompts.label_lengths
+    for a in range(prompts.labels):
+        shown = torch.arange(sequences.shape[2]) < lengths[:, a, None]
+        for b in range(prompts.labels):
+            same = ((sequences[:, a] == sequences[:, b]) | ~shown).all(1) & (lengths[:, a] <= lengths[:, b])
+            if a != b and same.any():
+                prompt = int(same.nonzero()[0])
+                words = prompts.label_words[prompt]
+                raise PromptError(
+                    f"no label word may begin another when whole labels are scored; {words[a]!r} begins {words[b]!r} "
+                    f"in tokens (prompt {prompt}), so it would always be at least as probable. Choose other words "
+                    "in label_words."
+                )
 
 
 def _check_positions(answer_pos: Tensor, demo_spans: Tensor, label_spans: Tensor, lengths: Tensor) -> None:

@@ -208,7 +208,7 @@ class HeadScores:
                     texts=tuple(tuple(row) for row in shown["texts"]),
                 ),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise store.missing_field(path, "HeadScores", error) from error
 
     def figure(self) -> Figure:

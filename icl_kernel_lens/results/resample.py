@@ -19,12 +19,16 @@ def cluster_bootstrap(
 
     Clusters (prompts that share demonstrations) are drawn whole, with replacement, because prompts of
     one cluster are not independent. Does not show: more than the clusters there are can tell; with
-    fewer than about twenty, percentile intervals are too narrow.
+    fewer than about twenty, percentile intervals are too narrow. NaN for a single cluster, which tells
+    nothing about others.
     """
     present = ~values.isnan()
     _, member = clusters.unique(return_inverse=True)
     count = int(member.max()) + 1
     cells = values.shape[1]
+    if count == 1:
+        unknown = torch.full((cells,), float("nan"), dtype=values.dtype)
+        return unknown, unknown.clone()
     total = torch.zeros(count, cells, dtype=torch.float64).index_add(0, member, values.nan_to_num().double())
     number = torch.zeros(count, cells, dtype=torch.float64).index_add(0, member, present.double())
     generator = torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,7 +32,10 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapp
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in tensors.items()
+            },
             partial,
             metadata={_KEY: header},
         )
@@ -64,15 +68,22 @@ def read_header(path: str | Path) -> dict[str, Any]:
         )
     try:
         header = json.loads(text)
-        kind, version, meta = header["kind"], header["format"], header["meta"]
+        kind, version, meta = header["kind"], header["format"], dict(header["meta"])
     except (ValueError, KeyError, TypeError) as error:
         raise LoadError(f"the header of {path} cannot be read ({error!r}); the file is damaged.") from error
     if version != FORMAT:
         raise LoadError(
             f"{path} has format version {version}; this library reads version {FORMAT}. Read it with the "
-            f"version that wrote it ({meta.get('run', {}).get('versions', {}).get('icl-kernel-lens', 'unknown')})."
+            f"version that wrote it ({_written_by(meta)})."
         )
     return {"kind": kind, "meta": meta}
+
+
+def _written_by(meta: dict[str, Any]) -> str:
+    try:
+        return str(meta["run"]["versions"]["icl-kernel-lens"])
+    except (KeyError, TypeError):
+        return "unknown"
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -34,8 +34,8 @@ def effective_demos(evidence: Evidence, *, pooling: Pooling = "label") -> HeadSc
 
 
 def _describe(evidence: Evidence, pooling: Pooling, name: str, title: str, unit: str) -> HeadScores:
-    weights = evidence.pooled(pooling)
     answer = reference(evidence, "model")
+    weights = evidence.pooled(pooling)
     values = weights.sum(-1) if name == "label_mass" else effective_number(weights)
     return HeadScores(
         name=name,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import Reference
+from icl_kernel_lens.axes import Reference, check_reference
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence import Evidence
 from icl_kernel_lens.results.head_scores import ShownDemos
@@ -17,6 +17,12 @@ SHOWN_PROMPTS = 4
 
 def reference(evidence: Evidence, against: Reference) -> Int[Tensor, " prompt"]:
     """The answers to compare with."""
+    if not isinstance(evidence, Evidence):
+        raise ResultError(
+            f"a score is computed from Evidence; got a {type(evidence).__name__}. Read the model first: "
+            "read(model, prompts)."
+        )
+    check_reference(against)
     prompts = evidence.prompts
     if prompts.demos == 0:
         raise ResultError(

@@ -42,9 +42,9 @@ def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pool
               tensor([[1.0000, 0.0000],
                       [0.5000,    nan]])
     """
+    answer = reference(evidence, against)
     prompts = evidence.prompts
     weights = evidence.pooled(pooling)
-    answer = reference(evidence, against)
     shares = kernel_regression(weights, prompts.demo_labels, prompts.labels)
     vote = hard_vote(shares)
     values = credit(vote, answer)

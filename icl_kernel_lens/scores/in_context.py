@@ -52,14 +52,17 @@ class TaskAccuracy:
             found[name] = low.item(), high.item()
         return found
 
+    def best_without(self) -> str:
+        """The best of the conditions that the demonstrations' labels cannot help."""
+        mean = self.mean()
+        return max((name for name in mean if name != "demonstrations"), key=lambda name: mean[name])
+
     def gain(self) -> tuple[float, float, float]:
-        """Accuracy with demonstrations minus the best condition without, and its 95 % interval.
+        """Accuracy with demonstrations minus that of `best_without()`, and its 95 % interval.
 
         The difference is taken prompt by prompt, so that easy test inputs cancel.
         """
-        others = {name: right for name, right in self.correct.items() if name != "demonstrations"}
-        best = max(others, key=lambda name: others[name].mean().item())
-        difference = self.correct["demonstrations"] - others[best]
+        difference = self.correct["demonstrations"] - self.correct[self.best_without()]
         low, high = cluster_bootstrap(difference[:, None], self.demo_set)
         return difference.mean().item(), low.item(), high.item()
 
@@ -67,10 +70,12 @@ class TaskAccuracy:
         """One sentence: is there in-context learning to explain?"""
         gain, low, high = self.gain()
         points = [f"{100 * x:+.1f}" for x in (gain, low, high)]
-        span = (
-            f"{points[0]} percentage points over the best condition without them (95 % interval "
-            f"{points[1]} to {points[2]})"
-        )
+        other = self.best_without().replace("_", " ")
+        span = f"{points[0]} percentage points over {other} (95 % interval {points[1]} to {points[2]})"
+        if self.reasons:
+            span += f"; {', '.join(self.reasons).replace('_', ' ')} not measured"
+        if low != low:
+            return f"Undetermined: {span}. A single demonstration set gives no interval; draw several."
         if low > 0:
             return f"The demonstrations help: {span}."
         return (
@@ -107,7 +112,7 @@ class TaskAccuracy:
                 RunInfo.from_json(meta["run"]),
                 meta["reasons"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise store.missing_field(path, "TaskAccuracy", error) from error
 
     def __repr__(self) -> str:
@@ -145,7 +150,9 @@ def in_context_accuracy(
         )
     if prompts.demos == 0:
         raise ResultError("in-context learning needs demonstrations; these prompts have none.")
-    if evidence is not None and not torch.equal(evidence.prompts.tokens, prompts.tokens):
+    if evidence is not None and not (
+        torch.equal(evidence.prompts.tokens, prompts.tokens) and evidence.prompts.score_on == prompts.score_on
+    ):
         raise ResultError("the evidence must be of these prompts; it was read from others.")
 
     def correct(scores: Float[Tensor, "prompt label"]) -> Float[Tensor, " prompt"]:

@@ -33,8 +33,8 @@ def soft_agreement(evidence: Evidence, *, pooling: Pooling = "label") -> HeadSco
 
     Raises:   EvidenceMissing: `evidence` was read without this pooling.
     """
-    prompts = evidence.prompts
     answer = reference(evidence, "model")
+    prompts = evidence.prompts
     weights, model = evidence.pooled(pooling), evidence.label_probabilities
     prior = kernel_regression(
         torch.ones(len(prompts), 1, 1, prompts.demos), prompts.demo_labels, prompts.labels

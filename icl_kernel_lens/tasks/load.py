@@ -24,13 +24,16 @@ def load_task(
     *,
     template: Template | str | None = None,
     label_words: Sequence[str] | None = None,
+    text_fields: Sequence[str] | None = None,
+    label_field: str = "label",
 ) -> Task | TopicsTask:
     """A task by name or from a file.
 
     `"topics"` is bundled (held-out pairs of topics and label words of the topics world);
     `"topics-unseen-labels"` uses label words that never were labels in training. A path to a jsonl, csv, tsv
-    or parquet file is read with `Task.from_files`; `NAME.train.jsonl` brings `NAME.test.jsonl` along. Other
-    names (`sst2`, `mnli`, …; see `tasks.presets`) are fetched from the Hugging Face Hub.
+    or parquet file is read with `Task.from_files`: half of its rows feed the demonstrations, the other half are
+    test inputs; `NAME.train.jsonl` brings `NAME.test.jsonl` along and is not split. `text_fields` and
+    `label_field` name a file's columns. Other names (`sst2`, `mnli`, …; see `tasks.presets`) are fetched from the Hugging Face Hub.
 
     Raises: TaskError: an unknown name, an unreadable file, fields or classes that do not fit.
     """
@@ -51,7 +54,14 @@ def load_task(
         if ".train." in path.name:
             sibling = path.with_name(path.name.replace(".train.", ".test."))
             test = sibling if sibling.exists() else None
-        return task_from_files(train, test, template=template, label_words=label_words)
+        return task_from_files(
+            train,
+            test,
+            text_fields=text_fields,
+            label_field=label_field,
+            template=template,
+            label_words=label_words,
+        )
     if text in PRESETS:
         return _from_hub(text, PRESETS[text], template, label_words)
     raise TaskError(
@@ -77,7 +87,7 @@ def task_from_files(
     name = name or train.name.split(".")[0]
     rows = _read_file(train)
     if test is None:
-        # One file feeds both pools: a fixed half each, so that no test input is ever a demonstration.
+        # One file feeds both pools: a fixed half of the rows each.
         order = random.Random(0).sample(range(len(rows)), len(rows))
         held = frozenset(order[: len(rows) // 2])
         pools = [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
@@ -116,7 +126,13 @@ def task_from_records(
             raise TaskError(f"both pools need examples; the {split} pool of {name!r} is empty.")
     preset = PRESETS.get(name)
     fields = tuple(text_fields or (("text", "text2") if "text2" in pools[0][0] else ("text",)))
-    known = tuple(classes) if classes is not None else _classes(pools, label_field, name)
+    if classes is None:
+        known, numbers = _classes(pools, label_field, name)
+    else:
+        known = tuple(classes)
+        # A label is a class's name or, failing that, its number: names that are digits come first.
+        numbers = {i: i for i in range(len(known))}
+        numbers |= {_as_number(word): i for i, word in enumerate(known)}
     if template is None:
         template = (
             preset.template
@@ -134,8 +150,8 @@ def task_from_records(
         classes=known,
         label_words=tuple(label_words),
         template=template,
-        train=_examples(pools[0], "train", fields, label_field, known, name),
-        test=_examples(pools[1], "test", fields, label_field, known, name),
+        train=_examples(pools[0], "train", fields, label_field, known, numbers, name),
+        test=_examples(pools[1], "test", fields, label_field, known, numbers, name),
         origin=origin,
         licence=licence,
     )
@@ -183,8 +199,9 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _classes(
     pools: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]], label_field: str, name: str
-) -> tuple[str, ...]:
-    """The classes in order: of their numbers (named by `label_name` where there is one), or of the alphabet."""
+) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """The classes in order: of their numbers (named by `label_name` where there is one), or of the alphabet;
+    and which label is which class."""
     names: dict[Any, str] = {}
     for split, rows in zip(("train", "test"), pools, strict=True):
         for number, row in enumerate(rows):
@@ -203,14 +220,15 @@ def _classes(
                 f"label numbers must count up from 0 without gaps; {name!r} has {sorted(numbers)}. Give the "
                 "labels as names, or pass classes."
             )
-        return tuple(names[label] for label in range(len(names)))
-    return tuple(sorted(str(label) for label in names))
+        return tuple(names[label] for label in range(len(names))), {n: n for n in range(len(names))}
+    ordered = sorted(names, key=str)
+    return tuple(str(label) for label in ordered), {label: i for i, label in enumerate(ordered)}
 
 
 def _as_number(label: Any) -> Any:
     """Labels written as digits count as numbers."""
     text = str(label).strip()
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if text.isascii() and text.removeprefix("-").isdecimal() else text
 
 
 def _preset_words(preset: Preset | None, classes: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -232,6 +250,7 @@ def _examples(
     fields: tuple[str, ...],
     label_field: str,
     classes: tuple[str, ...],
+    numbers: Mapping[Any, int],
     name: str,
 ) -> tuple[Example, ...]:
     found = []
@@ -242,12 +261,8 @@ def _examples(
                 f"every example needs the fields {[*fields, label_field]}; {where} lacks {missing} and has "
                 f"{sorted(row)}. Name them with text_fields and label_field."
             )
-        label = _as_number(row[label_field])
-        if isinstance(label, int) and 0 <= label < len(classes):
-            index = label
-        elif str(row[label_field]) in classes:
-            index = classes.index(str(row[label_field]))
-        else:
+        index = numbers.get(_as_number(row[label_field]))
+        if index is None:
             raise TaskError(
                 f"every label must be a class; {where} has {row[label_field]!r} and the classes are "
                 f"{list(classes)}. Add it to classes, or drop the row."

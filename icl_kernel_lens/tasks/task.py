@@ -117,6 +117,7 @@ class MakesPrompts:
             seed=seed,
             sets=sets,
             balanced=balanced,
+            given=given is not None,
             score_on=score_on,
             prepend_bos=prepend_bos,
         )
@@ -126,8 +127,8 @@ class MakesPrompts:
 class Task(MakesPrompts):
     """A labelled pool for demonstrations, a labelled pool for test inputs, and the words to show.
 
-    `train` feeds the demonstrations and `test` the test inputs, so the two never overlap. `label_words[c]`
-    is the text written for class c, without the leading space that the template puts before it.
+    `train` feeds the demonstrations and `test` the test inputs; a text that is in both is never shown as a
+    demonstration before itself. `label_words[c]` is the text written for class c, without the leading space that the template puts before it.
     """
 
     name: str
@@ -241,34 +242,46 @@ class Task(MakesPrompts):
                 f"{self.name!r} has {len(self.test)}. Ask for fewer prompts."
             )
         tests = rng.sample(self.test, count)
-        groups = shared_sets(count, sets)
+        groups = shared_sets(count, 1 if given is not None else sets)
         if given is not None:
-            chosen = tuple(given)
-            drawn = dict.fromkeys(set(groups), chosen)
+            if wrong := [e.label for e in given if not 0 <= e.label < len(self.classes)]:
+                raise TaskError(
+                    f"labels must lie in 0…{len(self.classes) - 1} for {self.name!r}; given has {wrong}."
+                )
+            drawn = {0: tuple(given)}
         else:
-            drawn = {group: self._draw_demos(rng, demos, balanced) for group in sorted(set(groups))}
+            twice = {e.texts for e in self.train} & {e.texts for e in self.test}
+            hidden: dict[int, set[tuple[str, ...]]] = {group: set() for group in groups}
+            for group, test in zip(groups, tests, strict=True):
+                hidden[group] |= {test.texts} & twice
+            drawn = {group: self._draw_demos(rng, demos, balanced, hidden[group]) for group in sorted(hidden)}
         return [
             Episode(drawn[group], test, self.label_words, group)
             for group, test in zip(groups, tests, strict=True)
         ]
 
-    def _draw_demos(self, rng: random.Random, demos: int, balanced: bool) -> tuple[Example, ...]:
-        if demos > len(self.train):
+    def _draw_demos(
+        self, rng: random.Random, demos: int, balanced: bool, hidden: set[tuple[str, ...]]
+    ) -> tuple[Example, ...]:
+        """Demonstrations whose texts are not in `hidden` (the test inputs they will stand before)."""
+        train = [e for e in self.train if e.texts not in hidden] if hidden else self.train
+        less = f" beside the {len(hidden)} that it asks for as test inputs" if hidden else ""
+        if demos > len(train):
             raise TaskError(
                 f"demonstrations are drawn without replacement; {demos} were asked for and the train "
-                f"pool of {self.name!r} has {len(self.train)} examples. Ask for fewer demonstrations."
+                f"pool of {self.name!r} has {len(train)} examples{less}. Ask for fewer demonstrations."
             )
         if not balanced:
-            return tuple(rng.sample(self.train, demos))
+            return tuple(rng.sample(train, demos))
         order = rng.sample(range(len(self.classes)), len(self.classes))
         chosen: list[Example] = []
         for rank, label in enumerate(order):
             quota = demos // len(order) + (rank < demos % len(order))
-            pool = [example for example in self.train if example.label == label]
+            pool = [example for example in train if example.label == label]
             if quota > len(pool):
                 raise TaskError(
                     f"balanced demonstrations need {quota} examples of class {self.classes[label]!r}; "
-                    f"the train pool of {self.name!r} has {len(pool)}. Ask for fewer demonstrations, "
+                    f"the train pool of {self.name!r} has {len(pool)}{less}. Ask for fewer demonstrations, "
                     "or balanced=False."
                 )
             chosen += rng.sample(pool, quota)

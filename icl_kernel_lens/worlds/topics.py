@@ -168,19 +168,19 @@ class TopicsTask(MakesPrompts):
                 "given. For fixed demonstrations, make a task with Task.from_records."
             )
         check_counts(demos, count)
-        rng = random.Random(f"topics/{self.split}/{self.words}/{seed}")
-        groups = shared_sets(count, sets)
-        drawn: dict[int, tuple[Document, tuple[Example, ...]]] = {}
-        for group in sorted(set(groups)):
-            document = Document.draw(rng, self.split, self.words)
-            labels = [rng.randrange(2) for _ in range(demos)]
-            if balanced:
-                labels = [i % 2 for i in range(demos)]
-                rng.shuffle(labels)
-            drawn[group] = document, tuple(document.example(rng, label) for label in labels)
         found: list[Episode] = []
-        for group in groups:
-            document, shown = drawn[group]
+        shared: dict[int, tuple[random.Random, Document, tuple[Example, ...]]] = {}
+        for group in shared_sets(count, sets):
+            if group not in shared:  # each document has its own generator: the count changes no document
+                rng = random.Random(f"topics/{self.split}/{self.words}/{seed}/{group}")
+                document = Document.draw(rng, self.split, self.words)
+                labels = [rng.randrange(2) for _ in range(demos)]
+                if balanced:
+                    first = rng.randrange(2)  # of an odd number, either class may get the one more
+                    labels = [(first + i) % 2 for i in range(demos)]
+                    rng.shuffle(labels)
+                shared[group] = rng, document, tuple(document.example(rng, label) for label in labels)
+            rng, document, shown = shared[group]
             test = document.example(rng, rng.randrange(2))
             found.append(Episode(shown, test, document.label_words, group))
         return found

@@ -14,7 +14,7 @@ def fixture():
     from icl_kernel_lens import PromptSet
 
     return PromptSet.from_tokens(
-        torch.arange(10)[None],
+        torch.tensor([[1, 1, 20, 1, 1, 21, 1, 1, 20, 1]]),
         torch.tensor([[2, 5, 8]]),
         torch.tensor([[0, 1, 0]]),
         torch.tensor([20, 21]),
@@ -82,7 +82,7 @@ def test_a_demonstration_without_tokens_left_is_nan():
     from icl_kernel_lens import PromptSet
 
     prompts = PromptSet.from_tokens(
-        torch.arange(10)[None],
+        torch.tensor([[20, 1, 1, 1, 1, 21, 1, 1, 1, 1]]),
         torch.tensor([[0, 5]]),
         torch.tensor([[0, 1]]),
         torch.tensor([20, 21]),

@@ -56,6 +56,30 @@ def test_auto_on_a_local_folder(tmp_path, name):
 
 
 @needs_hooked
+def test_the_name_of_the_temporary_folder_plays_no_part(tmp_path, monkeypatch):
+    import tempfile
+
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.models import load_record
+
+    (tmp_path / "llama-gemma-tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "llama-gemma-tmp"))
+    record = load_record(load_model("mini", device="cpu"))
+    assert record is not None
+    assert record.backend == "hooked", record.why
+
+
+def test_loading_leaves_the_progress_bars_as_they_were(tmp_path):
+    from transformers.utils import logging
+
+    from icl_kernel_lens import load_model
+
+    assert logging.is_progress_bar_enabled()
+    load_model("mini", device="cpu")
+    assert logging.is_progress_bar_enabled()
+
+
+@needs_hooked
 def test_auto_falls_back_to_the_bridge_and_says_why(tmp_path):
     from icl_kernel_lens import load_model
     from icl_kernel_lens.errors import LoadError
@@ -108,6 +132,10 @@ def test_refusals(tmp_path):
         load_model(tmp_path)
     with pytest.raises(LoadError, match='neither "mini", nor a folder here, nor readable on the Hub'):
         load_model("no-such/model-anywhere")
+    with pytest.raises(LoadError, match="A model that is already loaded needs no loading"):
+        load_model.__wrapped__(hf_model("gpt2"))
+    with pytest.raises(LoadError, match="cannot be moved to device 'nonsense'"):
+        load_model("mini", device="nonsense")
     with pytest.raises(LoadError, match='backend must be "auto", "hooked" or "bridge"'):
         load_model.__wrapped__("mini", backend="fast")  # around the type check, as users call it
 
@@ -121,6 +149,24 @@ def test_pickled_weights_are_refused(tmp_path):
     torch.save(hf_model("gpt2").state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(LoadError, match="safetensors"):
         load_model(folder)
+
+
+def test_damaged_files_are_named(tmp_path):
+    import shutil
+
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.errors import LoadError
+    from icl_kernel_lens.models.load import MINI
+
+    for name, message in (
+        ("tokenizer.json", "the tokenizer in"),
+        ("model.safetensors", "could not load the model"),
+    ):
+        folder = tmp_path / name.split(".")[0]
+        shutil.copytree(MINI, folder)
+        (folder / name).write_bytes((MINI / name).read_bytes()[:1000])
+        with pytest.raises(LoadError, match=message):
+            load_model(folder, device="cpu")
 
 
 @needs_shared

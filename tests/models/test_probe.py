@@ -130,6 +130,17 @@ def test_layers_without_attention_are_nan_with_their_reason():
     assert scores.figure().png()[:4] == b"\x89PNG"
 
 
+def test_attention_that_sees_the_future_is_refused():
+    """A bidirectional model would see the padding: the result would depend on the batch."""
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import probe
+
+    lens = fresh("llama")
+    lens.model.blocks[0].attn.hook_pattern.add_hook(lambda pattern, hook: torch.ones_like(pattern) / 13)
+    with pytest.raises(ModelError, match=r"must be causal .* blocks\.0\.attn\.hook_pattern of unnamed"):
+        probe(lens)
+
+
 def test_a_model_without_hooks_is_refused():
     from icl_kernel_lens import read
     from icl_kernel_lens.errors import ModelError

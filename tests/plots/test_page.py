@@ -157,6 +157,7 @@ def test_figures_export_without_a_browser(hostile, tmp_path):
 def test_the_figure_holds_the_numbers(hostile):
     """Every cell's value and every packed weight, back from the specification."""
     from icl_kernel_lens import head_vote
+    from icl_kernel_lens.plots.head_map import DIGITS
 
     scores = head_vote(hostile)
     rows = scores.figure().spec()["datasets"]["heads"]
@@ -169,8 +170,8 @@ def test_the_figure_holds_the_numbers(hostile):
         assert row["control_name"] == names[at[0]][at[1]].replace("_", " ")
         weights = scores.shown.weights[:, at[0], at[1]]
         share = (weights / weights.sum(-1, keepdim=True)).flatten()
-        packed = [int(row["w"][k : k + 3]) / 999 for k in range(0, len(row["w"]), 3)]
-        torch.testing.assert_close(torch.tensor(packed), share, atol=6e-4, rtol=0)
+        packed = [int(row["w"][k : k + DIGITS]) / (10**DIGITS - 1) for k in range(0, len(row["w"]), DIGITS)]
+        torch.testing.assert_close(torch.tensor(packed), share, atol=6e-5, rtol=0)
 
 
 def test_the_averaged_map_holds_the_profile(hostile):

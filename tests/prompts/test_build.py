@@ -140,12 +140,34 @@ def test_equal_first_label_tokens_are_refused_and_both_shown():
 
     source = task(words=("very good", "very bad"))
     with pytest.raises(
-        PromptError, match=r"'very good' and 'very bad' both begin with token \d+.*score_on=\"sequence\""
+        PromptError,
+        match=r"'very good' and 'very bad' both begin with ' ?very' \(token \d+, prompt 0\).*score_on=\"sequence\"",
     ):
         build(byte_level(), source)
     prompts = build(byte_level(), source, score_on="sequence")
     assert (prompts.label_sequences[:, 0, 0] == prompts.label_sequences[:, 1, 0]).all()
     assert (prompts.label_lengths > 1).all()
+
+
+def test_unknown_and_overlapping_label_words_are_refused():
+    from icl_kernel_lens.errors import PromptError
+
+    with pytest.raises(PromptError, match=r"'☃' is not \(it becomes '\[UNK\]'\)"):
+        build(word_pieces(), task(words=("☃", "good")), score_on="sequence", demos=0)
+    with pytest.raises(PromptError, match="'very' begins 'very good' in tokens"):
+        build(byte_level(), task(words=("very good", "very")), score_on="sequence")
+
+
+def test_token_strings_join_to_the_text():
+    """Whatever the tokenizer does to spaces and to characters of several bytes."""
+    for make in FAMILIES.values():
+        prompts = build(make(), score_on="sequence", demos=6, count=8)
+        assert prompts.episodes is not None
+        for strings, episode in zip(prompts.strings, prompts.episodes, strict=True):
+            source = task()
+            parts = [f"Input: {d.texts[0]}\nOutput: {source.label_words[d.label]}\n" for d in episode.demos]
+            expected = "".join(parts) + f"Input: {episode.test.texts[0]}\nOutput:"
+            assert "".join(s for s in strings if s != "⟨bos⟩") == expected
 
 
 def test_labels_that_merge_with_their_surroundings_are_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-TOKENS = torch.arange(20).reshape(2, 10)
+TOKENS = torch.tensor([[0, 1, 30, 3, 4, 31, 6, 7, 30, 9], [10, 31, 12, 13, 31, 15, 30, 17, 18, 19]])
 LABEL_POS = torch.tensor([[2, 5, 8], [1, 4, 6]])
 DEMO_LABELS = torch.tensor([[0, 1, 0], [1, 1, 0]])
 LABEL_TOKENS = torch.tensor([30, 31])
@@ -35,7 +35,7 @@ def test_defaults():
 
 
 def test_label_words_may_differ_from_prompt_to_prompt():
-    words = torch.tensor([[30, 31], [40, 41]])
+    words = torch.tensor([[30, 31], [40, 41]])  # the second prompt's labels are shown by other words
     assert make(label_tokens=words).label_tokens.tolist() == words.tolist()
 
 
@@ -81,16 +81,59 @@ def test_refusals(changes, message):
         make(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": TOKENS.float()}, r"tokens must hold whole numbers on 2 axes; .* torch.float32"),
+        ({"label_pos": LABEL_POS[0]}, r"label_pos must hold whole numbers on 2 axes; it has shape \(3,\)"),
+        (
+            {"demo_labels": DEMO_LABELS[:1]},
+            "demo_labels must have one row a prompt; it has 1 and tokens has 2",
+        ),
+        ({"demo_labels": DEMO_LABELS[:, :2]}, "must agree in the number of demonstrations"),
+        (
+            {"label_tokens": torch.ones(3, 2, dtype=torch.long)},
+            "label_tokens must have one row a prompt; it has 3",
+        ),
+        ({"test_labels": torch.tensor([0])}, "test_labels must have one row a prompt"),
+        ({"tokens": TOKENS[:0]}, "at least one prompt"),
+    ],
+)
+def test_wrong_shapes_are_refused_without_type_checks_too(changes, message):
+    from icl_kernel_lens import PromptSet
+    from icl_kernel_lens.errors import PromptError
+
+    given = {
+        "tokens": TOKENS,
+        "label_pos": LABEL_POS,
+        "demo_labels": DEMO_LABELS,
+        "label_tokens": LABEL_TOKENS,
+    }
+    unchecked = PromptSet.from_tokens.__func__.__wrapped__  # as users call it, around the type check
+    with pytest.raises(PromptError, match=message):
+        unchecked(PromptSet, **(given | changes))
+
+
+def test_shifted_label_positions_are_warned_about_and_copies_are_taken():
+    with pytest.warns(UserWarning, match="position 1 holds token 1 and its label's token is 30"):
+        make(label_pos=LABEL_POS - 1)
+    tokens = TOKENS.clone()
+    prompts = make(tokens=tokens)
+    tokens[:] = 0
+    assert prompts.tokens[0, 2] == 30
+    assert len(prompts.select([True, False])) == 1
+
+
 def test_tokens_of_another_vocabulary_and_prompts_too_long(tiny):
     from icl_kernel_lens import PromptSet, read
     from icl_kernel_lens.errors import PromptError
 
     model, _ = tiny("llama")
     with pytest.raises(PromptError, match=r"token ids must lie in 0…88 for llama; found 200"):
-        read(model, make(tokens=TOKENS + 181), progress=False)
+        read(model, make(tokens=TOKENS + 169, label_tokens=LABEL_TOKENS + 169), progress=False)
     width = 130
     long = PromptSet.from_tokens(
-        torch.ones(2, width, dtype=torch.long),
+        torch.full((2, width), 30),
         torch.tensor([[20, 60, 100], [10, 30, 50]]),
         DEMO_LABELS,
         LABEL_TOKENS,

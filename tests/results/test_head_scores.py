@@ -88,6 +88,14 @@ def test_the_interval_leaves_nan_out():
     assert high.tolist() == [1, 0]
 
 
+def test_a_single_demonstration_set_gives_no_interval():
+    from icl_kernel_lens.results.resample import cluster_bootstrap
+
+    low, high = cluster_bootstrap(torch.rand(30, 2), torch.zeros(30, dtype=torch.long))
+    assert low.isnan().all()
+    assert high.isnan().all()
+
+
 def test_an_impossible_level_is_refused(scores):
     from icl_kernel_lens.errors import ResultError
 
@@ -155,6 +163,10 @@ def test_files_that_are_something_else(scores, tmp_path):
         HeadScores.load(rewrite("bare.safetensors", lambda h: h.pop("kind")))
     with pytest.raises(LoadError, match="does not hold a whole HeadScores: 'values'"):
         HeadScores.load(rewrite("part.safetensors", lambda h: None, drop=("values",)))
+    with pytest.raises(LoadError, match="cannot be read|does not hold"):
+        HeadScores.load(rewrite("list.safetensors", lambda h: h.update(meta=[1])))
+    with pytest.raises(LoadError, match="does not hold a whole HeadScores"):
+        HeadScores.load(rewrite("null.safetensors", lambda h: h["meta"].update(run=None)))
     with pytest.raises(LoadError, match="does not hold a whole HeadScores: 'title'"):
         HeadScores.load(rewrite("meta.safetensors", lambda h: h["meta"].pop("title")))
 

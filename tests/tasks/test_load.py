@@ -67,6 +67,34 @@ def test_odd_texts_survive_a_csv(tmp_path):
     assert task.classes == ("0", "1")
 
 
+def test_given_classes_are_matched_by_name_before_number():
+    """Labels "1" to "5" in an order of one's own: no label may land on another's class."""
+    from icl_kernel_lens import Task
+
+    rows = [{"text": f"stars {i}", "label": str(i % 5 + 1)} for i in range(20)]
+    for order in (("5", "4", "3", "2", "1"), ("1", "2", "3", "4", "5")):
+        task = Task.from_records(rows, rows, classes=order)
+        for row, example in zip(rows, task.train, strict=True):
+            assert task.classes[example.label] == row["label"]
+    named = [{"text": "a", "label": i % 2, "label_name": "12"[i % 2]} for i in range(6)]
+    task = Task.from_records(named, named)  # numbers 0 and 1 whose names are "1" and "2"
+    assert [e.label for e in task.train] == [0, 1, 0, 1, 0, 1]
+    assert task.classes == ("1", "2")
+
+
+def test_no_test_input_is_shown_before_itself():
+    from icl_kernel_lens import Task
+    from icl_kernel_lens.errors import TaskError
+
+    rows = [{"text": f"t{i % 8}", "label": i % 2} for i in range(16)]
+    task = Task.from_records(rows, rows)
+    for sets in (None, 4):
+        for episode in task.episodes(demos=5, count=16, seed=0, sets=sets):
+            assert episode.test.texts not in {d.texts for d in episode.demos}
+    with pytest.raises(TaskError, match="has 14 examples beside the 1 that it asks for"):
+        task.episodes(demos=15, count=1, seed=0)
+
+
 def test_draws_are_seeded_and_keep_pools_apart():
     task = records()
     a = task.episodes(demos=4, count=10, seed=3)
@@ -83,6 +111,7 @@ def test_draws_are_seeded_and_keep_pools_apart():
 
 def test_shared_sets_and_balance_and_given():
     from icl_kernel_lens.errors import TaskError
+    from icl_kernel_lens.tasks import Example
 
     task = records()
     shared = task.episodes(demos=4, count=10, seed=0, sets=5)
@@ -94,7 +123,11 @@ def test_shared_sets_and_balance_and_given():
         counts = [sum(d.label == c for d in episode.demos) for c in range(3)]
         assert max(counts) - min(counts) <= 1
     given = task.train[:2]
-    assert all(e.demos == given for e in task.episodes(demos=2, count=4, seed=0, given=given))
+    fixed = task.episodes(demos=2, count=4, seed=0, given=given)
+    assert all(e.demos == given for e in fixed)
+    assert {e.demo_set for e in fixed} == {0}, "prompts with the same demonstrations are one set"
+    with pytest.raises(TaskError, match=r"labels must lie in 0…2 .* given has \[7\]"):
+        task.episodes(demos=1, count=4, seed=0, given=[Example(("x",), 7)])
 
 
 def test_permuting_labels_keeps_the_texts():

@@ -60,6 +60,9 @@ def test_episodes_are_seeded_and_shared():
     task = TopicsTask()
     assert task.episodes(demos=3, count=5, seed=1) == task.episodes(demos=3, count=5, seed=1)
     assert task.episodes(demos=3, count=5, seed=1) != task.episodes(demos=3, count=5, seed=2)
+    assert task.episodes(demos=3, count=9, seed=1)[:5] == task.episodes(demos=3, count=5, seed=1)
+    odd = task.episodes(demos=5, count=60, seed=0, balanced=True)
+    assert {sum(d.label for d in e.demos) for e in odd} == {2, 3}
     shared = task.episodes(demos=4, count=6, seed=0, sets=2)
     assert shared[0].demos == shared[2].demos != shared[3].demos
     with pytest.raises(TaskError, match="demonstrations cannot be given"):
