@@ -30,7 +30,8 @@ vote = ikl.head_vote(evidence)
 print(vote.top(5).to_string(index=False, float_format="%.3f"))
 
 # %% [markdown]
-# The best of twelve heads is too good on the prompts it was chosen on. Fresh prompts, the same head:
+# The best of twelve heads is too good on the prompts it was chosen on. Fresh documents, the same head
+# (where test inputs come from a file, take two parts of one set instead: `prompts.select(range(100))`):
 
 # %%
 best = vote.best()
