@@ -16,6 +16,7 @@ PAIR = Template("Premise: {text}\nHypothesis: {text2}\nEntailment: {label}")
 
 
 def tweet(what: str) -> Template:
+    """How the tweet tasks are written: the question's key word before a yes or no."""
     return Template(f"Tweet: {{text}}\n{what}: {{label}}")
 
 
