@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -141,7 +142,7 @@ def score(
         (out / name).unlink(missing_ok=True)
         if (new / name).exists():
             (new / name).replace(out / name)
-    new.rmdir()
+    shutil.rmtree(new, ignore_errors=True)
     _say_where(out)
 
 
@@ -259,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"interrupted; what was finished is in the folder {UNFINISHED!r} of the output.", file=sys.stderr
+            f"interrupted; what was finished, if anything, is in the folder {UNFINISHED!r} of the output.",
+            file=sys.stderr,
         )
         return 130
     return 0

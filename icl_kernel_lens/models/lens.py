@@ -224,8 +224,13 @@ def _looking(point: Any, callback: Callable[[Tensor], None]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside (no dropout); every submodule's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules() if module.training]
+    """Evaluation mode inside (no dropout); every submodule's own mode again afterwards.
+
+    A bridge runs modules that it does not list among its own: those of the model it was built into.
+    """
+    roots = [model, getattr(model, "original_model", None)]
+    every = dict.fromkeys(m for root in roots if isinstance(root, nn.Module) for m in root.modules())
+    modes = [(module, module.training) for module in every if module.training]
     for module, _ in modes:
         module.training = False
     try:

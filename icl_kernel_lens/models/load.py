@@ -82,9 +82,17 @@ def load_model(
             f'load_model takes "mini", a folder or a name; got a {type(name).__name__}. A model that is already '
             "loaded needs no loading: pass it to task.prompts(model, ...) and read(model, prompts)."
         )
-    source = str(name)
+    with torch.random.fork_rng(devices=[]):  # building a model draws random numbers; the caller's stay
+        return _load(str(name), device, dtype, backend)
+
+
+def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | None, backend: Backend) -> Any:
     path = MINI if source == "mini" else Path(source)
     local = path.is_dir()
+    if path.is_file():
+        raise LoadError(
+            f"a local model is a folder in Hugging Face format; {path} is a file. Give its folder."
+        )
     hf, tokenizer = _load_hugging_face(path if local else source, local, dtype)
     try:
         hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -135,15 +143,16 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
     options = {"local_files_only": True} if local else {}
     try:
         with _without_progress_bar() if local else nullcontext():
-            hf = AutoModelForCausalLM.from_pretrained(
+            hf, info = AutoModelForCausalLM.from_pretrained(
                 where,
+                output_loading_info=True,
                 dtype=dtype or "auto",
                 attn_implementation="eager",
                 use_safetensors=True,
                 trust_remote_code=False,
                 **options,
             )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         hint = (
             "The folder must hold safetensors weights"
             if local
@@ -153,6 +162,11 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
         raise LoadError(
             f"could not load the model {str(where)!r}. {hint}. The loader said: {error}"
         ) from error
+    if absent := sorted(info["missing_keys"]):
+        raise LoadError(
+            f"every weight must be in the files; {where} lacks {len(absent)}, among them {absent[:3]}, which would be "
+            "random. Is the download or the copy whole, and is config.json of this model?"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except Exception as error:  # a damaged file fails in as many ways as there are parsers
@@ -162,6 +176,18 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
             raise LoadError(f"the tokenizer in {where} cannot be read: {error}") from error
         tokenizer = None  # a model without tokenizer still works, with PromptSet.from_tokens
     return hf.eval(), tokenizer
+
+
+def _attach(model: Any, tokenizer: Any | None) -> None:
+    """Give a model its tokenizer unchanged, and tell TransformerLens what it does, so that `to_tokens` works."""
+    model.tokenizer = tokenizer
+    if tokenizer is None:
+        return
+    ids = tokenizer("a")["input_ids"]
+    model.cfg.tokenizer_prepends_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
+    model.cfg.tokenizer_appends_eos = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
 
 
 @contextmanager
@@ -194,7 +220,7 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             'model.set_attn_implementation("eager") before.'
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             bridge = build_bridge_from_module(
                 hf, type(hf).__name__, hf_config=hf.config, tokenizer=None, model_name=name or "unnamed"
@@ -204,7 +230,7 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             f"TransformerBridge does not support {type(hf).__name__}: {error}. See TransformerLens's "
             "list of supported architectures."
         ) from error
-    bridge.tokenizer = tokenizer
+    _attach(bridge, tokenizer)
     return bridge
 
 
@@ -248,7 +274,7 @@ def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             center_unembed=False,
             fold_value_biases=False,
         )
-    model.tokenizer = tokenizer
+    _attach(model, tokenizer)
     return model.eval()
 
 
@@ -329,8 +355,11 @@ _CONFIGURATIONS = {"Gemma2ForCausalLM": _gemma2_config, "PhiForCausalLM": _phi_c
 
 def logit_residual(model: Any, hf: Any) -> float:
     """Largest difference of the two models' logits on random tokens, over the logits' spread."""
-    vocab = hf.config.vocab_size
-    length = min(32, model.cfg.n_ctx)
+    vocab, context = hf.config.vocab_size, model.cfg.n_ctx
+    windows = [getattr(hf.config, name, None) for name in ("sliding_window", "window_size")]
+    # A window shows only beyond its own length; one that the context cannot fill never does.
+    needed = [w + 24 for w in windows if isinstance(w, int) and w < context]
+    length = min(context, max([32, *needed]))
     tokens = torch.randint(vocab, (2, length), generator=torch.Generator().manual_seed(0))
     tokens = tokens.to(next(hf.parameters()).device)
     mask = torch.ones_like(tokens)

@@ -86,7 +86,7 @@ def rebuilt(model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted
         ),
         classes=prompts.classes,
         score_on=prompts.score_on,
-        prepend_bos=prompts.info.prepend_bos,
+        prepend_bos=prompts.info.bos_asked,
     )
 
 
@@ -184,6 +184,7 @@ def build_prompts(
             template=template,
             tokenizer=getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__,
             prepend_bos=has_bos,
+            bos_asked=prepend_bos,
         ),
         episodes=tuple(episodes),
     )

@@ -54,6 +54,8 @@ class PromptInfo:
     tokenizer: str | None = None
     prepend_bos: bool | None = None
     """Whether a beginning-of-sequence token stands first; None: not known (ready-made ids)."""
+    bos_asked: bool | None = None
+    """What was asked for; None: what the tokenizer does by default."""
     permuted_labels: bool = False
 
 

@@ -53,7 +53,7 @@ def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pool
         for name, simple in simple_votes(prompts.demo_labels, answer, prompts.labels).items()
     }
     controls["shuffled_labels"] = shuffled_credit(
-        weights, prompts.demo_labels, answer, prompts.labels, seed=prompts.info.seed or 0
+        weights, prompts.demo_labels, answer, prompts.labels, seed=(prompts.info.seed or 0) % 2**63
     )
     companions = {
         "kappa": cohen_kappa(vote, answer),

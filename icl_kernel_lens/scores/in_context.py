@@ -155,6 +155,13 @@ def in_context_accuracy(
     ):
         raise ResultError("the evidence must be of these prompts; it was read from others.")
 
+    lens = as_lens(model)
+    if evidence is not None and (evidence.run.model, evidence.run.kind) != (lens.name, lens.kind):
+        raise ResultError(
+            f"the evidence must be of this model; it was read from {evidence.run.model} ({evidence.run.kind}) and the "
+            f"model is {lens.name} ({lens.kind})."
+        )
+
     def correct(scores: Float[Tensor, "prompt label"]) -> Float[Tensor, " prompt"]:
         return (scores.argmax(1) == truth).float()
 
@@ -164,7 +171,13 @@ def in_context_accuracy(
     found = {"demonstrations": correct(evidence.label_scores) if evidence else ask(prompts)}
     reasons: dict[str, str] = {}
     if prompts.episodes is not None:
-        found["permuted_labels"] = ask(rebuilt(model, prompts, labels="permuted"))
+        permuted = rebuilt(model, prompts, labels="permuted")
+        if torch.equal(permuted.demo_labels, prompts.demo_labels):
+            reasons["permuted_labels"] = (
+                "permuting changes no label: too few demonstrations, or all of one class"
+            )
+        else:
+            found["permuted_labels"] = ask(permuted)
         found["no_demonstrations"] = ask(rebuilt(model, prompts, labels="none"))
     else:
         reasons = dict.fromkeys(
@@ -172,6 +185,5 @@ def in_context_accuracy(
         )
     majority = truth.bincount(minlength=prompts.labels).argmax()
     found["majority"] = (truth == majority).float()
-    lens = as_lens(model)
     run = evidence.run if evidence else RunInfo.of(lens, prompts.info, prompts.score_on)
     return TaskAccuracy(found, prompts.demo_set, run, reasons)

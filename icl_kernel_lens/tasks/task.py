@@ -127,7 +127,7 @@ class MakesPrompts:
 class Task(MakesPrompts):
     """A labelled pool for demonstrations, a labelled pool for test inputs, and the words to show.
 
-    `train` feeds the demonstrations and `test` the test inputs; a text that is in both is never shown as a
+    `train` feeds the demonstrations and `test` the test inputs; a text that is in both is never drawn as a
     demonstration before itself. `label_words[c]` is the text written for class c, without the leading space that the template puts before it.
     """
 

@@ -98,6 +98,42 @@ def test_the_users_own_hooks_run_first_and_stay(kind):
     assert not torch.allclose(edited.label_scores, plain.label_scores)
 
 
+def test_dropout_is_off_while_reading():
+    """GPT-2's embedding dropout sits in a module that a bridge does not list among its own."""
+    import transformers
+
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import bridge_from_hf
+
+    def model():
+        config = transformers.GPT2Config(
+            vocab_size=89,
+            n_layer=2,
+            n_head=4,
+            n_embd=32,
+            n_positions=96,
+            embd_pdrop=0.5,
+            resid_pdrop=0.5,
+            attn_pdrop=0.5,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+    prompts = uneven_prompts()
+    expected = read(bridge_from_hf(model().eval()), prompts, progress=False)
+    trained = bridge_from_hf(model().train())
+    trained.train()
+    before = torch.random.get_rng_state()
+    modes = [m.training for m in trained.original_model.modules()]
+    found = read(trained, prompts, progress=False)
+    torch.testing.assert_close(found.label_scores, expected.label_scores)
+    torch.testing.assert_close(found.weights["label"], expected.weights["label"])
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert [m.training for m in trained.original_model.modules()] == modes
+    assert any(modes)
+
+
 def test_a_lens_of_ones_own_is_taken_as_it_is():
     """Anything that satisfies the protocol works; here a bridge's lens under another name."""
     from icl_kernel_lens import read

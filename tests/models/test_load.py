@@ -151,6 +151,55 @@ def test_pickled_weights_are_refused(tmp_path):
         load_model(folder)
 
 
+@needs_hooked
+def test_a_window_that_transformer_lens_forgets_is_seen(tmp_path):
+    """Qwen2's sliding window is longer than 32 tokens and lost in conversion: the bridge must be taken."""
+    import transformers
+
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.models import load_record
+
+    config = transformers.Qwen2Config(
+        vocab_size=89, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, use_sliding_window=True, sliding_window=40,
+        max_window_layers=0, initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "q")
+    record = load_record(load_model(tmp_path / "q", device="cpu"))
+    assert record is not None
+    assert record.backend == "bridge", record
+
+
+def test_absent_weights_are_not_replaced_by_random_ones(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from icl_kernel_lens import load_model
+    from icl_kernel_lens.errors import LoadError
+
+    folder = saved(tmp_path, "gpt2")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: w for name, w in weights.items() if ".h.1.attn" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LoadError, match=r"every weight must be in the files; .* lacks \d+, among them"):
+        load_model(folder, device="cpu")
+    with pytest.raises(LoadError, match="is a file. Give its folder"):
+        load_model(folder / "config.json")
+
+
+@pytest.mark.parametrize("backend", ["bridge", pytest.param("hooked", marks=needs_hooked)])
+def test_the_model_is_whole_and_random_state_is_left_alone(backend):
+    """TransformerLens's own `to_tokens` works on what was loaded."""
+    from icl_kernel_lens import load_model
+
+    before = torch.random.get_rng_state()
+    model = load_model("mini", device="cpu", backend=backend)
+    assert torch.equal(before, torch.random.get_rng_state())
+    tokens = model.to_tokens("sail harbor is")
+    assert tokens.tolist() == [model.tokenizer("sail harbor is")["input_ids"]]
+
+
 def test_damaged_files_are_named(tmp_path):
     import shutil
 

@@ -50,12 +50,39 @@ def test_refusals(mini, tiny):
     other = read(mini, task.prompts(mini, demos=2, count=4, seed=1), progress=False)
     with pytest.raises(ResultError, match="must be of these prompts"):
         in_context_accuracy(mini, prompts, evidence=other)
+    stranger = replace(read(mini, prompts, progress=False), run=replace(other.run, model="another"))
+    with pytest.raises(ResultError, match="must be of this model; it was read from another"):
+        in_context_accuracy(mini, prompts, evidence=stranger)
     with pytest.raises(ResultError, match="accuracy needs true labels"):
         in_context_accuracy(mini, replace(prompts, test_labels=None))
     with pytest.raises(ResultError, match="needs demonstrations"):
         in_context_accuracy(mini, task.prompts(mini, demos=0, count=4))
     with pytest.raises(PromptError, match="only where they were made from text"):
         rebuilt(mini, replace(prompts, episodes=None), labels="none")
+
+
+def test_a_permutation_that_changes_nothing_is_not_measured(mini):
+    from icl_kernel_lens import in_context_accuracy, load_task
+
+    accuracy = in_context_accuracy(mini, load_task("topics").prompts(mini, demos=1, count=8), progress=False)
+    assert "permuted_labels" not in accuracy.correct
+    assert "changes no label" in accuracy.reasons["permuted_labels"]
+
+
+def test_controls_are_tokenized_as_the_prompts_are():
+    """A tokenizer that begins with a token of its own: the rewritten prompts begin with it too."""
+    from prompts.small_tokenizers import word_pieces
+    from prompts.test_build import build, fake_lens
+
+    from icl_kernel_lens.prompts import rebuilt
+
+    tokenizer = word_pieces()
+    tokenizer.bos_token = "[SEP]"
+    prompts = build(tokenizer, score_on="sequence")
+    lens = fake_lens(tokenizer)
+    for labels in ("permuted", "none"):
+        again = rebuilt(lens, prompts, labels=labels)
+        assert (again.tokens[:, 0] == prompts.tokens[0, 0]).all()
 
 
 def test_permuted_labels_keep_texts_and_label_counts(mini):
