@@ -143,7 +143,7 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
     options = {"local_files_only": True} if local else {}
     try:
         with _without_progress_bar() if local else nullcontext():
-            hf, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 output_loading_info=True,
                 dtype=dtype or "auto",
@@ -162,6 +162,7 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
         raise LoadError(
             f"could not load the model {str(where)!r}. {hint}. The loader said: {error}"
         ) from error
+    hf, info = loaded
     if absent := sorted(info["missing_keys"]):
         raise LoadError(
             f"every weight must be in the files; {where} lacks {len(absent)}, among them {absent[:3]}, which would be "
