@@ -44,8 +44,6 @@ class LoadRecord:
     """Largest difference to Hugging Face's logits over their standard deviation; None: not compared."""
     why: str
     """Why this class was taken."""
-    tokenizer: Any = None
-    """The tokenizer as it was loaded (TransformerLens makes a changed copy that always adds BOS)."""
 
 
 _records: WeakKeyDictionary[Any, LoadRecord] = WeakKeyDictionary()
@@ -101,7 +99,7 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
     revision = getattr(hf.config, "_commit_hash", None)
 
     hooked_class, _ = transformer_lens_classes()
-    record = LoadRecord(source, revision, "bridge", None, "backend='bridge' was asked for", tokenizer)
+    record = LoadRecord(source, revision, "bridge", None, "backend='bridge' was asked for")
     if backend == "hooked" and hooked_class is None:
         raise LoadError(
             'backend="hooked" needs HookedTransformer, which TransformerLens removed in 4.0. Install '
@@ -116,7 +114,7 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
         else:
             if residual <= _tolerance(hf.dtype):
                 _records[model] = LoadRecord(
-                    source, revision, "hooked", residual, "its logits equal Hugging Face's", tokenizer
+                    source, revision, "hooked", residual, "its logits equal Hugging Face's"
                 )
                 return model
             why = f"HookedTransformer's logits differ from Hugging Face's by {residual:.1e}"
