@@ -1,6 +1,7 @@
 # make demo   set up and run the main job on the bundled model; results in demo/
 # make test   set up and run the tests
 # make check  lint, format and types;  make examples  run the examples
+# make bench  measure what reading costs, about ten minutes; tables and figure in benchmarks/results/
 # make test-tl4  the tests again, with TransformerLens 4 (which has no HookedTransformer)
 
 PYTHON ?= python3
@@ -25,6 +26,13 @@ check: $(VENV)/.ready
 examples: $(VENV)/.ready
 	for script in examples/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
+bench: $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.read --out benchmarks/results
+
+bench-tiny: $(VENV)/.ready
+	$(VENV)/bin/python -m benchmarks.read --gpu --tiny
+
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
@@ -39,4 +47,4 @@ $(VENV4)/.ready: pyproject.toml constraints.txt
 	$(VENV4)/bin/python -m pip install --quiet -c $(VENV4)/constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: demo test test-tl4 check examples
+.PHONY: demo test test-tl4 check examples bench bench-tiny

@@ -14,7 +14,8 @@ from importlib.metadata import version as _version
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.evidence import Evidence, read
-from icl_kernel_lens.models import load_model
+from icl_kernel_lens.evidence.processes import joined
+from icl_kernel_lens.models import fast_attention, load_model
 from icl_kernel_lens.plots.token_view import token_view
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.results.head_scores import HeadScores
@@ -39,8 +40,10 @@ __all__ = [
     "TaskAccuracy",
     "Template",
     "effective_demos",
+    "fast_attention",
     "head_vote",
     "in_context_accuracy",
+    "joined",
     "label_mass",
     "load_model",
     "load_task",

@@ -26,6 +26,8 @@ WRITTEN = (EVIDENCE, VOTE, SPAN_VOTE, ACCURACY, REPORT, TABLE, ATTENTION_MAP, *H
 """Every file a scoring run may leave in its folder."""
 UNFINISHED = "unfinished"
 """Folder inside it for a run that has not ended; what an interrupted run had finished stays here."""
+FINISHED = "finished"
+"""Folder inside that one for the checkpoints."""
 
 
 def score(
@@ -48,7 +50,7 @@ def score(
     backend: Literal["auto", "hooked", "bridge"] = "auto",
     device: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
     top: int = 10,
     progress: bool = True,
 ) -> None:
@@ -65,6 +67,12 @@ def score(
     icl-kernel-lens score --model gpt2 --task sst2 --demos 16 --prompts 200 --out results
 
     icl-kernel-lens score --model ./my-model --task reviews.csv --label-words bad good --out results
+
+    The prompts split over two processes (and as many GPUs, where there are some):
+
+    torchrun --nproc-per-node 2 -m icl_kernel_lens score --out results
+
+    An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
 
     Args:
         out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
@@ -86,56 +94,79 @@ def score(
         text_fields: Columns of a task file that hold the text (or two texts); default: text (and text2).
         label_field: Column of a task file that holds the label.
         backend: TransformerLens class; auto takes HookedTransformer where it equals Hugging Face.
-        device: Such as cpu or cuda; default: cuda where there is one.
+        device: Such as cpu, cuda, or auto (a model over all GPUs); default: cuda where there is one.
         dtype: Default: as stored.
-        batch_size: Prompts at once; default: what memory allows.
+        batch_size: Prompts at once; auto: what memory allows, halved where it turns out too many.
         top: Heads to print.
         progress: Show a progress bar.
     """
     import torch
 
-    from icl_kernel_lens.evidence import read
+    from icl_kernel_lens.evidence import processes, read
     from icl_kernel_lens.models import load_model, load_record
     from icl_kernel_lens.scores import head_vote, in_context_accuracy
     from icl_kernel_lens.tasks import load_task
 
     if demos < 1:
         raise ResultError(f"a vote needs demonstrations; --demos must be at least 1, got {demos}.")
+    if batch_size != "auto" and batch_size < 1:
+        raise ResultError(f'--batch-size must be at least 1, or "auto"; got {batch_size}.')
     _check_folder(out)
-    source = load_task(
-        task,
-        template=template.replace("\\n", "\n") if template else None,
-        label_words=label_words or None,
-        text_fields=text_fields or None,
-        label_field=label_field,
-    )
-    lens = load_model(model, device, getattr(torch, dtype) if dtype else None, backend)
-    record = load_record(lens)
-    print(source)
-    print(f"{model}: {type(lens).__name__}, because {record.why if record else 'it was given'}.")
-    chosen = source.prompts(
-        lens,
-        demos=demos,
-        count=prompts,
-        seed=seed,
-        sets=sets,
-        balanced=balanced,
-        score_on=score_on,
-        prepend_bos=prepend_bos,
-    )
-    print(chosen)
-    new = _unfinished_folder(out)
-    keep: tuple[Pooling, ...] = tuple(dict.fromkeys((pooling, "label", "span_max")))
-    evidence = read(lens, chosen, keep=keep, batch_size=batch_size, progress=progress)
-    # Results are put beside earlier ones and take their place when all are there: an interruption or an error
-    # leaves the folder's old results whole, and what this run had finished in its own folder.
-    evidence.save(new / EVIDENCE)
-    votes = [head_vote(evidence, against=against, pooling=pooling)]
-    votes[0].save(new / VOTE)
-    if pooling != "span_max":
-        votes.append(head_vote(evidence, against=against, pooling="span_max"))
-        votes[1].save(new / SPAN_VOTE)
-    accuracy = in_context_accuracy(lens, chosen, evidence=evidence, batch_size=batch_size, progress=progress)
+    with processes.joined() as group:
+        say = print if group.first else _silent
+        source = load_task(
+            task,
+            template=template.replace("\\n", "\n") if template else None,
+            label_words=label_words or None,
+            text_fields=text_fields or None,
+            label_field=label_field,
+        )
+        if device is None and group.size > 1:
+            device = str(group.device)
+        lens = load_model(model, device, getattr(torch, dtype) if dtype else None, backend)
+        record = load_record(lens)
+        say(source)
+        say(f"{model}: {type(lens).__name__}, because {record.why if record else 'it was given'}.")
+        chosen = source.prompts(
+            lens,
+            demos=demos,
+            count=prompts,
+            seed=seed,
+            sets=sets,
+            balanced=balanced,
+            score_on=score_on,
+            prepend_bos=prepend_bos,
+        )
+        say(chosen)
+        new = _unfinished_folder(out, clear=group.first)
+        keep: tuple[Pooling, ...] = tuple(dict.fromkeys((pooling, "label", "span_max")))
+        evidence = read(
+            lens,
+            chosen,
+            keep=keep,
+            batch_size=batch_size,
+            checkpoint=new / FINISHED / "read",
+            progress=progress,
+        )
+        # Results are put beside earlier ones and take their place when all are there: an interruption or an
+        # error leaves the folder's old results whole, and what this run had finished in its own folder.
+        votes = [head_vote(evidence, against=against, pooling=pooling)]
+        if pooling != "span_max":
+            votes.append(head_vote(evidence, against=against, pooling="span_max"))
+        if group.first:
+            evidence.save(new / EVIDENCE)
+            for vote, name in zip(votes, (VOTE, SPAN_VOTE), strict=False):
+                vote.save(new / name)
+        accuracy = in_context_accuracy(
+            lens,
+            chosen,
+            evidence=evidence,
+            batch_size=batch_size,
+            checkpoint=new / FINISHED,
+            progress=progress,
+        )
+        if not group.first:
+            return
     accuracy.save(new / ACCURACY)
     _present(new, top)
     for name in WRITTEN:
@@ -144,6 +175,10 @@ def score(
             (new / name).replace(out / name)
     shutil.rmtree(new, ignore_errors=True)
     _say_where(out)
+
+
+def _silent(*_: object) -> None:
+    """Instead of `print`, in every process but the first."""
 
 
 def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
@@ -198,12 +233,12 @@ def _check_folder(out: Path) -> None:
         )
 
 
-def _unfinished_folder(out: Path) -> Path:
-    """Where this run writes until it has ended: a folder of its own, cleared of an earlier interruption."""
+def _unfinished_folder(out: Path, *, clear: bool) -> Path:
+    """Where this run writes until it has ended: a folder of its own, cleared of an earlier run's results."""
     new = out / UNFINISHED
     try:
         new.mkdir(parents=True, exist_ok=True)
-        for name in WRITTEN:
+        for name in WRITTEN if clear else ():
             (new / name).unlink(missing_ok=True)
     except OSError as error:
         raise ResultError(f"the output folder {out} cannot be written: {error}") from error
@@ -260,7 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"interrupted; what was finished, if anything, is in the folder {UNFINISHED!r} of the output.",
+            f"interrupted; what was finished, if anything, is in the folder {UNFINISHED!r} of the output, and the "
+            "same command goes on from there.",
             file=sys.stderr,
         )
         return 130

@@ -32,3 +32,7 @@ class EvidenceMissing(LensError, KeyError):
 
 class ResultError(LensError, ValueError):
     """A result is asked for something it cannot give, or a folder holds something else."""
+
+
+class RunError(LensError, RuntimeError):
+    """A run cannot go on: memory, a checkpoint of another run, a process that was lost."""

@@ -80,7 +80,7 @@ def test_a_file_task_and_another_model(tmp_path, capsys):
         (("--model", "no-such/model"), "error: could not load the model 'no-such/model'"),
         (("--demos", "60"), "error: a prompt must fit the model's context of 256 tokens"),
         (("--sets", "7"), "error: 20 prompts cannot be shared evenly by 7"),
-        (("--batch-size", "0"), "error: batch_size must be at least 1"),
+        (("--batch-size", "0"), "error: --batch-size must be at least 1"),
     ],
 )
 def test_errors_are_one_message(tmp_path, capsys, arguments, message):

@@ -170,6 +170,7 @@ class Evidence:
             f"Evidence({run.model}, {run.kind}, {run.dtype}: {len(self.prompts)} prompts × {run.layers} "
             f"layers × {run.heads} heads; poolings {', '.join(self.weights)})",
             f"  {run.probe}",
+            *([f"  {run.reading}"] if run.reading else []),
         ]
         if self.prompts.test_labels is not None:
             right = (self.answers == self.prompts.test_labels).float().mean().item()

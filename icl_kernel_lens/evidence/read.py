@@ -1,13 +1,16 @@
 """The one place that runs a model to look.
 
-One forward pass per prompt. In each attention layer's hook the answer position's row is taken, in
-float32 and on the device where it lives, reduced to one weight per demonstration, and only that leaves
-the hook; nothing of size position × position is kept.
+One forward pass per prompt, and one for all prompts that begin alike up to where they part. In each
+attention layer the answer position's row is rebuilt from q and k (or, where that would not be exact, taken
+from the pattern hook) in float32 and on the device where it lives, reduced to one weight per demonstration,
+and only that is kept; nothing of size position × position is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +19,12 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import EvidenceMissing, ModelError, PromptError
+from icl_kernel_lens.evidence.checkpoint import SUM
 from icl_kernel_lens.evidence.evidence import Evidence
 from icl_kernel_lens.evidence.pooling import POINTS, RowPlan, pool, resample, with_twins
-from icl_kernel_lens.evidence.runner import run_batches
+from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
 from icl_kernel_lens.models import Lens, as_lens, probe
+from icl_kernel_lens.models.fast import CannotIntercept, Prefix, read_logits, read_rows, reads_fast
 from icl_kernel_lens.models.probe import check_fired
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.prompts.promptset import SHOWN
@@ -32,18 +37,27 @@ def read(
     *,
     keep: tuple[Pooling, ...] = ("label", "span_max"),
     template_tokens: bool = True,
-    batch_size: int | None = None,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Evidence:
     """Read every head's attention from the answer position, and the model's answers, in one pass.
 
     `keep` names the poolings (`axes.Pooling`); one over a span always brings its twin without position 0.
-    `template_tokens=False` leaves the template's tokens (`Input:`) out of the spans. The result does not
-    depend on `batch_size`: padding stands behind the answer, where causal attention cannot see it.
-    The model, its hooks and its mode are left as they were, after an exception too.
+    `template_tokens=False` leaves the template's tokens (`Input:`) out of the spans.
+
+    Leading tokens that prompts share (demonstrations, above all) are run once, and attention is not written
+    out, wherever the model allows both exactly (`probe(model)` says so, with the differences measured). The
+    result does not depend on that, nor on `batch_size`: padding stands behind the answer, where causal
+    attention cannot see it. A batch that does not fit into memory is halved.
+
+    `checkpoint` names a folder in which finished prompts are kept, every few seconds; the same call goes on
+    from there (with another `batch_size`, if you like). It stays when the run has ended; delete it, or read it
+    again in no time. The model, its hooks and its mode are left as they were, after an exception too.
 
     Raises: ModelError: attention cannot be read (see `models.probe`), or logits are not finite.
             PromptError: a prompt is longer than the context, or made for another vocabulary.
+            RunError: the checkpoint is of another model, prompts or settings, or memory ran out.
     """
     if not isinstance(prompts, PromptSet):
         raise PromptError(
@@ -51,58 +65,78 @@ def read(
             "task.prompts(model, ...) or PromptSet.from_tokens(...)."
         )
     lens = as_lens(model)
-    report = probe(lens)
-    reading = _Reading.empty(lens, prompts, with_twins(keep), template_tokens)
-    layers = [layer for layer in range(lens.shape.layers) if layer not in report.missing]
+    probe(lens)
+    names = with_twins(keep)
+    shown, fast = _shown_shape(lens, prompts), reads_fast(lens)
 
-    def step(numbers: list[int]) -> None:
+    def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
         batch = prompts.select(numbers)
         width = int(batch.lengths.max())
-        fired = dict.fromkeys(layers, 0)
         plan = RowPlan.of(batch, width, template_tokens=template_tokens)
-        index = torch.tensor(numbers)
+        rows = _Rows(lens, batch, numbers, names, plan, shown)
+        logits = _run_rows(lens, batch, rows.add, prefix, fast=fast)[:, 0].cpu()
+        check_finite(logits, torch.tensor(numbers), lens)
+        scores = logits.gather(1, batch.label_tokens)
+        if batch.score_on == "sequence":
+            scores = sequence_scores(lens, batch, prefix, fast=fast)
+        return rows.results() | {"label_scores": scores, "model_tokens": logits.argmax(1)}
 
-        def looker(layer: int):
-            def look(pattern: Float[Tensor, "batch head query key"]) -> None:
-                fired[layer] += 1
-                rows = pattern[torch.arange(len(numbers)), :, batch.answer_pos.to(pattern.device)]
-                reading.add(layer, index, rows.detach().float(), plan.to(rows.device))
-
-            return look
-
-        with lens.watching({(layer, "hook_pattern"): looker(layer) for layer in layers}):
-            logits = lens.run(batch.tokens[:, :width], batch.lengths, batch.answer_pos[:, None])
-        check_fired(fired, "hook_pattern", lens)
-        reading.answers(index, logits[:, 0].cpu(), lens)
-        if prompts.score_on == "sequence":
-            reading.label_scores[index] = sequence_scores(lens, batch)
-
-    run_batches(prompts, lens, step, batch_size=batch_size, progress=progress, name="reading attention")
-    return reading.evidence(dict(report.missing))
+    results, how = run_prompts(
+        prompts,
+        lens,
+        step,
+        name="reading attention",
+        settings={"keep": names, "template_tokens": template_tokens, "score_on": prompts.score_on},
+        sums=_sums(lens, prompts),
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    way = "rows rebuilt from q and k" if fast else "rows taken from hook_pattern"
+    return _evidence(lens, prompts, names, results, template_tokens, f"{way}; {how}")
 
 
 def answer(
-    model: Any, prompts: PromptSet, *, batch_size: int | None = None, progress: bool = True
+    model: Any,
+    prompts: PromptSet,
+    *,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
 ) -> Float[Tensor, "prompt label"]:
-    """The model's label scores alone, without looking inside: logits, or log-probabilities of sequences."""
-    lens = as_lens(model)
-    scores = torch.full((len(prompts), prompts.labels), float("nan"))
+    """The model's label scores alone, without looking inside: logits, or log-probabilities of sequences.
 
-    def step(numbers: list[int]) -> None:
+    Shared leading tokens, memory and checkpoints are as for `read`.
+    """
+    lens = as_lens(model)
+    fast = reads_fast(lens)
+
+    def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
         batch = prompts.select(numbers)
         if prompts.score_on == "sequence":
-            scores[numbers] = sequence_scores(lens, batch)
-            return
+            return {"scores": sequence_scores(lens, batch, prefix, fast=fast)}
         width = int(batch.lengths.max())
-        logits = lens.run(batch.tokens[:, :width], batch.lengths, batch.answer_pos[:, None])[:, 0]
-        check_finite(logits.cpu(), torch.tensor(numbers), lens)
-        scores[numbers] = logits.cpu().gather(1, batch.label_tokens)
+        at = batch.answer_pos[:, None]
+        logits = _run(lens, batch.tokens[:, :width], batch.lengths, at, prefix, fast=fast)[:, 0].cpu()
+        check_finite(logits, torch.tensor(numbers), lens)
+        return {"scores": logits.gather(1, batch.label_tokens)}
 
-    run_batches(prompts, lens, step, batch_size=batch_size, progress=progress, name="answering")
-    return scores
+    results, _ = run_prompts(
+        prompts,
+        lens,
+        step,
+        name="answering",
+        settings={"score_on": prompts.score_on},
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return results["scores"]
 
 
-def sequence_scores(lens: Lens, batch: PromptSet) -> Float[Tensor, "prompt label"]:
+def sequence_scores(
+    lens: Lens, batch: PromptSet, prefix: Prefix | None = None, *, fast: bool = False
+) -> Float[Tensor, "prompt label"]:
     """log P(label | prompt) = Σ_k log P(piece_k | prompt, pieces before), each label fed as it stands."""
     scores = torch.zeros(len(batch), batch.labels)
     most = batch.label_sequences.shape[2]
@@ -117,11 +151,64 @@ def sequence_scores(lens: Lens, batch: PromptSet) -> Float[Tensor, "prompt label
         positions = torch.minimum(
             batch.answer_pos[:, None] + steps, batch.answer_pos[:, None] + lengths[:, None] - 1
         )
-        logits = lens.run(tokens, batch.lengths + lengths - 1, positions).cpu()
+        logits = _run(lens, tokens, batch.lengths + lengths - 1, positions, prefix, fast=fast).cpu()
         check_finite(logits, torch.arange(len(batch)), lens)
         logprob = logits.log_softmax(-1).gather(2, pieces[..., None]).squeeze(-1)
         scores[:, label] = (logprob * (steps < lengths[:, None])).sum(1)
     return scores
+
+
+def _run(
+    lens: Lens, tokens: Tensor, lengths: Tensor, positions: Tensor, prefix: Prefix | None, *, fast: bool
+) -> Float[Tensor, "batch read vocab"]:
+    """Logits of whole prompts at some positions, the fast way where it is exact."""
+    if fast:
+        start = prefix.end if prefix else 0
+        try:
+            return read_logits(lens, tokens[:, start:], lengths, positions, prefix=prefix)
+        except CannotIntercept as error:
+            _warn(lens, error)
+    return lens.run(tokens, lengths, positions)
+
+
+def _run_rows(
+    lens: Lens,
+    batch: PromptSet,
+    look: Callable[[int, Tensor], None],
+    prefix: Prefix | None,
+    *,
+    fast: bool,
+) -> Float[Tensor, "batch 1 vocab"]:
+    """Answer logits of whole prompts; each layer's answer rows go to `look`."""
+    width = int(batch.lengths.max())
+    tokens, at = batch.tokens[:, :width], batch.answer_pos
+    if fast:
+        start = prefix.end if prefix else 0
+        try:
+            return read_rows(lens, tokens[:, start:], batch.lengths, at, look, prefix=prefix)
+        except CannotIntercept as error:
+            _warn(lens, error)
+    layers = [layer for layer in range(lens.shape.layers) if layer not in probe(lens).missing]
+    fired = dict.fromkeys(layers, 0)
+
+    def looker(layer: int) -> Callable[[Tensor], None]:
+        def see(pattern: Float[Tensor, "batch head query key"]) -> None:
+            fired[layer] += 1
+            rows = pattern[torch.arange(len(batch)), :, at.to(pattern.device)]
+            look(layer, rows.detach().float())
+
+        return see
+
+    with lens.watching({(layer, "hook_pattern"): looker(layer) for layer in layers}):
+        logits = lens.run(tokens, batch.lengths, at[:, None])
+    check_fired(fired, "hook_pattern", lens)
+    return logits
+
+
+def _warn(lens: Lens, error: CannotIntercept) -> None:
+    warnings.warn(
+        f"{lens.name} is read through hook_pattern, which is slower, because {error}.", stacklevel=4
+    )
 
 
 def check_finite(logits: Tensor, numbers: Int[Tensor, " prompt"], lens: Lens) -> None:
@@ -136,86 +223,97 @@ def check_finite(logits: Tensor, numbers: Int[Tensor, " prompt"], lens: Lens) ->
         )
 
 
-@dataclass
-class _Reading:
-    """What has been read so far."""
+class _Rows:
+    """One batch's answer rows, reduced layer by layer; they stay where they live until the batch is done."""
 
-    lens: Lens
-    prompts: PromptSet
-    template_tokens: bool
-    weights: dict[str, Tensor]
-    sink: Tensor
-    label_scores: Tensor
-    model_tokens: Tensor
-    profile: Tensor
-    rows: Tensor
-    layers_seen: set[int] = field(default_factory=set)
-
-    @classmethod
-    def empty(
-        cls, lens: Lens, prompts: PromptSet, keep: tuple[Pooling, ...], template_tokens: bool
-    ) -> _Reading:
-        shape, count, shown = lens.shape, len(prompts), min(SHOWN, len(prompts))
-        nan = float("nan")
-        points = prompts.demos * (POINTS + 1) + POINTS
-        each = (count, shape.layers, shape.heads)
-        return cls(
-            lens,
-            prompts,
-            template_tokens,
-            weights={name: torch.full((*each, prompts.demos), nan) for name in keep},
-            sink=torch.full(each, nan),
-            label_scores=torch.full((count, prompts.labels), nan),
-            model_tokens=torch.zeros(count, dtype=torch.long),
-            profile=torch.zeros(shape.layers, shape.heads, points, dtype=torch.float64),
-            rows=torch.full((shown, shape.layers, shape.heads, int(prompts.lengths[:shown].max())), nan),
-        )
-
-    def add(
+    def __init__(
         self,
-        layer: int,
-        numbers: Int[Tensor, " batch"],
-        rows: Float[Tensor, "batch head pos"],
+        lens: Lens,
+        batch: PromptSet,
+        numbers: list[int],
+        names: tuple[Pooling, ...],
         plan: RowPlan,
+        shown: tuple[int, ...],
     ) -> None:
-        """Take in one layer's answer rows of one batch."""
-        self.layers_seen.add(layer)
-        for name, weights in self.weights.items():
-            weights[numbers, layer] = pool(rows, plan, name).cpu()  # pyright: ignore[reportArgumentType]
-        self.sink[numbers, layer] = rows[..., 0].cpu()
-        self.profile[layer] += resample(rows, plan).sum(0).double().cpu()
-        for at, number in enumerate(numbers.tolist()):
-            if number < len(self.rows):
-                end = min(rows.shape[2], self.rows.shape[3])
-                self.rows[number, layer] = 0
-                self.rows[number, layer, :, :end] = rows[at, :, :end].cpu()
+        self.lens, self.batch, self.numbers, self.names, self.plan = lens, batch, numbers, names, plan
+        self.shown_shape = shown
+        self.plans = {torch.device("cpu"): plan}
+        self.layers: dict[int, dict[str, Tensor]] = {}
 
-    def answers(self, numbers: Int[Tensor, " batch"], logits: Tensor, lens: Lens) -> None:
-        check_finite(logits, numbers, lens)
-        self.model_tokens[numbers] = logits.argmax(1)
-        self.label_scores[numbers] = logits.gather(1, self.prompts.label_tokens[numbers])
+    def add(self, layer: int, rows: Float[Tensor, "batch head pos"]) -> None:
+        """Take in one layer's answer rows."""
+        if rows.device not in self.plans:
+            self.plans[rows.device] = self.plan.to(rows.device)
+        plan = self.plans[rows.device]
+        reduced = {f"weights.{name}": pool(rows, plan, name) for name in self.names}
+        reduced |= {"sink": rows[..., 0], "profile": resample(rows, plan).sum(0)}
+        shown = [at for at, number in enumerate(self.numbers) if number < SHOWN]
+        self.layers[layer] = reduced | ({"rows": rows[shown].clone()} if shown else {})
 
-    def evidence(self, missing: dict[int, str]) -> Evidence:
-        profile = self.profile / len(self.prompts)
-        for layer in range(len(profile)):
-            if layer not in self.layers_seen:
-                profile[layer] = float("nan")
-        return Evidence(
-            prompts=self.prompts,
-            weights=self.weights,
-            sink=self.sink,
-            label_scores=self.label_scores,
-            model_tokens=self.model_tokens,
-            profile=profile.float(),
-            rows=self.rows,
-            missing=missing,
-            run=RunInfo.of(
-                self.lens,
-                self.prompts.info,
-                self.prompts.score_on,
-                template_tokens=self.template_tokens,
-            ),
-        )
+    def results(self) -> dict[str, Tensor]:
+        """Weights and sinks (prompt, layer, …), NaN where a layer was not seen; sums over the batch."""
+        seen = {layer: {k: v.cpu() for k, v in parts.items()} for layer, parts in self.layers.items()}
+        some = next(iter(seen.values()))
+        layers = range(self.lens.shape.layers)
+
+        def stacked(name: str) -> Tensor:
+            absent = torch.full_like(some[name], float("nan"))
+            return torch.stack([seen[layer][name] if layer in seen else absent for layer in layers], 1)
+
+        found = {name: stacked(name) for name in some if name not in ("profile", "rows")}
+        profile = torch.full((len(layers), *some["profile"].shape), float("nan"), dtype=torch.float64)
+        for layer, parts in seen.items():
+            profile[layer] = parts["profile"].double()
+        found[f"{SUM}profile"] = profile
+        if "rows" in some:
+            found[f"{SUM}rows"] = self._shown(stacked("rows"))
+        return found
+
+    def _shown(self, rows: Float[Tensor, "some layer head pos"]) -> Float[Tensor, "shown layer head whole"]:
+        """Whole rows in their places among the shown prompts; 0 beyond a prompt's length."""
+        shown = [at for at, number in enumerate(self.numbers) if number < SHOWN]
+        whole = torch.zeros(self.shown_shape)
+        for row, at in zip(rows, shown, strict=True):
+            end = int(self.batch.lengths[at])
+            whole[self.numbers[at], ..., :end] = row[..., :end]
+        return whole
+
+
+def _sums(lens: Lens, prompts: PromptSet) -> dict[str, Tensor]:
+    """Zeros for what is added up over prompts."""
+    points = prompts.demos * (POINTS + 1) + POINTS
+    return {
+        "profile": torch.zeros(lens.shape.layers, lens.shape.heads, points, dtype=torch.float64),
+        "rows": torch.zeros(_shown_shape(lens, prompts)),
+    }
+
+
+def _shown_shape(lens: Lens, prompts: PromptSet) -> tuple[int, ...]:
+    shown = min(SHOWN, len(prompts))
+    return shown, lens.shape.layers, lens.shape.heads, int(prompts.lengths[:shown].max())
+
+
+def _evidence(
+    lens: Lens,
+    prompts: PromptSet,
+    names: tuple[Pooling, ...],
+    results: dict[str, Tensor],
+    template_tokens: bool,
+    reading: str,
+) -> Evidence:
+    return Evidence(
+        prompts=prompts,
+        weights={name: results[f"weights.{name}"] for name in names},
+        sink=results["sink"],
+        label_scores=results["label_scores"],
+        model_tokens=results["model_tokens"],
+        profile=(results[f"{SUM}profile"] / len(prompts)).float(),
+        rows=results[f"{SUM}rows"],
+        missing=dict(probe(lens).missing),
+        run=RunInfo.of(
+            lens, prompts.info, prompts.score_on, template_tokens=template_tokens, reading=reading
+        ),
+    )
 
 
 def evidence_from_cache(
@@ -233,9 +331,9 @@ def evidence_from_cache(
             'a cache holds one forward pass, and score_on="sequence" needs one for each label. Use '
             'read(model, prompts), or prompts with score_on="first_token".'
         )
-    reading = _Reading.empty(lens, prompts, with_twins(keep), template_tokens)
     numbers, width = torch.arange(len(prompts)), int(prompts.lengths.max())
     plan = RowPlan.of(prompts, width, template_tokens=template_tokens)
+    reading = _Rows(lens, prompts, numbers.tolist(), with_twins(keep), plan, _shown_shape(lens, prompts))
     for layer in range(lens.shape.layers):
         if layer in report.missing:
             continue
@@ -247,7 +345,7 @@ def evidence_from_cache(
                 "run_with_cache(prompts.tokens), keeping the batch dimension."
             )
         rows = pattern[numbers, :, prompts.answer_pos.to(pattern.device), :width].detach().float()
-        reading.add(layer, numbers, rows, plan.to(rows.device))
+        reading.add(layer, rows)
     if logits is None:
         final = _cached(cache, f"blocks.{lens.shape.layers - 1}.hook_resid_post")
         answer_residual = final[numbers, prompts.answer_pos.to(final.device)][:, None]
@@ -259,8 +357,13 @@ def evidence_from_cache(
             scores = cap * torch.tanh(scores / cap) if cap > 0 else scores
     else:
         scores = logits[numbers, prompts.answer_pos.to(logits.device)].detach().float()
-    reading.answers(numbers, scores.cpu(), lens)
-    return reading.evidence(dict(report.missing))
+    scores = scores.cpu()
+    check_finite(scores, numbers, lens)
+    results = reading.results() | {
+        "label_scores": scores.gather(1, prompts.label_tokens),
+        "model_tokens": scores.argmax(1),
+    }
+    return _evidence(lens, prompts, reading.names, results, template_tokens, "rows taken from a cache")
 
 
 def _cached(cache: Any, name: str) -> Tensor:

@@ -7,11 +7,13 @@ it is. Outside `models/` nothing imports transformer_lens.
 
 What is read, by TransformerLens's names (the same on both classes):
 `blocks.{l}.attn.hook_pattern` (batch, head, query, key), `hook_v` (batch, pos, kv_head, d_head) and
-`hook_z` (batch, pos, head, d_head).
+`hook_z` (batch, pos, head, d_head). Both classes also let the middle of their attention be taken over
+(`InterceptableLens`), which is how `models/fast.py` reads without writing the pattern out.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -23,6 +25,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from icl_kernel_lens.errors import ModelError
+from icl_kernel_lens.models.intercept import (
+    CannotIntercept,
+    Handler,
+    check_padding,
+    hooks_of,
+    instead,
+    intercepting,
+    without_masks,
+)
 
 HookName = Literal["hook_pattern", "hook_v", "hook_z"]
 
@@ -36,6 +47,8 @@ class LensShape:
     kv_heads: int
     context: int | None
     vocab: int
+    width: int = 0
+    """Of the residual stream; 0: not known, which only the choice of batch sizes minds."""
 
 
 @runtime_checkable
@@ -89,6 +102,22 @@ class Lens(Protocol):
         ...
 
 
+@runtime_checkable
+class InterceptableLens(Lens, Protocol):
+    """A lens whose attention can be taken over between q, k, v and z."""
+
+    def intercepting(self, handler: Handler, *, start: int = 0) -> AbstractContextManager[None]:
+        """A context manager under which `handler` gives each layer's z, and tokens stand from `start` on.
+
+        Raises: CannotIntercept, here or when the model runs: the layer cannot be taken over exactly.
+        """
+        ...
+
+    def hooks_in_place(self) -> list[str]:
+        """Names of hook points and modules that have hooks of the user's: they may count positions."""
+        ...
+
+
 class _TransformerLensBase(ABC):
     """What `HookedTransformer` and `TransformerBridge` share: hook points, blocks, `unembed`."""
 
@@ -114,6 +143,7 @@ class _TransformerLensBase(ABC):
             kv_heads=int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads),
             context=int(cfg.n_ctx) if getattr(cfg, "n_ctx", None) else None,
             vocab=int(cfg.d_vocab),
+            width=int(cfg.d_model),
         )
 
     @property
@@ -149,6 +179,32 @@ class _TransformerLensBase(ABC):
                 "not opened up by the installed TransformerLens; try another version of it."
             )
         return point
+
+    @contextmanager
+    def intercepting(self, handler: Handler, *, start: int = 0) -> Iterator[None]:
+        """See `InterceptableLens`. The model is as before afterwards, also after an exception."""
+        missing = self.missing_attention()
+        attentions = {
+            layer: attention
+            for layer in range(self.shape.layers)
+            if layer not in missing and (attention := self._attention(layer)) is not None
+        }
+        own = intercepting(attentions, self.shape.heads, handler)
+        with self._standing_from(start, attentions), own:
+            yield
+
+    def hooks_in_place(self) -> list[str]:
+        """See `InterceptableLens`; a bridge's own hooks, which capture what it reports, are not the user's."""
+        roots = [self.model, getattr(self.model, "original_model", None)]
+        named: dict[nn.Module, str] = {}
+        for root in roots:
+            for name, module in root.named_modules() if root is not None else ():
+                named.setdefault(module, name.replace("._original_component", ""))
+        return sorted(name for module, name in named.items() if hooks_of(module))
+
+    @abstractmethod
+    def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> AbstractContextManager[None]:
+        """Positions count from `start`, and masks are not written out."""
 
     @contextmanager
     def watching(self, callbacks: Mapping[tuple[int, HookName], Callable[[Tensor], None]]) -> Iterator[None]:
@@ -190,6 +246,33 @@ class HookedLens(_TransformerLensBase):
     def _forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return self.model(tokens, return_type="logits", attention_mask=mask)
 
+    @contextmanager
+    def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> Iterator[None]:
+        cfg = self.model.cfg
+        positions = cfg.positional_embedding_type
+        if positions not in ("standard", "rotary", "alibi"):
+            raise CannotIntercept(f"its positions are of the kind {positions!r}")
+        if start and getattr(cfg, "use_logn_attn", False):
+            raise CannotIntercept("it scales queries by the logarithm of their position")
+        with ExitStack() as stack:
+            if start and positions == "standard":
+                embed = self.model.pos_embed
+                stack.enter_context(instead(embed, "forward", _from_position(embed.forward, start)))
+            for attention in attentions.values():
+                if cfg.attention_dir == "causal":
+                    window = cfg.window_size if attention.attn_type == "local" else None
+                    stack.enter_context(instead(attention, "apply_causal_mask", _band(window)))
+                if start and positions == "rotary":
+                    rotated = _from_position(attention.apply_rotary, start)
+                    stack.enter_context(instead(attention, "apply_rotary", rotated))
+                if positions == "alibi":
+                    # One row for all queries; its own is (head, query, key) and differs by a constant a row.
+                    slopes = attention.create_alibi_multipliers(cfg.n_heads, cfg.device)
+                    line = slopes[:, None, None] * torch.arange(cfg.n_ctx, device=slopes.device)
+                    line = line.expand(-1, cfg.n_ctx, -1)
+                    stack.enter_context(instead(attention, "alibi", line))
+            yield
+
 
 class BridgeLens(_TransformerLensBase):
     """Behind a `TransformerBridge` (TransformerLens 3 and 4)."""
@@ -204,6 +287,39 @@ class BridgeLens(_TransformerLensBase):
             output_attentions=False,
             use_cache=False,
         )
+
+    @contextmanager
+    def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> Iterator[None]:
+        original = self.model.original_model
+
+        def place(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            tokens = args[0] if args else kwargs["input_ids"]
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+            return args, kwargs | {"position_ids": positions.expand(len(tokens), -1)}
+
+        with ExitStack() as stack:
+            stack.enter_context(without_masks(original))
+            if start and "position_ids" in inspect.signature(type(original).forward).parameters:
+                stack.callback(original.register_forward_pre_hook(place, with_kwargs=True).remove)
+            yield
+
+
+def _from_position(forward: Callable[..., Tensor], start: int) -> Callable[..., Tensor]:
+    """A positional function of a HookedTransformer, its positions counted from `start`.
+
+    Padding stands behind the text, so that no mask is needed to count.
+    """
+    return lambda x, *_, **__: forward(x, start)
+
+
+def _band(window: int | None) -> Callable[..., Any]:
+    """Instead of `apply_causal_mask`: the mask is said, and not written out."""
+
+    def apply_causal_mask(scores: Any, _offset: int = 0, attention_mask: Tensor | None = None) -> Any:
+        check_padding(attention_mask)
+        return scores.banded(window)
+
+    return apply_causal_mask
 
 
 @contextmanager

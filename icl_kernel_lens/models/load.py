@@ -69,6 +69,7 @@ def load_model(
     Hugging Face Hub; only the last opens the network. Weights are read from safetensors alone.
     `backend="auto"` gives a `HookedTransformer` where TransformerLens has it and its logits equal Hugging
     Face's, else a `TransformerBridge`; `load_record(model)` tells which and why.
+    `device="auto"` lays the model over all GPUs, by accelerate's device map, as a `TransformerBridge`.
     A HookedTransformer's context is cut to 2048 tokens; the bridge keeps the model's own.
 
     Raises: LoadError: no such model, no safetensors, an architecture that cannot be held.
@@ -91,9 +92,13 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
         raise LoadError(
             f"a local model is a folder in Hugging Face format; {path} is a file. Give its folder."
         )
-    hf, tokenizer = _load_hugging_face(path if local else source, local, dtype)
+    spread = device == "auto"
+    if spread and backend == "hooked":
+        raise LoadError('device="auto" needs backend="bridge"; a HookedTransformer is not spread by it.')
+    hf, tokenizer = _load_hugging_face(path if local else source, local, dtype, spread=spread)
     try:
-        hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if not spread:
+            hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
         raise LoadError(f"the model cannot be moved to device {str(device)!r}: {error}") from error
     revision = getattr(hf.config, "_commit_hash", None)
@@ -105,7 +110,9 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
             'backend="hooked" needs HookedTransformer, which TransformerLens removed in 4.0. Install '
             '"transformer-lens<4", or use backend="bridge".'
         )
-    if backend in ("auto", "hooked") and hooked_class is not None:
+    if spread:
+        record = replace(record, why='device="auto" was asked for')
+    elif backend in ("auto", "hooked") and hooked_class is not None:
         try:
             model = hooked_from_hf(hf, tokenizer, name=path.name if local else source)
             residual = logit_residual(model, hf)
@@ -130,7 +137,9 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
     return model
 
 
-def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _load_hugging_face(
+    where: Path | str, local: bool, dtype: torch.dtype | None, *, spread: bool
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if local and not (Path(where) / "config.json").exists():
@@ -139,6 +148,7 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
             f"{sorted(p.name for p in Path(where).iterdir())[:8]}. Save one with save_pretrained(folder)."
         )
     options = {"local_files_only": True} if local else {}
+    placed = {"device_map": "auto"} if spread else {}
     try:
         with _without_progress_bar() if local else nullcontext():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -149,6 +159,7 @@ def _load_hugging_face(where: Path | str, local: bool, dtype: torch.dtype | None
                 use_safetensors=True,
                 trust_remote_code=False,
                 **options,
+                **placed,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         hint = (
@@ -229,6 +240,9 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             f"TransformerBridge does not support {type(hf).__name__}: {error}. See TransformerLens's "
             "list of supported architectures."
         ) from error
+    if placed := getattr(hf, "hf_device_map", None):
+        bridge.cfg.device = str(next(hf.get_input_embeddings().parameters()).device)
+        bridge.cfg.n_devices = len(set(placed.values()))
     _attach(bridge, tokenizer)
     return bridge
 

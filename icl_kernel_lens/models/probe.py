@@ -7,6 +7,10 @@ On a few random tokens, for every layer:
     Σ_k A[q, k] = 1          or 1 − (the declared attention sink), up to rounding
     z[q] = Σ_k A[q, k] v[k]  per query head; values are repeated over the group of query heads
 
+and, where attention can be taken over (`models/fast.py`), that the row rebuilt from q and k equals the
+pattern's and the logits those of the plain run; once for whole prompts, once with their leading tokens run
+apart. Where they differ, the model is read by its own path.
+
 The residuals are kept (`ProbeReport`) and travel with every result. Does not show: that an edit of the
 pattern changes the model's output; on some architectures it does not.
 """
@@ -24,7 +28,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from icl_kernel_lens.errors import ModelError
-from icl_kernel_lens.models.lens import HookName, Lens
+from icl_kernel_lens.models.intercept import CannotIntercept
+from icl_kernel_lens.models.lens import HookName, InterceptableLens, Lens
 
 PROBE_TOKENS = 13
 """Length of the longer of the two probing prompts; the other is two tokens shorter."""
@@ -42,6 +47,12 @@ class ProbeReport:
     """|z − A·V|, the largest over heads and positions, relative to the largest |z|."""
     missing: Mapping[int, str]
     """Layers that cannot be scored, and why."""
+    taken_over: float = float("nan")
+    """Largest difference, in rows and in logits relative to their size, of the ways below from the plain run."""
+    not_fast: str | None = "it was not tried"
+    """Why attention cannot be read without writing it out; None: it can."""
+    not_shared: str | None = "it was not tried"
+    """Why leading tokens cannot be run apart; None: they can."""
 
     @property
     def worst(self) -> float:
@@ -53,6 +64,11 @@ class ProbeReport:
             f"{max(self.row_sum.values(), default=float('nan')):.1e}, z = A·V within "
             f"{max(self.values.values(), default=float('nan')):.1e}"
         )
+        if self.not_fast is not None:
+            text += f"; attention is written out, because {self.not_fast}"
+        else:
+            text += f"; rebuilt from q and k within {self.taken_over:.1e}"
+            text += f", nothing shared, because {self.not_shared}" if self.not_shared else ""
         return text + "".join(f"; {reason}" for reason in self.missing.values())
 
 
@@ -87,6 +103,8 @@ def _probe(lens: Lens) -> ProbeReport:
     length = min(PROBE_TOKENS, shape.context or PROBE_TOKENS)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(shape.vocab, (2, length), generator=generator)
+    alike = length // 2
+    tokens[1, :alike] = tokens[0, :alike]
     lengths = torch.tensor([length, length - 2])
 
     row_sum: dict[int, float] = {}
@@ -104,7 +122,7 @@ def _probe(lens: Lens) -> ProbeReport:
 
     names: tuple[HookName, ...] = ("hook_pattern", "hook_v", "hook_z")
     with lens.watching({(layer, name): looker(layer, name) for layer in layers for name in names}):
-        lens.run(tokens, lengths, lengths[:, None] - 1)
+        logits = lens.run(tokens, lengths, lengths[:, None] - 1)
     for name in names:
         check_fired({layer: fired.get((layer, name), 0) for layer in layers}, name, lens)
     limit = tolerance(lens.dtype)
@@ -114,6 +132,13 @@ def _probe(lens: Lens) -> ProbeReport:
             raise ModelError(
                 f"blocks.{layer}.attn.hook_pattern must have shape {expected} (batch, head, query, "
                 f"key); it has {tuple(seen[layer, 'hook_pattern'].shape)} in {lens.name}."
+            )
+        v, z = seen[layer, "hook_v"], seen[layer, "hook_z"]
+        if v.dim() != 4 or z.dim() != 4 or v.shape[-1] != z.shape[-1] or shape.heads % v.shape[2]:
+            raise ModelError(
+                f"values must be (batch, pos, kv_head, d_head) and z (batch, pos, head, d_head); blocks.{layer}.attn "
+                f"of {lens.name} has {tuple(v.shape)} and {tuple(z.shape)}. Attention whose values are stored "
+                "otherwise (multi-head latent attention) cannot be read."
             )
         future = seen[layer, "hook_pattern"].triu(1)[0].abs().max().item()
         if future > limit:
@@ -145,7 +170,53 @@ def _probe(lens: Lens) -> ProbeReport:
             )
     if lens.device.type == "mps":
         cross_check(lens, {at: (seen[at, "hook_pattern"], seen[at, "hook_v"]) for at in layers})
-    return ProbeReport(row_sum, values, missing)
+    patterns = {layer: seen[layer, "hook_pattern"] for layer in layers}
+    fast, not_fast = _difference(lens, tokens, lengths, patterns, logits, shared=0)
+    shared, not_shared = (fast, not_fast) if not_fast else (0.0, None)
+    if not_fast is None:
+        shared, not_shared = _difference(lens, tokens, lengths, patterns, logits, shared=alike)
+    return ProbeReport(row_sum, values, missing, max(fast, shared), not_fast, not_shared)
+
+
+def _difference(
+    lens: Lens,
+    tokens: Int[Tensor, "batch pos"],
+    lengths: Int[Tensor, " batch"],
+    patterns: Mapping[int, Tensor],
+    logits: Float[Tensor, "batch 1 vocab"],
+    *,
+    shared: int,
+) -> tuple[float, str | None]:
+    """How far attention that is taken over differs from the plain run; and why it is not used, if it is not."""
+    from icl_kernel_lens.models.fast import read_prefix, read_rows
+
+    if not isinstance(lens, InterceptableLens):
+        return float("nan"), "the lens does not let it be taken over"
+    worst = 0.0
+    found: set[int] = set()
+
+    def look(layer: int, rows: Tensor) -> None:
+        nonlocal worst
+        found.add(layer)
+        last = patterns[layer][torch.arange(len(lengths)), :, (lengths - 1).to(rows.device)]
+        beyond = (torch.arange(rows.shape[-1]) >= lengths[:, None]).to(rows.device)
+        gap = (rows - last).abs().masked_fill(beyond[:, None], 0)
+        worst = max(worst, gap.max().item())
+
+    try:
+        prefix = read_prefix(lens, tokens[0, :shared]) if shared else None
+        again = read_rows(lens, tokens[:, shared:], lengths, lengths - 1, look, prefix=prefix)
+    except CannotIntercept as error:
+        return float("nan"), str(error)
+    except Exception as error:
+        # Whatever an unknown model's code makes of it: the plain way is always there, and the reason is kept.
+        return float("nan"), f"{type(error).__name__}: {error}"
+    worst = max(worst, ((again - logits).abs().max() / logits.abs().max().clamp(min=1e-12)).item())
+    if found != set(patterns):
+        return worst, f"layer {min(set(patterns) - found)} was not taken over"
+    if not worst <= tolerance(lens.dtype):
+        return worst, f"what it gives differs from the plain run by {worst:.1e}"
+    return worst, None
 
 
 def check_fired(fired: Mapping[int, int], name: HookName, lens: Lens) -> None:

@@ -120,6 +120,7 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("class", run.kind + (f": {run.loaded_because}" if run.loaded_because else "")),
         ("dtype, device", f"{run.dtype}, {run.device}"),
         ("probe", run.probe),
+        ("reading", run.reading),
         ("task", f"{info.task}; {info.origin}"),
         ("template", repr(template.demo) + f", then {template.separator!r}" if template else "token ids"),
         ("prompts", f"{len(prompts)} of {info.demos} demonstrations, {int(prompts.lengths.min())}–"

@@ -60,6 +60,10 @@ def prompts_from(
     )
 
 
+PERMUTATIONS = 32
+"""Fewest permutations of labels that prompts with permuted labels are drawn from."""
+
+
 def rebuilt(model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted"]) -> PromptSet:
     """The same test inputs with no demonstrations (`"none"`), or with their labels permuted among them."""
     if prompts.episodes is None or prompts.info.template is None:
@@ -70,11 +74,17 @@ def rebuilt(model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted
     if labels == "none":
         episodes = [episode.without_demos() for episode in prompts.episodes]
     else:
-        # Prompts that share demonstrations share the permutation: the seed names the set.
-        episodes = [
-            episode.with_permuted_labels(random.Random(f"permute/{prompts.info.seed}/{episode.demo_set}"))
-            for episode in prompts.episodes
-        ]
+        # Prompts of one set take turns with as many permutations as make PERMUTATIONS in all: one for each set
+        # would be a toss of a coin where there are few.
+        sets = len({episode.demo_set for episode in prompts.episodes})
+        turns = -(-PERMUTATIONS // sets)
+        seen: dict[object, int] = {}
+        episodes = []
+        for episode in prompts.episodes:
+            turn = seen[episode.demo_set] = seen.get(episode.demo_set, -1) + 1
+            name = f"permute/{prompts.info.seed}/{episode.demo_set}"
+            name += f"/{turn % turns}" if turn % turns else ""
+            episodes.append(episode.with_permuted_labels(random.Random(name)))
     return build_prompts(
         as_lens(model),
         episodes,

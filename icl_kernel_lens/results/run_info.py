@@ -40,6 +40,8 @@ class RunInfo:
     template_tokens: bool = True
     """Whether span poolings count template tokens of the demonstration."""
     probe: str = ""
+    reading: str = ""
+    """How rows were come by, and how many tokens were run for it."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
     @classmethod

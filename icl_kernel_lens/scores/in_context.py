@@ -14,6 +14,7 @@ from torch import Tensor
 
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence import Evidence, answer
+from icl_kernel_lens.evidence.runner import BatchSize
 from icl_kernel_lens.models import as_lens
 from icl_kernel_lens.prompts import PromptSet, rebuilt
 from icl_kernel_lens.results import store
@@ -71,7 +72,8 @@ class TaskAccuracy:
         gain, low, high = self.gain()
         points = [f"{100 * x:+.1f}" for x in (gain, low, high)]
         other = self.best_without().replace("_", " ")
-        span = f"{points[0]} percentage points over {other} (95 % interval {points[1]} to {points[2]})"
+        interval = f"95 % interval {points[1]} to {points[2]}" if low == low else "no interval"
+        span = f"{points[0]} percentage points over {other} ({interval})"
         if self.reasons:
             span += f"; {', '.join(self.reasons).replace('_', ' ')} not measured"
         if low != low:
@@ -120,7 +122,8 @@ class TaskAccuracy:
         intervals = self.interval()
         for name, mean in self.mean().items():
             low, high = intervals[name]
-            lines.append(f"  {name:<18} {mean:6.1%}  (95 % interval {low:.1%} to {high:.1%})")
+            interval = f"95 % interval {low:.1%} to {high:.1%}" if low == low else "no interval"
+            lines.append(f"  {name:<18} {mean:6.1%}  ({interval})")
         lines += [f"  {name:<18} not measured: {why}" for name, why in self.reasons.items()]
         return "\n".join([*lines, f"  {self.verdict()}"])
 
@@ -133,13 +136,15 @@ def in_context_accuracy(
     prompts: PromptSet,
     *,
     evidence: Evidence | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> TaskAccuracy:
     """The accuracy with demonstrations beside no demonstrations, permuted labels and the majority class.
 
     `evidence` of the same prompts saves one of the three runs. Prompts made from token ids cannot be written
-    anew: for them only the accuracy and the majority class are measured, and `reasons` says so.
+    anew: for them only the accuracy and the majority class are measured, and `reasons` says so. `checkpoint`
+    names a folder in which finished prompts are kept, a folder inside for each run; see `read`.
 
     Raises: ResultError: the prompts have no true labels, or no demonstrations.
     """
@@ -165,10 +170,12 @@ def in_context_accuracy(
     def correct(scores: Float[Tensor, "prompt label"]) -> Float[Tensor, " prompt"]:
         return (scores.argmax(1) == truth).float()
 
-    def ask(which: PromptSet) -> Float[Tensor, " prompt"]:
-        return correct(answer(model, which, batch_size=batch_size, progress=progress))
+    def ask(which: PromptSet, name: str) -> Float[Tensor, " prompt"]:
+        folder = Path(checkpoint) / name if checkpoint is not None else None
+        scores = answer(model, which, batch_size=batch_size, checkpoint=folder, progress=progress)
+        return correct(scores)
 
-    found = {"demonstrations": correct(evidence.label_scores) if evidence else ask(prompts)}
+    found = {"demonstrations": correct(evidence.label_scores) if evidence else ask(prompts, "demonstrations")}
     reasons: dict[str, str] = {}
     if prompts.episodes is not None:
         permuted = rebuilt(model, prompts, labels="permuted")
@@ -177,8 +184,8 @@ def in_context_accuracy(
                 "permuting changes no label: too few demonstrations, or all of one class"
             )
         else:
-            found["permuted_labels"] = ask(permuted)
-        found["no_demonstrations"] = ask(rebuilt(model, prompts, labels="none"))
+            found["permuted_labels"] = ask(permuted, "permuted_labels")
+        found["no_demonstrations"] = ask(rebuilt(model, prompts, labels="none"), "no_demonstrations")
     else:
         reasons = dict.fromkeys(
             ("permuted_labels", "no_demonstrations"), "the prompts were made from token ids or loaded"

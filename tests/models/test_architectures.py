@@ -4,23 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, HOOKED
-from support import has_hooked_transformer, uneven_prompts
-
-KINDS = [
-    pytest.param(
-        name,
-        kind,
-        id=f"{name}-{kind}",
-        marks=pytest.mark.skipif(
-            kind == "hooked" and not has_hooked_transformer(),
-            reason="this TransformerLens has no HookedTransformer (removed in 4.0)",
-        ),
-    )
-    for name in ARCHITECTURES
-    for kind in ("bridge", "hooked")
-    if kind == "bridge" or name in HOOKED
-]
+from support import KINDS, uneven_prompts
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)

@@ -28,6 +28,10 @@ def state(model):
         "weights": [p.detach().clone() for p in model.parameters()],
         "rng": torch.random.get_rng_state(),
         "grad_mode": torch.is_grad_enabled(),
+        "shadowed": [[name for name in m.__dict__ if hasattr(type(m), name)] for m in model.modules()],
+        "attention": getattr(
+            getattr(getattr(model, "original_model", None), "config", None), "_attn_implementation", None
+        ),
     }
 
 

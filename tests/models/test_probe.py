@@ -91,7 +91,7 @@ def test_each_model_is_probed_once():
     lens.model.embed.register_forward_hook(lambda *_: runs.append(1))
     first = probe(lens)
     assert probe(as_lens(lens.model)) is first
-    assert len(runs) == 1
+    assert len(runs) == 4  # plain, fast, a prefix, and what follows it
     assert "3 attention layers probed" in str(first)
 
 
@@ -171,3 +171,35 @@ def test_mps_is_warned_about_and_cross_checked():
         pytest.raises(ModelError, match="MPS and CPU must agree on A·V"),
     ):
         cross_check(lens, {0: (a.as_subclass(Wrong), v)})
+
+
+def test_values_stored_otherwise_are_refused():
+    """Multi-head latent attention: what the value hook shows is not one vector a head."""
+    import transformers
+
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
+
+    config = transformers.DeepseekV3Config(
+        vocab_size=89,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        max_position_embeddings=64,
+        first_k_dense_replace=2,
+    )
+    hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with pytest.raises(ModelError, match=r"values must be|z must be|hook_v"):
+        probe(as_lens(bridge_from_hf(hf)))

@@ -1,0 +1,1 @@
+"""What reading attention costs, beside other ways of reading it and beside passes that read nothing."""

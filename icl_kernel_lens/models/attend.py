@@ -1,0 +1,208 @@
+"""Causal attention in parts, without the square: pure tensor mathematics.
+
+For a query at position t and keys at positions s,
+
+    score(t, s) = cap · tanh(scale · ⟨q_t, k_s⟩ / cap) + slope · s        s ≤ t, t − s < window
+    A(t, s)     = exp score(t, s) / Σ_s' exp score(t, s')
+    z_t         = Σ_s A(t, s) v_s
+
+(without a soft cap: scale · ⟨q_t, k_s⟩; the linear bias is ALiBi's, up to a constant a row, which softmax
+does not see). Keys may come in blocks, each attended alone; with ℓ = ln Σ_s exp score(t, s) of each block,
+
+    z_t = Σ_b exp(ℓ_b − ℓ) z_b,    ℓ = ln Σ_b exp ℓ_b
+
+which is how a prefix that many prompts share is attended once, without a copy for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+LARGEST_BLOCK = {"cpu": 2**21}
+"""Most scores alive at once where they must be written out: 8 MiB in float32 on a CPU, 256 MiB elsewhere."""
+ELSEWHERE = 2**26
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one layer turns ⟨q, k⟩ into a score."""
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+    slopes: Float[Tensor, " head"] | None = None
+    """ALiBi: added to a score is slope · (position of the key)."""
+    window: int | None = None
+    """A position sees itself and the window − 1 positions before it; None: all before it."""
+
+    def scores(
+        self, dots: Float[Tensor, "*batch head query key"], key_start: int = 0
+    ) -> Float[Tensor, "*batch head query key"]:
+        """Scores in float32 of ⟨q, k⟩ · scale, for keys from position `key_start` on; nothing is masked."""
+        scores = dots.float()
+        if self.soft_cap is not None:
+            scores = torch.tanh(scores / self.soft_cap) * self.soft_cap
+        if self.slopes is not None:
+            keys = torch.arange(key_start, key_start + scores.shape[-1], device=scores.device)
+            scores = scores + self.slopes.float().to(scores.device)[:, None, None] * keys
+        return scores
+
+
+@dataclass(frozen=True)
+class Block:
+    """Keys and values from position `start` on: one row for all prompts, or one for each."""
+
+    k: Float[Tensor, "#batch kv_head key d_head"]
+    v: Float[Tensor, "#batch kv_head key d_head"]
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.k.shape[2]
+
+
+def attend(
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+    v: Float[Tensor, "batch head pos d_head"],
+    rule: Rule,
+) -> Float[Tensor, "batch head pos d_head"]:
+    """z of every position of whole prompts, through PyTorch's fused attention wherever it is exact."""
+    windowed = rule.window is not None and rule.window < q.shape[2]
+    if rule.soft_cap is not None or windowed:
+        return attend_blocks(q, [Block(k, v)], rule)
+    width = v.shape[-1]
+    if rule.slopes is not None:
+        # A key's bias as one more coordinate: ⟨(q, 1/scale), (k, slope·s)⟩ · scale = ⟨q, k⟩·scale + slope·s.
+        bias = rule.slopes.to(k)[:, None, None] * torch.arange(k.shape[2], device=k.device)[:, None]
+        pad = (0, -(width + 1) % 8)
+        q = functional.pad(torch.cat([q, torch.full_like(q[..., :1], 1 / rule.scale)], -1), pad)
+        k = functional.pad(torch.cat([k, bias.expand(*k.shape[:-1], 1).to(k)], -1), pad)
+        v = functional.pad(v, (0, q.shape[-1] - width))
+    z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale)
+    return z[..., :width]
+
+
+def attend_blocks(
+    q: Float[Tensor, "batch head pos d_head"], blocks: Sequence[Block], rule: Rule
+) -> Float[Tensor, "batch head pos d_head"]:
+    """z of the positions that the last block holds the keys of, over all blocks."""
+    first = blocks[-1].start
+    parts = [_attend_block(q, block, rule, first) for block in blocks]
+    if len(parts) == 1:
+        return parts[0][0].to(q.dtype)
+    lse = torch.stack([part[1] for part in parts])
+    share = (lse - lse.logsumexp(0)).exp()
+    return sum(share[i, ..., None] * parts[i][0] for i in range(len(parts))).to(q.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _attend_block(
+    q: Float[Tensor, "batch head pos d_head"], block: Block, rule: Rule, first: int
+) -> tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos"]]:
+    """z over one block alone, in float32, and the log of its summed exponentials (−inf: sees none of it).
+
+    Queries are taken a stretch at a time, so that few scores are alive at once.
+    """
+    batch, heads, length, _ = q.shape
+    shared = block.k.shape[0] == 1 and batch > 1
+    q = q * rule.scale
+    most = LARGEST_BLOCK.get(q.device.type, ELSEWHERE)
+    step = max(1, most // (batch * heads * block.k.shape[2]))
+    z = torch.empty(*q.shape[:3], block.v.shape[-1], device=q.device, dtype=torch.float32)
+    lse = torch.empty(q.shape[:3], device=q.device, dtype=torch.float32)
+    for at in range(0, length, step):
+        part = slice(at, min(at + step, length))
+        here = first + at
+        # Keys beyond the last query of the stretch, or before the window of its first, are seen by none.
+        low = 0 if rule.window is None else max(0, here - rule.window + 1 - block.start)
+        high = min(block.k.shape[2], first + part.stop - block.start)
+        if low >= high:
+            z[:, :, part], lse[:, :, part] = 0, float("-inf")
+            continue
+        k, v = block.k[:, :, low:high], block.v[:, :, low:high]
+        dots = _dots(q[:, :, part], k, shared=shared)
+        scores = rule.scores(dots, block.start + low)
+        hidden = _hidden(rule, here, part.stop - part.start, block.start + low, high - low, q.device)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+        # In place, unless a gradient needs the scores again.
+        weights = (scores - top).exp() if scores.requires_grad else scores.sub_(top).exp_()
+        total = weights.sum(-1, keepdim=True)
+        mixed = _mix(weights.to(v.dtype), v, shared=shared).float()
+        z[:, :, part] = mixed / total.clamp(min=torch.finfo(total.dtype).tiny)
+        lse[:, :, part] = (total.log() + top).squeeze(-1)
+    return z, lse
+
+
+def answer_row(
+    q: Float[Tensor, "batch head d_head"],
+    pos: Int[Tensor, " batch"],
+    blocks: Sequence[Block],
+    rule: Rule,
+) -> Float[Tensor, "batch head key"]:
+    """A(t, ·) of one position a prompt, over all keys of all blocks in order, in float32."""
+    rows = []
+    for block in blocks:
+        shared = block.k.shape[0] == 1 and len(q) > 1
+        dots = _dots(q[:, :, None].float() * rule.scale, block.k.float(), shared=shared)
+        keys = torch.arange(block.start, block.end, device=q.device)
+        here = pos.to(q.device)[:, None]
+        hidden = keys > here
+        if rule.window is not None:
+            hidden = hidden | (keys <= here - rule.window)
+        rows.append(rule.scores(dots, block.start)[:, :, 0].masked_fill(hidden[:, None], float("-inf")))
+    return torch.cat(rows, -1).softmax(-1)
+
+
+def _hidden(
+    rule: Rule, query_start: int, queries: int, key_start: int, keys: int, device: torch.device
+) -> Tensor | None:
+    """Which keys each query does not see; None where every query sees every key."""
+    last_key, last_query = key_start + keys - 1, query_start + queries - 1
+    causal = last_key > query_start
+    windowed = rule.window is not None and key_start <= last_query - rule.window
+    if not causal and not windowed:
+        return None
+    t = torch.arange(query_start, query_start + queries, device=device)[:, None]
+    s = torch.arange(key_start, key_start + keys, device=device)
+    hidden = s > t
+    return hidden | (s <= t - rule.window) if rule.window is not None else hidden
+
+
+def _dots(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "#batch kv_head key d_head"],
+    *,
+    shared: bool,
+) -> Float[Tensor, "batch head query key"]:
+    """⟨q, k⟩; one block's keys serve a whole group of query heads, and all prompts if shared."""
+    batch, heads, queries, _ = q.shape
+    groups = k.shape[1]
+    if shared:
+        rows = rearrange(q, "b (g r) q d -> g (b r q) d", g=groups)
+        dots = rows @ k[0].transpose(1, 2)
+        return rearrange(dots, "g (b r q) k -> b (g r) q k", b=batch, q=queries)
+    rows = rearrange(q, "b (g r) q d -> b g (r q) d", g=groups)
+    return (rows @ k.transpose(2, 3)).reshape(batch, heads, queries, k.shape[2])
+
+
+def _mix(
+    weights: Float[Tensor, "batch head query key"],
+    v: Float[Tensor, "#batch kv_head key d_head"],
+    *,
+    shared: bool,
+) -> Float[Tensor, "batch head query d_head"]:
+    batch, heads, queries, _ = weights.shape
+    groups = v.shape[1]
+    if shared:
+        rows = rearrange(weights, "b (g r) q k -> g (b r q) k", g=groups)
+        return rearrange(rows @ v[0], "g (b r q) d -> b (g r) q d", b=batch, q=queries)
+    rows = rearrange(weights, "b (g r) q k -> b g (r q) k", g=groups)
+    return (rows @ v).reshape(batch, heads, queries, v.shape[3])

@@ -1,0 +1,395 @@
+"""Reading without writing attention out, and with shared tokens run once: the same numbers, on every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import VOCAB, hf_model
+from support import KINDS, needs_hooked, same_evidence, shared_prompts
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def plainly(model, prompts, monkeypatch, **options):
+    """The reading through `hook_pattern`, each prompt whole."""
+    from dataclasses import replace
+
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import as_lens, probe
+    from icl_kernel_lens.models import probe as probe_function
+
+    report = replace(probe(as_lens(model)), not_fast="the test says so", not_shared="the test says so")
+    with monkeypatch.context() as patch:
+        module = __import__("icl_kernel_lens.models.probe", fromlist=["_reports"])
+        patch.setitem(module._reports, model, report)
+        assert probe_function(as_lens(model)).not_fast
+        return read(model, prompts, progress=False, **options)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_every_architecture_is_read_fast_and_shared(tiny, name, kind):
+    """No architecture falls back: equality below is of the fast path."""
+    from icl_kernel_lens.models import as_lens, probe
+
+    report = probe(as_lens(tiny(name, kind)[0]))
+    assert report.not_fast is None
+    assert report.not_shared is None
+    assert report.taken_over < 1e-5
+    assert "rebuilt from q and k" in str(report)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_shared_equals_whole(tiny, name, kind, monkeypatch):
+    """Demonstrations run once, nested and not, give what every prompt whole gives through the pattern hook."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.evidence import runner
+
+    model, _ = tiny(name, kind)
+    prompts = shared_prompts()
+    ran = []
+    original = runner.read_prefix
+    monkeypatch.setattr(
+        runner,
+        "read_prefix",
+        lambda lens, tokens, parent: ran.append(len(tokens)) or original(lens, tokens, parent),
+    )
+    keep = ("label", "span_max", "span_sum")
+    shared = read(model, prompts, keep=keep, progress=False)
+    assert len(ran) == 2
+    assert min(ran) > 25
+    same_evidence(shared, plainly(model, prompts, monkeypatch, keep=keep, batch_size=2))
+    assert len(ran) == 2, "the plain reading shares nothing"
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_a_prefix_behind_a_prefix(tiny, name, kind):
+    """Leading tokens run in three pieces give the rows and logits of the whole prompt."""
+    from icl_kernel_lens.models import as_lens
+    from icl_kernel_lens.models.fast import read_logits, read_prefix, read_rows
+
+    lens = as_lens(tiny(name, kind)[0])
+    prompts = shared_prompts().select([1, 0, 2])
+    tokens, lengths, at = prompts.tokens, prompts.lengths, prompts.answer_pos
+    whole, pieces = {}, {}
+    expected = read_rows(lens, tokens, lengths, at, whole.__setitem__)
+    prefix = None
+    for start, end in ((0, 5), (5, 22), (22, 24)):
+        prefix = read_prefix(lens, tokens[0, start:end], prefix)
+    assert prefix.end == 24
+    kept = 24 * sum(2 * blocks[0].k.shape[1] * blocks[0].k.shape[3] * 4 for blocks in prefix.blocks.values())
+    assert prefix.bytes == kept
+    assert {blocks[0].k.shape[1] for blocks in prefix.blocks.values()} == {lens.shape.kv_heads}
+    found = read_rows(lens, tokens[:, 24:], lengths, at, pieces.__setitem__, prefix=prefix)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for layer, rows in whole.items():
+        torch.testing.assert_close(pieces[layer], rows, atol=1e-5, rtol=0)
+    positions = torch.stack([at - 1, at], 1)
+    later = read_logits(lens, tokens[:, 24:], lengths, positions, prefix=prefix)
+    torch.testing.assert_close(later[:, 1:], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_fast_attention_changes_no_activation(tiny, name, kind):
+    """Logits, q, k, v and z as ever; an edit of v, and a gradient, flow as ever."""
+    from icl_kernel_lens.models import as_lens, fast_attention
+
+    model, _ = tiny(name, kind)
+    layers = as_lens(model).shape.layers
+    tokens = torch.randint(3, VOCAB, (2, 33), generator=torch.Generator().manual_seed(1))
+    names = [f"blocks.{layer}.attn.hook_{x}" for layer in range(layers) for x in "qkvz"]
+    options = {"output_attentions": False, "use_cache": False} if kind == "bridge" else {}
+
+    def run():
+        logits, cache = model.run_with_cache(tokens, names_filter=names, **options)
+        hooks = [("blocks.1.attn.hook_v", lambda v, hook: v * torch.linspace(0, 2, 33)[:, None, None])]
+        edited = model.run_with_hooks(tokens, fwd_hooks=hooks, **options)
+        parameter = next(
+            p for n, p in model.named_parameters() if "0" in n and p.dim() == 2 and p.requires_grad
+        )
+        loss = model(tokens, **options).float().logsumexp(-1).sum()
+        return logits, cache, edited, torch.autograd.grad(loss, parameter)[0]
+
+    logits, cache, edited, gradient = run()
+    with fast_attention(model):
+        fast = run()
+    torch.testing.assert_close(fast[0], logits, atol=1e-5, rtol=1e-5)
+    for hook in names:
+        torch.testing.assert_close(fast[1][hook], cache[hook], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast[2], edited, atol=1e-5, rtol=1e-5)
+    assert (edited - logits).abs().max() > 1e-3, "the edit matters"
+    assert gradient.abs().max() > 1e-3
+    torch.testing.assert_close(fast[3], gradient, atol=1e-3 * gradient.abs().max().item(), rtol=1e-3)
+
+
+class Squares(TorchDispatchMode):
+    """Notes the shape of every tensor made with position × position numbers or more."""
+
+    def __init__(self, length: int, model) -> None:
+        super().__init__()
+        self.length, self.made = length, []
+        # GPT-Neo keeps a mask of its whole context, of which views are taken.
+        self.own = {t.untyped_storage().data_ptr() for t in model.buffers()}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor) and list(tensor.shape).count(self.length) >= 2:
+                storage = tensor.untyped_storage()
+                # A stand-in has the shape and one number; one row may stand for all.
+                written = storage.nbytes() >= tensor.numel() * tensor.element_size()
+                if written and storage.data_ptr() not in self.own:
+                    self.made.append(tuple(tensor.shape))
+        return out
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_nothing_of_the_square_is_alive(tiny, name, kind, monkeypatch):
+    """Not only nothing of head × position², nothing of position²; windows and soft caps go by stretches."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import attend
+
+    model, _ = tiny(name, kind)
+    prompts = shared_prompts(sets=1, tests=1).select([0])
+    length = int(prompts.lengths.max())
+    monkeypatch.setattr(attend, "LARGEST_BLOCK", {"cpu": 4 * length * 4})
+    read(model, prompts, progress=False)  # the probe, and what is made at the first run
+    inner = model.original_model if kind == "bridge" else model
+    with Squares(length, inner) as squares:
+        read(model, prompts, progress=False)
+    assert squares.made == []
+    with Squares(length, inner) as squares:
+        plainly(model, prompts, monkeypatch)
+    assert (1, 4, length, length) in squares.made, "the plain way makes them"
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_a_layers_queries_are_gone_before_the_next_layer(tiny, name, kind, monkeypatch):
+    """Nothing holds on to q once its layer is done: memory does not grow with the layers."""
+    import weakref
+
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import fast
+
+    model, _ = tiny(name, kind)
+    prompts = shared_prompts(sets=1, tests=1).select([0])
+    read(model, prompts, progress=False)
+    attend, before, alive = fast.attend, [], []
+
+    def noting(q, k, v, rule):
+        alive.append(sum(ref() is not None for ref in before))
+        before.append(weakref.ref(q))
+        return attend(q, k, v, rule)
+
+    monkeypatch.setattr(fast, "attend", noting)
+    read(model, prompts, progress=False)
+    assert len(alive) >= 3
+    assert max(alive) == 0
+
+
+def test_a_pattern_hook_under_fast_attention_is_an_error(tiny):
+    """A cache of patterns that were never made would be nonsense."""
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import fast_attention
+
+    model, _ = tiny("llama", "bridge")
+    tokens = torch.arange(3, 20)[None]
+    with fast_attention(model), pytest.raises(ModelError, match="hook_pattern has a hook"):
+        model.run_with_hooks(
+            tokens,
+            fwd_hooks=[("blocks.0.attn.hook_pattern", lambda p, hook: None)],
+            output_attentions=False,
+            use_cache=False,
+        )
+    for options in ({}, {"names_filter": "blocks.0.attn.hook_attn_scores"}):
+        with (
+            fast_attention(model),
+            pytest.raises(ModelError, match="has a hook.*Give run_with_cache a names_filter"),
+        ):
+            model.run_with_cache(tokens, output_attentions=False, use_cache=False, **options)
+    with fast_attention(model), pytest.raises(ModelError, match="keys of earlier tokens come from a cache"):
+        model.original_model.generate(tokens, min_new_tokens=3, max_new_tokens=3, do_sample=False)
+    with fast_attention(model), pytest.raises(ModelError, match="pad on the right"):
+        model(tokens, attention_mask=torch.tensor([[0] + [1] * 16]), use_cache=False)
+
+
+@pytest.mark.parametrize("kind", ["bridge", pytest.param("hooked", marks=needs_hooked)])
+def test_reading_within_fast_attention(tiny, kind):
+    """The inner of two contexts takes over, and the outer one is as it was afterwards."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import fast_attention
+
+    model, _ = tiny("gpt_neo", kind)
+    prompts = shared_prompts()
+    expected = read(model, prompts, progress=False)
+    options = {"output_attentions": False, "use_cache": False} if kind == "bridge" else {}
+    logits = model(prompts.tokens, **options)
+    with fast_attention(model):
+        same_evidence(read(model, prompts, progress=False), expected)
+        with fast_attention(model):
+            torch.testing.assert_close(model(prompts.tokens, **options), logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(prompts.tokens, **options), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_fast_attention_refuses_what_the_probe_refuses(monkeypatch):
+    """A layer that does what no rule can say, and one whose numbers differ."""
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, fast, fast_attention, probe
+
+    model = bridge_from_hf(hf_model("gptj"))
+    inner = model.blocks[1].attn.original_component
+    original = inner.attn_dropout.forward
+    inner.attn_dropout.forward = lambda weights: weights.relu()
+    assert "layer 1: it calls relu" in str(probe(as_lens(model)).not_fast)
+    inner.attn_dropout.forward = original
+    with pytest.raises(ModelError, match="calls relu"), fast_attention(model):
+        pass
+
+    model = bridge_from_hf(hf_model("gptj"))
+    attend = fast.attend
+    monkeypatch.setattr(fast, "attend", lambda q, k, v, rule: attend(q, k, v, rule) * 1.01)
+    report = probe(as_lens(model))
+    assert "differs from the plain run" in str(report.not_fast)
+    assert "attention is written out" in str(report)
+    with pytest.raises(ModelError, match="differs from the plain run"), fast_attention(model):
+        pass
+
+
+def test_sharing_alone_can_be_refused(monkeypatch):
+    """Positions that do not move with the prefix show in the probe, and prompts are read whole."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.evidence import runner
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, fast, probe
+
+    model = bridge_from_hf(hf_model("gptj"))
+    blocks = fast.attend_blocks
+    monkeypatch.setattr(fast, "attend_blocks", lambda q, b, rule: blocks(q, b, rule) * 1.01)
+    report = probe(as_lens(model))
+    assert report.not_fast is None
+    assert "differs from the plain run" in str(report.not_shared)
+    assert "nothing shared" in str(report)
+    monkeypatch.setattr(runner, "read_prefix", lambda *_: pytest.fail("nothing may be shared"))
+    evidence = read(model, shared_prompts(), progress=False)
+    same_evidence(evidence, plainly(model, shared_prompts(), monkeypatch))
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_tokens_placed_by_the_length_of_the_prompt_are_read_whole(rope, monkeypatch):
+    """Rotary embeddings that change beyond the length of training: the short probe cannot see it."""
+    import transformers
+
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
+
+    parameters = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
+    if rope == "longrope":
+        parameters |= {
+            "short_factor": [1.0] * 4,
+            "long_factor": [3.0] * 4,
+            "original_max_position_embeddings": 45,
+        }
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=32 if rope == "dynamic" else 96,
+        rope_parameters=parameters,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for parameter in hf.parameters():
+        parameter.data *= 4
+    model = bridge_from_hf(hf)
+    model.cfg.n_ctx = 96
+    assert probe(as_lens(model)).not_shared is None
+    prompts = shared_prompts()
+    with pytest.warns(UserWarning, match="reads every prompt whole.*by the prompt's length"):
+        found = read(model, prompts, progress=False, batch_size=1)
+    same_evidence(found, plainly(model, prompts, monkeypatch, batch_size=1))
+
+
+def test_a_limit_met_on_the_way_falls_back_with_a_warning(monkeypatch):
+    """ALiBi's bias in half precision is linear up to 256 positions; the longer prompt is read by the pattern."""
+    from icl_kernel_lens import PromptSet, read
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
+
+    model = bridge_from_hf(hf_model("bloom").to(torch.bfloat16))
+    assert probe(as_lens(model)).not_fast is None
+    tokens = torch.randint(3, VOCAB, (1, 400), generator=torch.Generator().manual_seed(4))
+    tokens[0, [100, 350]] = torch.tensor([10, 20])
+    prompts = PromptSet.from_tokens(
+        tokens, torch.tensor([[100, 350]]), torch.tensor([[0, 1]]), torch.tensor([10, 20])
+    )
+    with pytest.warns(UserWarning, match="read through hook_pattern.*not linear"):
+        found = read(model, prompts, progress=False)
+    same_evidence(found, plainly(model, prompts, monkeypatch))
+
+
+@pytest.mark.parametrize("kind", ["bridge", pytest.param("hooked", marks=needs_hooked)])
+def test_a_users_hook_meets_whole_prompts(kind):
+    """An edit at a position of the prompt would be made twice, or at the wrong place, in a shared one."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, hooked_from_hf, probe
+
+    model = {"bridge": bridge_from_hf, "hooked": hooked_from_hf}[kind](hf_model("llama"))
+    probe(as_lens(model))
+    prompts, widths = shared_prompts(), []
+
+    def edit(z, hook):
+        widths.append(z.shape[1])
+        z[:, 5] = 0
+        return z
+
+    plain = read(model, prompts, progress=False)
+    model.blocks[0].attn.hook_z.add_hook(edit)
+    assert as_lens(model).hooks_in_place()
+    edited = read(model, prompts, progress=False)
+    assert min(widths) >= int(prompts.lengths.min())
+    single = read(model, prompts, progress=False, batch_size=1)
+    same_evidence(edited, single)
+    assert (edited.weights["label"] - plain.weights["label"])[:, 1:].abs().max() > 1e-3
+
+
+def test_hooks_that_libraries_leave_are_not_the_users():
+    """After `run_with_cache`, Hugging Face's own recording hooks stay on the model for good."""
+    from icl_kernel_lens.models import as_lens, bridge_from_hf
+
+    model = bridge_from_hf(hf_model("gpt2"))
+    model.run_with_cache(torch.arange(3, 20)[None])
+    hooked = [m for m in model.original_model.modules() if m._forward_hooks]
+    assert hooked, "or this test shows nothing"
+    assert as_lens(model).hooks_in_place() == []
+    handle = model.blocks[0].mlp.register_forward_hook(lambda *_: None)
+    assert any("mlp" in name for name in as_lens(model).hooks_in_place())
+    handle.remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gptj", "gpt2", "gemma2"])
+def test_half_precision_rows_are_built_in_float32(name, dtype, monkeypatch):
+    """Rows of a half-precision model sum to one as float32 does, and stay near the pattern's."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import bridge_from_hf
+
+    model = bridge_from_hf(hf_model(name).to(dtype))
+    prompts = shared_prompts()
+    found = read(model, prompts, progress=False)
+    assert (found.rows.sum(-1) - 1).abs().max() < 1e-5
+    plain = plainly(model, prompts, monkeypatch)
+    near = 2e-2 if dtype == torch.float16 else 8e-2
+    torch.testing.assert_close(found.weights["label"], plain.weights["label"], atol=near, rtol=0)
+
+
+def test_a_model_spread_over_devices_by_a_device_map(mini):
+    """On one device here; what is read is reduced where it lives, and inputs go where the embedding is."""
+    from icl_kernel_lens import load_model, load_task, read
+    from icl_kernel_lens.errors import LoadError
+
+    spread = load_model("mini", device="auto")
+    assert type(spread).__name__ == "TransformerBridge"
+    prompts = load_task("topics").prompts(spread, demos=4, count=6, seed=0)
+    if not torch.cuda.is_available():
+        same_evidence(read(spread, prompts, progress=False), read(mini, prompts, progress=False))
+    with pytest.raises(LoadError, match='device="auto" needs backend="bridge"'):
+        load_model("mini", device="auto", backend="hooked")
