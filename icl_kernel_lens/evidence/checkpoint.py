@@ -8,13 +8,15 @@ and another run's are refused. Several processes write into one folder.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from icl_kernel_lens.errors import LoadError, RunError
 from icl_kernel_lens.models import Lens
@@ -38,16 +40,37 @@ def fingerprint(lens: Lens, prompts: PromptSet, settings: Mapping[str, Any]) -> 
 
 
 def _weights(lens: Lens) -> str:
-    """A digest of a few numbers of every parameter."""
-    digest = hashlib.sha256()
-    model: Any = lens.model
-    parameters = dict(model.named_parameters()) if hasattr(model, "named_parameters") else {}
+    """A digest of every parameter, every buffer and the configuration."""
+    digest, model = hashlib.sha256(), lens.model
+    if not isinstance(model, nn.Module):
+        return "unknown"
+    digest.update(_configuration(model).encode())
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, parameter in sorted(parameters.items()):
-        flat = parameter.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // 31)][:32].float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(some.numpy().tobytes())
+        _update(digest, name, parameter)
     return digest.hexdigest()[:16]
+
+
+def _configuration(model: nn.Module) -> str:
+    """The settings of a model that are plain values, but for where it lives."""
+    found: dict[str, Any] = {}
+    for owner in (model, getattr(model, "original_model", None)):
+        for name in ("cfg", "config"):
+            config = getattr(owner, name, None)
+            for key, value in sorted(getattr(config, "__dict__", {}).items()):
+                if key not in _PLACES and isinstance(value, str | int | float | bool | list | tuple | dict):
+                    found[f"{name}.{key}"] = value
+    return json.dumps(found, sort_keys=True, default=str)
+
+
+_PLACES = {"device", "n_devices", "_name_or_path", "_attn_implementation_internal"}
+"""Settings that do not change what is computed; processes and resumed runs may differ in them."""
+
+
+def _update(digest: Any, name: str, tensor: Tensor) -> None:
+    numbers = tensor.detach().cpu().contiguous()
+    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+    digest.update(numbers.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _tokens(prompts: PromptSet) -> str:
@@ -57,6 +80,13 @@ def _tokens(prompts: PromptSet) -> str:
     for name in ("label_sequences", "label_lengths"):
         digest.update(getattr(prompts, name).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _contents(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        _update(digest, name, tensor)
+    return digest.hexdigest()
 
 
 class Checkpoint:
@@ -82,8 +112,11 @@ class Checkpoint:
         for path in sorted(self.folder.glob("*.safetensors")):
             tensors, meta = store.read(path, _KIND)
             self._check(path, meta.get("run"))
-            if "numbers" not in tensors:
-                raise LoadError(f"{path} lacks the numbers of its prompts; delete it and run again.")
+            if "numbers" not in tensors or _contents(tensors) != meta.get("contents"):
+                raise LoadError(
+                    f"a shard must hold what was written; {path} holds something else: it is damaged. Delete it and "
+                    "run again: its prompts are run anew."
+                )
             found.append((tensors.pop("numbers"), tensors))
         return found
 
@@ -115,5 +148,12 @@ class Checkpoint:
             parts = [results[name] for _, results in self.pending if name in results]
             joined[name] = sum(parts[1:], parts[0]) if name.startswith(SUM) else torch.cat(parts)
         which = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()[:16]
-        store.write(self.folder / f"{which}.safetensors", _KIND, joined, {"run": self.identity})
+        meta = {"run": self.identity, "contents": _contents(joined)}
+        try:
+            store.write(self.folder / f"{which}.safetensors", _KIND, joined, meta)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"a checkpoint must be writable; {self.folder} is not ({error}). Is the disk full? What was written "
+                "before is kept; the same call goes on from there."
+            ) from error
         self.pending, self.saved = [], time.monotonic()

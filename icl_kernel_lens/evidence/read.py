@@ -139,21 +139,21 @@ def sequence_scores(
 ) -> Float[Tensor, "prompt label"]:
     """log P(label | prompt) = Σ_k log P(piece_k | prompt, pieces before), each label fed as it stands."""
     scores = torch.zeros(len(batch), batch.labels)
-    most = batch.label_sequences.shape[2]
-    steps = torch.arange(most)
     for label in range(batch.labels):
         pieces, lengths = batch.label_sequences[:, label], batch.label_lengths[:, label]
-        width = int(batch.lengths.max()) + most - 1
-        tokens = torch.zeros(len(batch), width, dtype=torch.long)
-        tokens[:, : min(width, batch.tokens.shape[1])] = batch.tokens[:, :width]
-        where = batch.answer_pos[:, None] + 1 + steps[: most - 1]
-        tokens.scatter_(1, where, pieces[:, : most - 1])
+        most = int(lengths.max())
+        steps = torch.arange(most)
+        width, longest = int(batch.lengths.max()), int((batch.lengths + lengths).max()) - 1
+        tokens = torch.zeros(len(batch), width + most - 1, dtype=torch.long)
+        tokens[:, :width] = batch.tokens[:, :width]
+        where = batch.answer_pos[:, None] + 1 + steps[:-1]
+        tokens = tokens.scatter(1, where, pieces[:, : most - 1])[:, :longest]
         positions = torch.minimum(
             batch.answer_pos[:, None] + steps, batch.answer_pos[:, None] + lengths[:, None] - 1
         )
         logits = _run(lens, tokens, batch.lengths + lengths - 1, positions, prefix, fast=fast).cpu()
         check_finite(logits, torch.arange(len(batch)), lens)
-        logprob = logits.log_softmax(-1).gather(2, pieces[..., None]).squeeze(-1)
+        logprob = logits.log_softmax(-1).gather(2, pieces[:, :most, None]).squeeze(-1)
         scores[:, label] = (logprob * (steps < lengths[:, None])).sum(1)
     return scores
 
@@ -182,22 +182,26 @@ def _run_rows(
     """Answer logits of whole prompts; each layer's answer rows go to `look`."""
     width = int(batch.lengths.max())
     tokens, at = batch.tokens[:, :width], batch.answer_pos
-    if fast:
-        start = prefix.end if prefix else 0
-        try:
-            return read_rows(lens, tokens[:, start:], batch.lengths, at, look, prefix=prefix)
-        except CannotIntercept as error:
-            _warn(lens, error)
     layers = [layer for layer in range(lens.shape.layers) if layer not in probe(lens).missing]
     fired = dict.fromkeys(layers, 0)
 
-    def looker(layer: int) -> Callable[[Tensor], None]:
-        def see(pattern: Float[Tensor, "batch head query key"]) -> None:
-            fired[layer] += 1
-            rows = pattern[torch.arange(len(batch)), :, at.to(pattern.device)]
-            look(layer, rows.detach().float())
+    def see(layer: int, rows: Float[Tensor, "batch head key"]) -> None:
+        fired[layer] += 1
+        look(layer, rows)
 
-        return see
+    if fast:
+        start = prefix.end if prefix else 0
+        try:
+            logits = read_rows(lens, tokens[:, start:], batch.lengths, at, see, prefix=prefix)
+            check_fired(fired, "hook_z", lens)
+            return logits
+        except CannotIntercept as error:
+            fired = dict.fromkeys(layers, 0)
+            _warn(lens, error)
+
+    def looker(layer: int) -> Callable[[Float[Tensor, "batch head query key"]], None]:
+        rows = torch.arange(len(batch))
+        return lambda pattern: see(layer, pattern[rows, :, at.to(pattern.device)].detach().float())
 
     with lens.watching({(layer, "hook_pattern"): looker(layer) for layer in layers}):
         logits = lens.run(tokens, batch.lengths, at[:, None])

@@ -23,7 +23,7 @@ from icl_kernel_lens.evidence.checkpoint import SUM, Checkpoint, fingerprint
 from icl_kernel_lens.evidence.processes import here
 from icl_kernel_lens.evidence.sharing import Branch
 from icl_kernel_lens.models import Lens, memory, probe
-from icl_kernel_lens.models.fast import CannotIntercept, Prefix, positions_move, read_prefix, reads_fast
+from icl_kernel_lens.models.fast import Prefix, read_prefix, reads_fast
 from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet, check_fits
 
@@ -75,6 +75,8 @@ def run_prompts(
     # Here the processes wait for each other: none may write a shard that another one still takes for an old one.
     processes.check_same("model, prompts and settings", repr(sorted(identity.items())))
     whole, how = _plan(prompts, lens)
+    if _placed_by_length(prompts, lens) is not None:
+        batch_size = 1
     if processes.size > 1:
         # Finished prompts are counted once: by the first process, whoever read them.
         whole = sharing.split(whole, prompts.lengths.tolist(), processes.size)[processes.rank]
@@ -138,30 +140,24 @@ def _plan(prompts: PromptSet, lens: Lens) -> tuple[Branch, str]:
             alone,
             f"prompts read whole: the model has hooks ({', '.join(hooks[:3])}{', …' * (len(hooks) > 3)})",
         )
+    if (limit := _placed_by_length(prompts, lens)) is not None:
+        reason = f"it places tokens by the length of what it is given, from {limit} tokens on"
+        warnings.warn(
+            f"{lens.name} reads one whole prompt at a time, which is slower, because {reason}.", stacklevel=4
+        )
+        return alone, f"prompts read whole, one at a time: {reason}"
     most = memory.prefix_tokens(lens)
     whole = sharing.find_branches(prompts.tokens, prompts.lengths, prompts.answer_pos, most_tokens=most)
-    ends = {number: branch.end for _, branch in whole.walk() if branch.end for number in branch.numbers}
-    if not ends:
+    if not any(branch.end for _, branch in whole.walk()):
         return alone, "prompts read whole: they share no leading tokens worth it"
-    # The longest prompt, cut where the shortest prefix ends: a change anywhere between shows.
-    longest = max(ends, key=lambda number: int(prompts.lengths[number]))
-    tokens = prompts.tokens[longest, : int(prompts.lengths[longest])]
-    try:
-        moved = positions_move(lens, tokens, min(b.end for _, b in whole.walk() if b.end))
-        reason = None if moved else "it places tokens by the prompt's length"
-    except CannotIntercept as error:
-        reason = str(error)
-    except RuntimeError as error:
-        if not memory.exhausted(error):
-            raise
-        raise _too_much(lens, len(tokens)) from error
-    if reason is not None:
-        warnings.warn(
-            f"{lens.name} reads every prompt whole, which is slower, because {reason}.", stacklevel=4
-        )
-        return alone, f"prompts read whole: {reason}"
     lengths = prompts.lengths.tolist()
     return whole, f"{whole.cost(lengths):,} of {sum(lengths):,} tokens run, as prompts share the others"
+
+
+def _placed_by_length(prompts: PromptSet, lens: Lens) -> int | None:
+    """The length from which on prompts must be run alone, if one of these reaches it with its label."""
+    limit, longest = lens.shape.by_length, int(prompts.lengths.max() + prompts.label_lengths.max())
+    return limit if limit is not None and longest >= limit else None
 
 
 def _batches(

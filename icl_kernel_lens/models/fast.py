@@ -8,13 +8,13 @@ Both take over the middle of a model's attention (`models/intercept.py`) and do 
 - `read_prefix`: runs leading tokens once and keeps their keys and values, for `read_rows` of what follows.
 
 Keys are kept as they meet the queries (after a rotary embedding), so that nothing is rotated twice. Where
-a model cannot be taken over exactly, `read_rows` runs it as it is and takes the row from `hook_pattern`.
+a model cannot be taken over exactly there is a `CannotIntercept`, and `evidence/read.py` runs it as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.attend import Block, Rule, answer_row, attend, attend_blocks
 from icl_kernel_lens.models.intercept import CannotIntercept
 from icl_kernel_lens.models.lens import InterceptableLens, Lens, as_lens
-from icl_kernel_lens.models.probe import probe, tolerance
+from icl_kernel_lens.models.probe import probe
 
 Look = Callable[[int, Float[Tensor, "batch head key"]], None]
 """(layer, rows in float32 where the layer lives)."""
@@ -99,26 +99,13 @@ def read_rows(
     look: Look,
     *,
     prefix: Prefix | None = None,
-    positions: Int[Tensor, "batch read"] | None = None,
-) -> Float[Tensor, "batch read vocab"]:
-    """Run prompts, show `look` every layer's attention from the answer position, and return logits.
+) -> Float[Tensor, "batch 1 vocab"]:
+    """Run prompts, show `look` every layer's attention from the answer position, and return the logits there.
 
     All positions count from the beginning of the prompt; `tokens` are those behind the prefix, if there is
-    one, and rows cover the prefix too. Logits are at `positions` (default: the answer position alone).
+    one, and rows cover the prefix too.
     """
-    assert isinstance(lens, InterceptableLens)
-    start = prefix.end if prefix else 0
-    own = answer_pos - start
-
-    def handle(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-        blocks = (*(prefix.blocks[layer] if prefix else ()), Block(k, v, start))
-        at = q[torch.arange(len(q), device=q.device), :, own.to(q.device)]
-        look(layer, answer_row(at, answer_pos, blocks, rule))
-        return attend_blocks(q, blocks, rule) if prefix else attend(q, k, v, rule)
-
-    read = own[:, None] if positions is None else positions - start
-    with lens.intercepting(handle, start=start):
-        return lens.run(tokens, lengths - start, read)
+    return read_logits(lens, tokens, lengths, answer_pos[:, None], prefix=prefix, look=look)
 
 
 def read_logits(
@@ -128,15 +115,19 @@ def read_logits(
     positions: Int[Tensor, "batch read"],
     *,
     prefix: Prefix | None = None,
+    look: Look | None = None,
 ) -> Float[Tensor, "batch read vocab"]:
-    """Logits alone; see `read_rows`."""
+    """Logits at some positions; `look` sees the attention from the first of them."""
     assert isinstance(lens, InterceptableLens)
     start = prefix.end if prefix else 0
+    first = positions[:, 0]
 
     def handle(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-        if prefix is None:
-            return attend(q, k, v, rule)
-        return attend_blocks(q, (*prefix.blocks[layer], Block(k, v, start)), rule)
+        blocks = (*(prefix.blocks[layer] if prefix else ()), Block(k, v, start))
+        if look is not None:
+            at = q[torch.arange(len(q), device=q.device), :, (first - start).to(q.device)]
+            look(layer, answer_row(at, first, blocks, rule))
+        return attend_blocks(q, blocks, rule) if prefix else attend(q, k, v, rule)
 
     with lens.intercepting(handle, start=start):
         return lens.run(tokens, lengths - start, positions - start)
@@ -163,41 +154,10 @@ def read_prefix(lens: Lens, tokens: Int[Tensor, " pos"], parent: Prefix | None =
     return Prefix(start + len(tokens), kept)
 
 
-class _Enough(Exception):
-    """The first layer has been seen."""
-
-
-def positions_move(lens: Lens, tokens: Int[Tensor, " pos"], cut: int) -> bool:
-    """Whether tokens behind a prefix are placed as in the whole prompt: q and k of the first layer, both ways.
-
-    Some models place tokens by the length of what they are given (dynamic and "long" rotary embeddings, once it
-    passes the length of their training); a short probe does not see it, the prompt to be read does.
-    """
-    assert isinstance(lens, InterceptableLens)
-
-    def first_layer(part: Int[Tensor, " part"], start: int) -> Float[Tensor, "2 head part d_head"]:
-        seen: list[Tensor] = []
-
-        def handle(_layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-            seen.append(torch.stack([q[0], k[0]]).float())
-            raise _Enough
-
-        length = torch.tensor([len(part)])
-        with suppress(_Enough), lens.intercepting(handle, start=start):
-            lens.run(part[None], length, length[:, None] - 1)
-        return seen[0]
-
-    # In the order of reading: some of these models remember the longest text they have been given.
-    parts = torch.cat([first_layer(tokens[:cut], 0), first_layer(tokens[cut:], cut)], 2)
-    whole = first_layer(tokens, 0)
-    return bool((whole - parts).abs().max() <= tolerance(lens.dtype) * whole.abs().max())
-
-
 __all__ = [
     "CannotIntercept",
     "Prefix",
     "fast_attention",
-    "positions_move",
     "read_logits",
     "read_prefix",
     "read_rows",

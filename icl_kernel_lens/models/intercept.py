@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.attend import Rule
@@ -42,6 +44,7 @@ class CannotIntercept(ModelError):
 class _Asked:
     """What a layer has done to its scores so far."""
 
+    seeing: _Seeing
     q: Tensor
     k: Tensor
     rule: Rule = Rule()  # noqa: RUF009 - frozen
@@ -70,8 +73,10 @@ class _Mask(Tensor):
         if func in _FACTS:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        # Slices, casts and comparisons of a mask are still that mask.
-        return next((a for a in args if isinstance(a, _Mask)), None)
+        name = getattr(func, "__name__", str(func)).strip("_")
+        if name in _STILL_A_MASK:
+            return next(a for a in args if isinstance(a, _Mask))
+        raise CannotIntercept(f"it calls {name} on its mask")
 
 
 class _Scores(Tensor):
@@ -121,6 +126,21 @@ _FACTS = {
         for fact in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "is_nested")
     ),
 }
+
+
+_STILL_A_MASK = {
+    "getitem",
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "half",
+    "bfloat16",
+    "bool",
+    "expand",
+    "contiguous",
+}
+"""Slices and casts of a causal band are that band."""
 
 
 def _number(value: Any) -> float | None:
@@ -226,25 +246,36 @@ def _window(mask: Tensor, queries: int, *, hidden: bool = False) -> int | None:
         return mask.window
     # A mask kept for the whole context (GPT-Neo's) shows its band, also where these prompts are shorter.
     base = mask._base
-    if base is not None and base.dtype == torch.bool and base.dim() >= 2 and base.shape[-1] == base.shape[-2]:
-        mask, queries = base, base.shape[-1]
-    visible = ~mask if hidden else mask
+    if base is None or base.dtype != torch.bool or base.dim() < 2 or not _begins(mask, base):
+        return _band(~mask if hidden else mask, queries)
+    version, width = _kept_masks.get(base, (None, None))
+    if version != (base._version, hidden):
+        width = _band(~base if hidden else base, base.shape[-1])
+        _kept_masks[base] = ((base._version, hidden), width)
+    return width
+
+
+_kept_masks: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Masks that are kept, and the width of each; comparing a whole one takes time."""
+
+
+def _begins(mask: Tensor, base: Tensor) -> bool:
+    """Whether a mask is the upper left corner of a square one."""
+    corner = mask.storage_offset() == base.storage_offset() and mask.stride()[-2:] == base.stride()[-2:]
+    return corner and base.shape[-1] == base.shape[-2]
+
+
+def _band(visible: Tensor, queries: int) -> int | None:
+    """The width of the causal band that every prompt's mask is."""
     keys = visible.shape[-1]
     every = visible.reshape(-1, *visible.shape[-2:])
-    visible = every[0]
-    last = int(visible[-1].sum())
+    last = int(every[0, -1].sum())
     width = last if last < keys else keys
-    for at in sorted({queries - 1, queries // 2, min(width, queries - 1)}):
-        row = visible[min(at, visible.shape[0] - 1)] if visible.shape[0] > 1 else visible[-1]
-        here = at if visible.shape[0] > 1 else queries - 1
-        s = torch.arange(keys, device=row.device)
-        if not bool((row == ((s <= here) & (s > here - width))).all()):
-            raise CannotIntercept("its mask is not a causal band (padding before the text looks like that)")
-    if every.shape[1] > 1 and base is None:
-        t = torch.arange(queries, device=every.device)[:, None]
-        s = torch.arange(keys, device=every.device)
-        if not bool((every == ((s <= t) & (s > t - width))).all()):
-            raise CannotIntercept("its mask is not one causal band for all prompts")
+    # A single row is the last query's.
+    t = torch.arange(queries, device=every.device)[-every.shape[1] :, None]
+    s = torch.arange(keys, device=every.device)
+    if not bool((every == ((s <= t) & (s > t - width))).all()):
+        raise CannotIntercept("its mask is not one causal band for all prompts (left padding is not)")
     return width if width < keys else None
 
 
@@ -297,12 +328,11 @@ def _float(scores: _Scores) -> _Scores:
 def _weights_times_values(weights: Any, v: Any, **_: Any) -> Tensor:
     if not isinstance(weights, _Scores) or not weights.asked.weights or not isinstance(v, Tensor):
         raise CannotIntercept("it multiplies attention scores before softmax")
-    seeing = _seeing[-1]
     asked = weights.asked
     batch = len(asked.q)
     flat = v.dim() == 3
     v = rearrange(v, "(b h) s d -> b h s d", b=batch) if flat else v
-    z = seeing.handle(asked.q, asked.k, v, asked.rule)
+    z = asked.seeing.handle(asked.q, asked.k, v, asked.rule)
     return rearrange(z, "b h s d -> (b h) s d") if flat else z
 
 
@@ -358,7 +388,7 @@ class _Seeing(TorchFunctionMode):
                 f"its first product has shapes {tuple(q.shape)} and {tuple(k.shape)}, not those of q and k"
             )
         self.begun += 1
-        return _Scores(shape, q.dtype, _Asked(q, k))
+        return _Scores(shape, q.dtype, _Asked(self, q, k))
 
     def begin_biased(
         self, bias: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
@@ -376,14 +406,20 @@ class _Seeing(TorchFunctionMode):
         return self.handler(self.layer, q.to(v.dtype), k.to(v.dtype), v, rule)
 
 
-_seeing: list[_Seeing] = []
-
-
 def hooks_of(module: Any) -> list[Any]:
     """The hooks on a module, forward and backward, that are not a library's own, which only record."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooks = [hook for kind in kinds for hook in (getattr(module, kind, None) or {}).values()]
+    own = vars(module).get("forward")
+    if own is not None and not hasattr(own, "taken_over"):
+        hooks.append(own)
     return [hook for hook in hooks if not _defined_in(hook).startswith(_LIBRARIES)]
+
+
+def hooks_everywhere() -> list[Any]:
+    """Hooks that PyTorch runs on every module there is."""
+    kinds = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+    return [hook for kind in kinds for hook in getattr(nn.modules.module, kind, {}).values()]
 
 
 _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.")
@@ -392,7 +428,8 @@ _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.")
 def _defined_in(hook: Any) -> str:
     """The module a hook was written in; TransformerLens's hook points wrap what they are given."""
     code, cells = getattr(hook, "__code__", None), getattr(hook, "__closure__", None)
-    if code is not None and cells and "hook" in code.co_freevars:
+    wrapped = str(getattr(hook, "__module__", "")) == "transformer_lens.hook_points"
+    if wrapped and code is not None and cells and "hook" in code.co_freevars:
         hook = cells[code.co_freevars.index("hook")].cell_contents
     return str(getattr(getattr(hook, "func", hook), "__module__", ""))
 
@@ -412,14 +449,12 @@ def _through(layer: int, heads: int, module: nn.Module, handler: Handler) -> Cal
                 )
         seeing = _Seeing(layer, heads, handler)
         left = module.__dict__.get("_pattern")
-        _seeing.append(seeing)
         try:
             with seeing:
                 out = forward(*args, **kwargs)
         except CannotIntercept as error:
             raise CannotIntercept(f"layer {layer}: {error}") from None
         finally:
-            _seeing.pop()
             if "_pattern" in module.__dict__:
                 # Where a bridge leaves the last pattern it made; this one would keep q and k alive.
                 module.__dict__["_pattern"] = left
@@ -448,17 +483,29 @@ def intercepting(attentions: dict[int, nn.Module], heads: int, handler: Handler)
 
 @contextmanager
 def instead(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of this one object replaced, and afterwards as it was."""
-    absent = object()
-    before = owner.__dict__.get(name, absent)
-    owner.__dict__[name] = value
+    """An attribute of this one object replaced, and afterwards as it was, in whatever order contexts are left."""
+    key = (id(owner), name)
+    before, values = _replaced.setdefault(key, (vars(owner).get(name, _ABSENT), []))
+    values.append(value)
+    vars(owner)[name] = value
     try:
         yield
     finally:
-        if before is absent:
-            owner.__dict__.pop(name, None)
+        at = next(i for i in reversed(range(len(values))) if values[i] is value)
+        del values[at]
+        if values:
+            vars(owner)[name] = values[-1]
         else:
-            owner.__dict__[name] = before
+            del _replaced[key]
+            if before is _ABSENT:
+                vars(owner).pop(name, None)
+            else:
+                vars(owner)[name] = before
+
+
+_ABSENT = object()
+_replaced: dict[tuple[int, str], tuple[Any, list[Any]]] = {}
+"""What stood in each replaced attribute, and the values in its place; the last of these is in force."""
 
 
 NAME = "icl_kernel_lens"
@@ -467,22 +514,23 @@ NAME = "icl_kernel_lens"
 
 @contextmanager
 def without_masks(model: nn.Module) -> Iterator[None]:
-    """Within, a Hugging Face model makes `_Mask`s instead of masks; only this model's own configs change."""
+    """Within, a Hugging Face model makes `_Mask`s instead of masks; it gets configs of its own for that long."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
-    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    try:
-        for config, _ in before:
-            config._attn_implementation = NAME
+    with ExitStack() as stack:
+        changed: dict[int, Any] = {}
+        for module in model.modules():
+            config = vars(module).get("config")
+            if not hasattr(config, "_attn_implementation"):
+                continue
+            if id(config) not in changed:
+                changed[id(config)] = deepcopy(config)
+                changed[id(config)]._attn_implementation = NAME
+            stack.enter_context(instead(module, "config", changed[id(config)]))
         yield
-    finally:
-        for config, name in before:
-            config._attn_implementation = name
 
 
 def _attention(

@@ -16,9 +16,12 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock, RLock
 from typing import Any, Literal, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +32,7 @@ from icl_kernel_lens.models.intercept import (
     CannotIntercept,
     Handler,
     check_padding,
+    hooks_everywhere,
     hooks_of,
     instead,
     intercepting,
@@ -49,6 +53,8 @@ class LensShape:
     vocab: int
     width: int = 0
     """Of the residual stream; 0: not known, which only the choice of batch sizes minds."""
+    by_length: int | None = None
+    """From so many tokens on, where a token stands depends on the longest prompt of its batch; None: never."""
 
 
 @runtime_checkable
@@ -144,7 +150,16 @@ class _TransformerLensBase(ABC):
             context=int(cfg.n_ctx) if getattr(cfg, "n_ctx", None) else None,
             vocab=int(cfg.d_vocab),
             width=int(cfg.d_model),
+            by_length=self._by_length,
         )
+
+    @property
+    def _by_length(self) -> int | None:
+        return None
+
+    def _as_found(self) -> AbstractContextManager[None]:
+        """What a forward pass itself changes in the model is afterwards as it was."""
+        return nullcontext()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -190,7 +205,7 @@ class _TransformerLensBase(ABC):
             if layer not in missing and (attention := self._attention(layer)) is not None
         }
         own = intercepting(attentions, self.shape.heads, handler)
-        with self._standing_from(start, attentions), own:
+        with _alone(self.model), self._standing_from(start, attentions), own:
             yield
 
     def hooks_in_place(self) -> list[str]:
@@ -200,7 +215,8 @@ class _TransformerLensBase(ABC):
         for root in roots:
             for name, module in root.named_modules() if root is not None else ():
                 named.setdefault(module, name.replace("._original_component", ""))
-        return sorted(name for module, name in named.items() if hooks_of(module))
+        everywhere = ["every module of PyTorch's"] if hooks_everywhere() else []
+        return everywhere + sorted(name for module, name in named.items() if hooks_of(module))
 
     @abstractmethod
     def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> AbstractContextManager[None]:
@@ -210,6 +226,7 @@ class _TransformerLensBase(ABC):
     def watching(self, callbacks: Mapping[tuple[int, HookName], Callable[[Tensor], None]]) -> Iterator[None]:
         """Attach the callbacks; only they are removed again, whatever happens inside."""
         with ExitStack() as stack:
+            stack.enter_context(_alone(self.model))
             for (layer, name), callback in callbacks.items():
                 stack.enter_context(_looking(self.hook_point(layer, name), callback))
             yield
@@ -229,12 +246,12 @@ class _TransformerLensBase(ABC):
             return (residual[rows.to(there), positions.to(there)], *args[1:])
 
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
-        handle = self.model.unembed.register_forward_pre_hook(keep_answer)
-        try:
-            with evaluating(self.model), torch.no_grad():
+        with _alone(self.model), self._as_found(), evaluating(self.model), torch.no_grad():
+            handle = self.model.unembed.register_forward_pre_hook(keep_answer)
+            try:
                 logits = self._forward(tokens.to(self.device), mask.to(self.device))
-        finally:
-            handle.remove()
+            finally:
+                handle.remove()
         return logits.float()
 
 
@@ -288,6 +305,38 @@ class BridgeLens(_TransformerLensBase):
             use_cache=False,
         )
 
+    @cached_property
+    def _length_rotaries(self) -> list[nn.Module]:
+        """Rotary embeddings whose frequencies follow the length of what is run ("dynamic" and "longrope")."""
+
+        def kinds(module: nn.Module) -> list[str]:
+            found = getattr(module, "rope_type", None)
+            return [str(kind) for kind in (found.values() if isinstance(found, dict) else [found])]
+
+        modules = self.model.original_model.modules()
+        return [m for m in modules if any("dynamic" in kind or kind == "longrope" for kind in kinds(m))]
+
+    @property
+    def _by_length(self) -> int | None:
+        return min((_trained_length(m.config) for m in self._length_rotaries), default=None)
+
+    @contextmanager
+    def _as_found(self) -> Iterator[None]:
+        """See above: these rotary embeddings remember the longest text they were given."""
+        before = [
+            (module, dict(vars(module)), {name: (b, b.clone()) for name, b in module.named_buffers()})
+            for module in self._length_rotaries
+        ]
+        try:
+            yield
+        finally:
+            for module, attributes, buffers in before:
+                vars(module).clear()
+                vars(module).update(attributes)
+                module._buffers.clear()
+                for name, (buffer, numbers) in buffers.items():
+                    module._buffers[name] = buffer.copy_(numbers)
+
     @contextmanager
     def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> Iterator[None]:
         original = self.model.original_model
@@ -302,6 +351,15 @@ class BridgeLens(_TransformerLensBase):
             if start and "position_ids" in inspect.signature(type(original).forward).parameters:
                 stack.callback(original.register_forward_pre_hook(place, with_kwargs=True).remove)
             yield
+
+
+def _trained_length(config: Any) -> int:
+    """The shortest length that a Hugging Face config names as one it was trained at, for any of its layers."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    places = [config, parameters, *(p for p in parameters.values() if isinstance(p, dict))]
+    names = ("original_max_position_embeddings", "max_position_embeddings")
+    found = [p.get(n) if isinstance(p, dict) else getattr(p, n, None) for p in places for n in names]
+    return min((int(length) for length in found if length), default=0)
 
 
 def _from_position(forward: Callable[..., Tensor], start: int) -> Callable[..., Tensor]:
@@ -354,6 +412,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """One thread at a time: reading changes the model for as long as it lasts."""
+    with _locks_lock:
+        lock = _locks.setdefault(model, RLock())
+    with lock:
+        yield
+
+
+_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+_locks_lock = Lock()
 
 
 def as_lens(model: Any) -> Lens:

@@ -120,6 +120,10 @@ class PromptSet:
         count, width = tokens.shape
         label_pos = _ints("label_pos", label_pos, 2, count)
         demo_labels = _ints("demo_labels", demo_labels, 2, count)
+        if demo_labels.shape[1] == 0:
+            raise PromptError(
+                "a prompt must have a demonstration to be read; label_pos and demo_labels have none."
+            )
         words = _ints("label_tokens", label_tokens)
         words = words.expand(count, -1) if words.dim() == 1 else _ints("label_tokens", words, 2, count)
         answer = (

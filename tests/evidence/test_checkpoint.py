@@ -109,16 +109,26 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_one_changed_weight_is_another_model():
-    """Every parameter is looked at."""
+@pytest.mark.parametrize("change", ["a weight", "a bias", "a buffer", "a setting"])
+def test_one_changed_number_is_another_model(change):
+    """Every parameter is looked at whole, and so is what is not learned."""
     from icl_kernel_lens.evidence.checkpoint import fingerprint
     from icl_kernel_lens.models import as_lens
 
-    model, prompts = build(), uneven_prompts()
+    model, prompts = build(name="gpt_neox"), uneven_prompts()
     first = fingerprint(as_lens(model), prompts, {})
-    assert fingerprint(as_lens(build()), prompts, {}) == first
+    assert fingerprint(as_lens(build(name="gpt_neox")), prompts, {}) == first
+    layer = model.original_model.gpt_neox.layers[1]
     with torch.no_grad():
-        model.blocks[2].mlp.out.weight.view(-1)[0] += 1e-3
+        match change:
+            case "a weight":
+                layer.mlp.dense_h_to_4h.weight[17, 21] += 1e-6
+            case "a bias":
+                layer.mlp.dense_h_to_4h.bias[17] += 1e-6
+            case "a buffer":
+                model.original_model.gpt_neox.rotary_emb.inv_freq[1] *= 1.001
+            case "a setting":
+                model.original_model.config.layer_norm_eps = 0.1
     assert fingerprint(as_lens(model), prompts, {}) != first
 
 
@@ -134,6 +144,25 @@ def test_a_hooked_model_is_not_checkpointed(tmp_path):
         read(model, uneven_prompts(), checkpoint=tmp_path, progress=False)
 
 
+def _put(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    from icl_kernel_lens import read
+    from icl_kernel_lens.errors import RunError
+    from icl_kernel_lens.results import store
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(RunError, match="a checkpoint must be writable.*No space left"):
+        read(build(), uneven_prompts(), checkpoint=tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_and_foreign_files_are_named(tmp_path):
     from icl_kernel_lens import read
     from icl_kernel_lens.errors import LoadError, RunError
@@ -145,6 +174,16 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LoadError, match=shard.name):
+        read(model, prompts, checkpoint=tmp_path, progress=False)
+    flipped = bytearray(whole)
+    flipped[-3] ^= 16
+    shard.write_bytes(flipped)
+    with pytest.raises(LoadError, match=f"{shard.name} holds something else: it is damaged"):
+        read(model, prompts, checkpoint=tmp_path, progress=False)
+    tensors, meta = store.read(_put(shard, whole), "Shard")
+    del tensors["sink"]
+    store.write(shard, "Shard", tensors, meta)
+    with pytest.raises(LoadError, match="it is damaged"):
         read(model, prompts, checkpoint=tmp_path, progress=False)
     shard.write_bytes(whole)
     (tmp_path / "again.safetensors").write_bytes(whole)

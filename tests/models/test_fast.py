@@ -271,42 +271,92 @@ def test_sharing_alone_can_be_refused(monkeypatch):
     same_evidence(evidence, plainly(model, shared_prompts(), monkeypatch))
 
 
-@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
-def test_tokens_placed_by_the_length_of_the_prompt_are_read_whole(rope, monkeypatch):
-    """Rotary embeddings that change beyond the length of training: the short probe cannot see it."""
+def length_dependent(name):
+    """A model whose rotary frequencies follow the length of what it is given; Gemma's in its last layer alone."""
     import transformers
 
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
-
-    parameters = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
-    if rope == "longrope":
-        parameters |= {
-            "short_factor": [1.0] * 4,
-            "long_factor": [3.0] * 4,
-            "original_max_position_embeddings": 45,
-        }
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=32 if rope == "dynamic" else 96,
-        rope_parameters=parameters,
-    )
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "attn_implementation": "eager",
+    }
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    longrope = plain | {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+        "original_max_position_embeddings": 45,
+    }
+    if name == "dynamic":
+        config = transformers.LlamaConfig(**sizes, max_position_embeddings=32, rope_parameters=dynamic)
+    elif name == "longrope":
+        config = transformers.LlamaConfig(**sizes, max_position_embeddings=96, rope_parameters=longrope)
+    else:
+        config = transformers.Gemma3TextConfig(
+            **sizes,
+            head_dim=8,
+            num_key_value_heads=2,
+            query_pre_attn_scalar=8,
+            max_position_embeddings=32,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            rope_parameters={"sliding_attention": plain, "full_attention": dynamic},
+        )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for parameter in hf.parameters():
-        parameter.data *= 4
-    model = bridge_from_hf(hf)
-    model.cfg.n_ctx = 96
-    assert probe(as_lens(model)).not_shared is None
+        if parameter.dim() > 1:
+            parameter.data *= 4
+    return hf
+
+
+@pytest.mark.parametrize("name", ["dynamic", "longrope", "gemma3"])
+def test_prompts_placed_by_their_length_are_read_alone(name):
+    """Whatever the batch and the order, each prompt is read as Hugging Face reads it alone, fresh."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
+
     prompts = shared_prompts()
-    with pytest.warns(UserWarning, match="reads every prompt whole.*by the prompt's length"):
-        found = read(model, prompts, progress=False, batch_size=1)
-    same_evidence(found, plainly(model, prompts, monkeypatch, batch_size=1))
+    assert int(prompts.lengths.min()) < 45 < int(prompts.lengths.max()), "on both sides of the limit"
+    model = bridge_from_hf(length_dependent(name))
+    model.cfg.n_ctx = 96
+    assert probe(as_lens(model)).not_shared is None, "13 tokens do not show it"
+    before = {key: b.clone() for key, b in model.original_model.named_buffers()}
+    with pytest.warns(UserWarning, match="one whole prompt at a time.*by the length"):
+        found = read(model, prompts, progress=False)
+    with pytest.warns(UserWarning, match="one whole prompt at a time"):
+        again = read(model, prompts.select([6, 5, 4, 3, 2, 1, 0]), progress=False, batch_size=3)
+    assert torch.equal(again.weights["label"].flip(0), found.weights["label"])
+    with pytest.warns(UserWarning, match="one whole prompt at a time"):
+        read(model, prompts.select([int(prompts.lengths.argmax())]), progress=False)
+    for key, buffer in model.original_model.named_buffers():
+        assert torch.equal(buffer, before[key]), f"{key} is as it was"
+    for number, length in enumerate(prompts.lengths.tolist()):
+        with torch.no_grad():
+            out = length_dependent(name)(prompts.tokens[number : number + 1, :length], output_attentions=True)
+        at = int(prompts.answer_pos[number])
+        scores = out.logits[0, at, prompts.label_tokens[number]]
+        torch.testing.assert_close(found.label_scores[number], scores, atol=1e-4, rtol=1e-4)
+        rows = torch.stack([a[0, :, at] for a in out.attentions])
+        labels = prompts.label_spans[number, :, 0]
+        torch.testing.assert_close(found.weights["label"][number], rows[..., labels], atol=1e-5, rtol=1e-4)
+
+
+def test_short_prompts_of_such_a_model_are_shared():
+    """Below the limit a token stands where it always does."""
+    from icl_kernel_lens import read
+    from icl_kernel_lens.models import bridge_from_hf
+
+    model, prompts = bridge_from_hf(length_dependent("longrope")), shared_prompts()
+    model.cfg.n_ctx = 96
+    rotary = next(m for m in model.original_model.modules() if hasattr(m, "rope_type"))
+    rotary.config.rope_parameters["original_max_position_embeddings"] = 90
+    assert "as prompts share the others" in read(model, prompts, progress=False).run.reading
 
 
 def test_a_limit_met_on_the_way_falls_back_with_a_warning(monkeypatch):
@@ -393,3 +443,135 @@ def test_a_model_spread_over_devices_by_a_device_map(mini):
         same_evidence(read(spread, prompts, progress=False), read(mini, prompts, progress=False))
     with pytest.raises(LoadError, match='device="auto" needs backend="bridge"'):
         load_model("mini", device="auto", backend="hooked")
+
+
+def masks(length):
+    """Masks of one's own, (batch, 1, query, key), each hiding what no causal band hides, and in one row only."""
+    band = torch.ones(2, 1, length, length, dtype=torch.bool).tril()
+    padded, hole, late = band.clone(), band.clone(), band.clone()
+    padded[1, :, :, :4] = False
+    padded[1, :, :4, 0] = True  # no row is empty
+    hole[1, 0, 9, 3] = False
+    late[1, 0, length // 3, : length // 3 - 1] = False
+    return {"left padding": padded, "one hole": hole, "one short row": late}
+
+
+@pytest.mark.parametrize("view", [True, False])
+@pytest.mark.parametrize("additive", [True, False])
+@pytest.mark.parametrize("hides", ["left padding", "one hole", "one short row"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_a_mask_of_ones_own_is_followed_or_refused(tiny, name, hides, additive, view):
+    """Never ignored: the band of one row is not the band of all."""
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import fast_attention
+
+    model = tiny(name, "bridge")[0].original_model
+    tokens = torch.randint(3, VOCAB, (2, 33), generator=torch.Generator().manual_seed(1))
+
+    def ready(mask):
+        if view:  # the corner of a larger one
+            larger = torch.ones(2, 1, 50, 50, dtype=torch.bool).tril()
+            larger[:, :, :33, :33] = mask
+            mask = larger[:, :, :33, :33]
+        return torch.where(mask, 0.0, torch.finfo(torch.float32).min) if additive else mask
+
+    band = torch.ones(2, 1, 33, 33, dtype=torch.bool).tril()
+    with torch.no_grad(), fast_attention(tiny(name, "bridge")[0]):
+        with pytest.raises(ModelError, match="causal band|adds a bias"):
+            model(tokens, attention_mask=_as_layers_take(name, ready(masks(33)[hides])), use_cache=False)
+        try:
+            fast = model(tokens, attention_mask=_as_layers_take(name, ready(band)), use_cache=False).logits
+        except ModelError:
+            return  # refused altogether
+    with torch.no_grad():
+        plain = model(tokens, attention_mask=_as_layers_take(name, ready(band)), use_cache=False).logits
+    torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
+
+
+def _as_layers_take(name, mask):
+    """Gemma takes one mask for each type of layer."""
+    return {"full_attention": mask, "sliding_attention": mask} if name == "gemma2" else mask
+
+
+@pytest.mark.parametrize("kind", ["bridge", pytest.param("hooked", marks=needs_hooked)])
+def test_two_threads_read_one_model_each_in_its_turn(tiny, kind):
+    """And two models at once: nothing is global."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from icl_kernel_lens import read
+
+    models = [tiny(name, kind)[0] for name in ("llama", "gpt2")] * 3
+    prompts = shared_prompts()
+    expected = [read(model, prompts, progress=False) for model in models[:2]] * 3
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda model: read(model, prompts, progress=False, batch_size=2), models))
+            for one, other in zip(found, expected, strict=True):
+                same_evidence(one, other)
+
+
+@pytest.mark.parametrize("kind", ["bridge", pytest.param("hooked", marks=needs_hooked)])
+def test_contexts_left_in_any_order(tiny, kind):
+    """Two notebook cells that enter and leave by hand."""
+    from icl_kernel_lens.models import fast_attention
+
+    model, _ = tiny("bloom", kind)
+    inner = getattr(model, "original_model", model)
+    state = [dict(vars(module)) for module in (*model.modules(), *inner.modules())]
+    options = {"output_attentions": False, "use_cache": False} if kind == "bridge" else {}
+    tokens = torch.arange(3, 40)[None]
+    logits = model(tokens, **options)
+    one, two = fast_attention(model), fast_attention(model)
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    torch.testing.assert_close(model(tokens, **options), logits, atol=1e-5, rtol=1e-5)
+    two.__exit__(None, None, None)
+    for module, before in zip((*model.modules(), *inner.modules()), state, strict=True):
+        assert vars(module).keys() == before.keys()
+        assert all(vars(module)[k] is v for k, v in before.items() if k in ("forward", "config", "alibi"))
+    assert torch.equal(model(tokens, **options), logits)
+
+
+def test_a_config_that_two_models_share(tiny):
+    """Under `fast_attention` of one, the other still makes its own masks."""
+    import transformers
+
+    from icl_kernel_lens.models import bridge_from_hf, fast_attention
+
+    hf = hf_model("llama")
+    twin = transformers.AutoModelForCausalLM.from_config(hf.config, attn_implementation="eager").eval()
+    twin.config = hf.config
+    for module in twin.modules():
+        if "config" in vars(module):
+            module.config = hf.config
+    tokens = torch.arange(3, 40)[None]
+    logits = twin(tokens).logits
+    with fast_attention(bridge_from_hf(hf)):
+        assert hf.config._attn_implementation != "eager" or torch.equal(twin(tokens).logits, logits)
+        torch.testing.assert_close(twin(tokens).logits, logits)
+
+
+def test_every_way_to_hook_a_model_is_seen():
+    """A hook that holds one of TransformerLens's objects, a patched `forward`, a hook on every module."""
+    from icl_kernel_lens.models import as_lens, bridge_from_hf
+
+    model = bridge_from_hf(hf_model("gpt2"))
+    lens, mlp = as_lens(model), model.blocks[1].mlp.original_component
+    assert lens.hooks_in_place() == []
+    hook = model.blocks[0].hook_out
+
+    def raw(module, args, output):
+        return hook(output) * 2
+
+    handle = mlp.register_forward_hook(raw)
+    assert any("mlp" in name for name in lens.hooks_in_place())
+    handle.remove()
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x) * 2
+    assert any("mlp" in name for name in lens.hooks_in_place())
+    del mlp.forward
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert lens.hooks_in_place() == ["every module of PyTorch's"]
+    handle.remove()
+    assert lens.hooks_in_place() == []

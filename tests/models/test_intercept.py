@@ -99,7 +99,7 @@ REFUSED = {
     "a scale after a bias": (Attention(lambda s: (s + LINE) * 2), "after a bias"),
     "a hole in the mask": (
         Attention(lambda s: s.masked_fill(torch.arange(LENGTH) == 2, -1e9)),
-        "not a causal band",
+        "not one causal band",
     ),
     "no mask": (Attention(mask=False), "not causal"),
     "weights changed": (Attention(after=lambda w: w * 0.5), "multiplies"),
@@ -124,6 +124,31 @@ def test_refused(name):
         taken_over(module)
     assert "layer 3" in str(error.value)
     assert "forward" not in module.__dict__, "the module's own forward is back"
+
+
+def test_a_mask_kept_for_the_whole_context():
+    """Its corner shows the band of it all; a shifted or changed one is looked at again."""
+    from icl_kernel_lens.models.intercept import CannotIntercept, _window
+
+    kept = torch.ones(1, 1, 20, 20, dtype=torch.bool).tril() & torch.ones(20, 20, dtype=torch.bool).triu(-9)
+    assert _window(kept[:, :, :LENGTH, :LENGTH], LENGTH) == 10
+    assert _window(~kept[:, :, :LENGTH, :LENGTH], LENGTH, hidden=True) is None, "seven tokens show no window"
+    with pytest.raises(CannotIntercept, match="not one causal band"):
+        _window(kept[:, :, 2 : LENGTH + 2, :LENGTH], LENGTH)
+    kept[0, 0, 5, 2] = False
+    with pytest.raises(CannotIntercept, match="not one causal band"):
+        _window(kept[:, :, :LENGTH, :LENGTH], LENGTH)
+
+
+def test_a_mask_that_is_not_written_out_can_only_be_cut_and_cast():
+    """What would change it is refused, not overlooked."""
+    from icl_kernel_lens.models.intercept import CannotIntercept, _Mask
+
+    mask = _Mask((1, 1, LENGTH, LENGTH), None, torch.zeros(()))
+    assert mask[:, :, :3].to(torch.float64) is mask
+    for change in (lambda: mask * 0, lambda: mask + 1.0, lambda: mask.masked_fill(mask < 0, 0.0)):
+        with pytest.raises(CannotIntercept, match="on its mask"):
+            change()
 
 
 def test_padding_before_the_text_is_refused():
