@@ -248,15 +248,14 @@ def _window(mask: Tensor, queries: int, *, hidden: bool = False) -> int | None:
     base = mask._base
     if base is None or base.dtype != torch.bool or base.dim() < 2 or not _begins(mask, base):
         return _band(~mask if hidden else mask, queries)
-    version, width = _kept_masks.get(base, (None, None))
-    if version != (base._version, hidden):
-        width = _band(~base if hidden else base, base.shape[-1])
-        _kept_masks[base] = ((base._version, hidden), width)
-    return width
+    now = (base._version, hidden)
+    if base not in _kept_masks or _kept_masks[base][0] != now:
+        _kept_masks[base] = now, _band(~base if hidden else base, base.shape[-1])
+    return _kept_masks[base][1]
 
 
-_kept_masks: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Masks that are kept, and the width of each; comparing a whole one takes time."""
+_kept_masks: Any = WeakIdKeyDictionary()
+"""Of each mask that is kept, its state and its width; comparing a whole one takes time."""
 
 
 def _begins(mask: Tensor, base: Tensor) -> bool:
