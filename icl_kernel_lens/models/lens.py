@@ -112,6 +112,17 @@ class Lens(Protocol):
 class InterceptableLens(Lens, Protocol):
     """A lens whose attention can be taken over between q, k, v and z."""
 
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        lengths: Int[Tensor, " batch"],
+        positions: Int[Tensor, "batch read"],
+        *,
+        gradients: bool = False,
+    ) -> Float[Tensor, "batch read vocab"]:
+        """As `Lens.run`; `gradients` records what autograd needs."""
+        ...
+
     def intercepting(self, handler: Handler, *, start: int = 0) -> AbstractContextManager[None]:
         """A context manager under which `handler` gives each layer's z, and tokens stand from `start` on.
 
@@ -236,8 +247,10 @@ class _TransformerLensBase(ABC):
         tokens: Int[Tensor, "batch pos"],
         lengths: Int[Tensor, " batch"],
         positions: Int[Tensor, "batch read"],
+        *,
+        gradients: bool = False,
     ) -> Float[Tensor, "batch read vocab"]:
-        """Only the positions asked for go through the unembedding."""
+        """Only the positions asked for go through the unembedding; `gradients` records what autograd needs."""
         rows = torch.arange(len(tokens))[:, None]
 
         def keep_answer(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -246,7 +259,8 @@ class _TransformerLensBase(ABC):
             return (residual[rows.to(there), positions.to(there)], *args[1:])
 
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
-        with _alone(self.model), self._as_found(), evaluating(self.model), torch.no_grad():
+        graph = torch.set_grad_enabled(gradients)
+        with _alone(self.model), self._as_found(), evaluating(self.model), graph:
             handle = self.model.unembed.register_forward_pre_hook(keep_answer)
             try:
                 logits = self._forward(tokens.to(self.device), mask.to(self.device))
