@@ -15,10 +15,12 @@ from importlib.metadata import version as _version
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.evidence import Evidence, read
 from icl_kernel_lens.evidence.processes import joined
+from icl_kernel_lens.interventions import direct_effect, patch_labels
 from icl_kernel_lens.models import fast_attention, load_model
 from icl_kernel_lens.plots.token_view import token_view
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.results.head_scores import HeadScores
+from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.scores import (
     TaskAccuracy,
     effective_demos,
@@ -35,10 +37,12 @@ __all__ = [
     "Evidence",
     "HeadRef",
     "HeadScores",
+    "PatchEffects",
     "PromptSet",
     "Task",
     "TaskAccuracy",
     "Template",
+    "direct_effect",
     "effective_demos",
     "fast_attention",
     "head_vote",
@@ -47,6 +51,7 @@ __all__ = [
     "label_mass",
     "load_model",
     "load_task",
+    "patch_labels",
     "read",
     "soft_agreement",
     "token_view",

@@ -34,7 +34,7 @@ def fingerprint(lens: Lens, prompts: PromptSet, settings: Mapping[str, Any]) -> 
     """What a run is: its model, its prompts, its settings. Two runs with the same one give the same numbers."""
     return {
         "model": f"{lens.name}, {lens.kind}, {lens.dtype}, weights {_weights(lens)}",
-        "prompts": f"{len(prompts)} prompts, seed {prompts.info.seed}, tokens {_tokens(prompts)}",
+        "prompts": f"{len(prompts)} prompts, seed {prompts.info.seed}, tokens {prompt_digest(prompts)}",
         "settings": ", ".join(f"{name}={value}" for name, value in sorted(settings.items())),
     }
 
@@ -73,7 +73,8 @@ def _update(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(numbers.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _tokens(prompts: PromptSet) -> str:
+def prompt_digest(prompts: PromptSet) -> str:
+    """A digest of the tokens and of every position."""
     digest = hashlib.sha256(prompts.score_on.encode())
     for name in ("tokens", "lengths", "roles", "answer_pos", "demo_spans", "label_spans", "demo_labels"):
         digest.update(getattr(prompts, name).contiguous().numpy().tobytes())

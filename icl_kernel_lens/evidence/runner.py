@@ -44,11 +44,13 @@ def run_prompts(
     batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
+    share: bool = True,
 ) -> tuple[dict[str, Tensor], str]:
     """Every prompt through `step` once; the rows of all, in the order of the prompts; and what was shared, in words.
 
     `settings` is what the results depend on beside model and prompts: a checkpoint is only resumed with the same.
-    `sums` are zeros in the shape of each result that is added up; a step may leave those out.
+    `sums` are zeros in the shape of each result that is added up; a step may leave those out. Without `share`,
+    every step is given whole prompts, and no prefix.
 
     Raises: PromptError: prompts do not fit the model. RunError: not even one prompt fits into memory; the
             checkpoint is another run's; a process was lost.
@@ -74,7 +76,7 @@ def run_prompts(
     found = kept.load()
     # Here the processes wait for each other: none may write a shard that another one still takes for an old one.
     processes.check_same("model, prompts and settings", repr(sorted(identity.items())))
-    whole, how = _plan(prompts, lens)
+    whole, how = _plan(prompts, lens) if share else (sharing.unshared(len(prompts)), "prompts read whole")
     if _placed_by_length(prompts, lens) is not None:
         batch_size = 1
     if processes.size > 1:

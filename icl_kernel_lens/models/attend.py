@@ -148,6 +148,16 @@ def answer_row(
     rule: Rule,
 ) -> Float[Tensor, "batch head key"]:
     """A(t, ·) of one position a prompt, over all keys of all blocks in order, in float32."""
+    return answer_scores(q, pos, blocks, rule).softmax(-1)
+
+
+def answer_scores(
+    q: Float[Tensor, "batch head d_head"],
+    pos: Int[Tensor, " batch"],
+    blocks: Sequence[Block],
+    rule: Rule,
+) -> Float[Tensor, "batch head key"]:
+    """What softmax makes `answer_row` of; −inf for keys that are not seen."""
     rows = []
     for block in blocks:
         shared = block.k.shape[0] == 1 and len(q) > 1
@@ -158,7 +168,18 @@ def answer_row(
         if rule.window is not None:
             hidden = hidden | (keys <= here - rule.window)
         rows.append(rule.scores(dots, block.start)[:, :, 0].masked_fill(hidden[:, None], float("-inf")))
-    return torch.cat(rows, -1).softmax(-1)
+    return torch.cat(rows, -1)
+
+
+def mixed(
+    weights: Float[Tensor, "batch head key"], blocks: Sequence[Block]
+) -> Float[Tensor, "batch head d_head"]:
+    """Σ_s w(s) v_s over all keys of all blocks in order, in float32."""
+    parts = []
+    for block, part in zip(blocks, weights.split([b.k.shape[2] for b in blocks], -1), strict=True):
+        shared = block.v.shape[0] == 1 and len(weights) > 1
+        parts.append(_mix(part[:, :, None].float(), block.v.float(), shared=shared)[:, :, 0])
+    return torch.stack(parts).sum(0)
 
 
 def _hidden(

@@ -40,6 +40,9 @@ from icl_kernel_lens.models.intercept import (
 )
 
 HookName = Literal["hook_pattern", "hook_v", "hook_z"]
+"""Of a layer's attention."""
+StreamName = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
+"""Of a layer's block: what comes in, what attention and MLP add (after any norm behind them), what goes out."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,12 @@ class InterceptableLens(Lens, Protocol):
 
         Raises: CannotIntercept, here or when the model runs: the layer cannot be taken over exactly.
         """
+        ...
+
+    def editing(
+        self, callbacks: Mapping[tuple[int, StreamName], Callable[[Tensor], Tensor | None]]
+    ) -> AbstractContextManager[None]:
+        """A context manager under which each callback sees (batch, pos, width) and may return another in its place."""
         ...
 
     def hooks_in_place(self) -> list[str]:
@@ -239,7 +248,24 @@ class _TransformerLensBase(ABC):
         with ExitStack() as stack:
             stack.enter_context(_alone(self.model))
             for (layer, name), callback in callbacks.items():
-                stack.enter_context(_looking(self.hook_point(layer, name), callback))
+                stack.enter_context(_hooked(self.hook_point(layer, name), callback))
+            yield
+
+    @contextmanager
+    def editing(
+        self, callbacks: Mapping[tuple[int, StreamName], Callable[[Tensor], Tensor | None]]
+    ) -> Iterator[None]:
+        """See `InterceptableLens`."""
+        with ExitStack() as stack:
+            stack.enter_context(_alone(self.model))
+            for (layer, name), callback in callbacks.items():
+                point = getattr(self.model.blocks[layer], name, None)
+                if point is None:
+                    raise ModelError(
+                        f"every layer must have a hook point {name}; blocks.{layer}.{name} does not exist in this "
+                        f"{self.kind} ({self.name}). Intervene on another part of the layer."
+                    )
+                stack.enter_context(_hooked(point, callback))
             yield
 
     def run(
@@ -395,11 +421,11 @@ def _band(window: int | None) -> Callable[..., Any]:
 
 
 @contextmanager
-def _looking(point: Any, callback: Callable[[Tensor], None]) -> Iterator[None]:
+def _hooked(point: Any, callback: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Add one hook to a TransformerLens hook point, after the user's own, and take exactly it away."""
 
-    def look(activation: Tensor, *, hook: Any) -> None:
-        callback(activation)
+    def look(activation: Tensor, *, hook: Any) -> Tensor | None:
+        return callback(activation)
 
     point.add_hook(look)
     handle = point.fwd_hooks[-1]

@@ -17,6 +17,7 @@ pattern changes the model's output; on some architectures it does not.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class ProbeReport:
     """Why attention cannot be read without writing it out; None: it can."""
     not_shared: str | None = "it was not tried"
     """Why leading tokens cannot be run apart; None: they can."""
+    not_alone: str | None = "it was not tried"
+    """Why the last token cannot be run with all others kept; None: it can."""
 
     @property
     def worst(self) -> float:
@@ -175,7 +178,12 @@ def _probe(lens: Lens) -> ProbeReport:
     shared, not_shared = (fast, not_fast) if not_fast else (0.0, None)
     if not_fast is None:
         shared, not_shared = _difference(lens, tokens, lengths, patterns, logits, shared=alike)
-    return ProbeReport(row_sum, values, missing, max(fast, shared), not_fast, not_shared)
+    alone, not_alone = (shared, not_shared) if not_shared else (0.0, None)
+    if not_shared is None:
+        first = {layer: pattern[:1] for layer, pattern in patterns.items()}
+        alone, not_alone = _difference(lens, tokens[:1], lengths[:1], first, logits[:1], shared=length - 1)
+    worst = max([x for x in (fast, shared, alone) if not math.isnan(x)], default=fast)
+    return ProbeReport(row_sum, values, missing, worst, not_fast, not_shared, not_alone)
 
 
 def _difference(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models import Lens, as_lens
 from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import SHOWN, PromptInfo, PromptSet, Role, ScoreOn
-from icl_kernel_lens.tasks.task import Episode, EpisodeSource
+from icl_kernel_lens.tasks.task import Episode, EpisodeSource, Example
 from icl_kernel_lens.tasks.template import Template
 
 _ROLES = {"template": Role.TEMPLATE, "text": Role.TEXT, "text2": Role.TEXT2, "label": Role.LABEL}
@@ -200,6 +201,37 @@ def build_prompts(
     )
     check_fits(prompts, lens)
     return prompts
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How long an example's input is, in tokens of one or two text fields."""
+
+    first: tuple[int, ...]
+    """The roles of its tokens in the first demonstration of a prompt."""
+    later: tuple[int, ...]
+    """The same in a later one."""
+    test: int
+    """Tokens from the end of the last demonstration to the answer position."""
+
+
+def find_layouts(lens: Lens, template: Template, examples: Sequence[Example], word: str) -> list[Layout]:
+    """The layout of each example, written twice as a demonstration (labelled `word`) and as the test input."""
+    pieces = []
+    for example in examples:
+        shown = replace(example, label=0)
+        pieces.append(_pieces(Episode((shown, shown), shown, (word,), 0), template))
+    texts = ["".join(piece.string for piece in row) for row in pieces]
+    found = []
+    encoded = _encode(_check_tokenizer(lens), texts, None)
+    for row, text, (ids, offsets) in zip(pieces, texts, encoded, strict=True):
+        at = _locate(row, text, ids, offsets)
+        first, later = (
+            tuple(role for role in at.roles[start:end] if role in (Role.TEXT, Role.TEXT2))
+            for start, end in at.demo_spans
+        )
+        found.append(Layout(first, later, len(ids) - at.demo_spans[1][1]))
+    return found
 
 
 def _refuse_equal_beginnings(

@@ -57,6 +57,8 @@ class PromptInfo:
     bos_asked: bool | None = None
     """What was asked for; None: what the tokenizer does by default."""
     permuted_labels: bool = False
+    corruption: str | None = None
+    """What `corrupt` did to them, as a sentence."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

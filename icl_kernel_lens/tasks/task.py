@@ -94,6 +94,7 @@ class MakesPrompts:
         given: Sequence[Example] | None = None,
         score_on: Literal["first_token", "sequence"] = "first_token",
         prepend_bos: bool | None = None,
+        match_lengths: bool = False,
     ) -> PromptSet:
         """Few-shot prompts for `model`: `demos` demonstrations and a test input each.
 
@@ -101,15 +102,25 @@ class MakesPrompts:
         `count / G` test inputs. `balanced` shows every class equally often; `given` fixes the
         demonstrations, in this order, and their number is then theirs. Labels are compared by the logit of
         their `first_token`, or by the log-probability of the whole `sequence`. `prepend_bos=None` does
-        what the tokenizer does by default.
+        what the tokenizer does by default. `match_lengths` draws demonstrations whose inputs have equally many
+        tokens, and test inputs likewise (of as few lengths as hold `count`, where one does not), so that
+        `corrupt` can exchange them; demonstrations that are `given` stay as they are.
 
-        Raises: TaskError: not enough examples. PromptError: equal first label tokens, prompts too long.
+        Raises: TaskError: not enough examples. PromptError: equal first label tokens, prompts too long, too few
+        examples of equal length.
         """
         from icl_kernel_lens.prompts import prompts_from
+        from icl_kernel_lens.prompts.corrupt import matched_episodes
 
-        episodes = self.episodes(
-            demos=demos, count=count, seed=seed, sets=sets, balanced=balanced, given=given
-        )
+        drawn = {
+            "demos": demos,
+            "count": count,
+            "seed": seed,
+            "sets": sets,
+            "balanced": balanced,
+            "given": given,
+        }
+        episodes = matched_episodes(self, model, **drawn) if match_lengths else self.episodes(**drawn)
         return prompts_from(
             self,
             episodes,
@@ -234,14 +245,38 @@ class Task(MakesPrompts):
         without replacement, demonstrations of one set likewise; `balanced` gives every class the same
         number of demonstrations (to within one). `given` fixes the demonstrations.
         """
+        return self.draw(
+            self.train,
+            self.test,
+            demos=demos,
+            count=count,
+            seed=seed,
+            sets=sets,
+            balanced=balanced,
+            given=given,
+        )
+
+    def draw(
+        self,
+        train: Sequence[Example],
+        test: Sequence[Example],
+        *,
+        demos: int,
+        count: int,
+        seed: int,
+        sets: int | None,
+        balanced: bool,
+        given: Sequence[Example] | None,
+    ) -> list[Episode]:
+        """`episodes` from these of the pools' examples."""
         check_counts(demos, count)
         rng = random.Random(f"{self.name}/{seed}")
-        if count > len(self.test):
+        if count > len(test):
             raise TaskError(
                 f"every prompt needs its own test input; {count} were asked for and the test pool of "
-                f"{self.name!r} has {len(self.test)}. Ask for fewer prompts."
+                f"{self.name!r} has {len(test)}. Ask for fewer prompts."
             )
-        tests = rng.sample(self.test, count)
+        tests = rng.sample(test, count)
         groups = shared_sets(count, 1 if given is not None else sets)
         if given is not None:
             if wrong := [e.label for e in given if not 0 <= e.label < len(self.classes)]:
@@ -250,21 +285,29 @@ class Task(MakesPrompts):
                 )
             drawn = {0: tuple(given)}
         else:
-            twice = {e.texts for e in self.train} & {e.texts for e in self.test}
+            twice = {e.texts for e in train} & {e.texts for e in test}
             hidden: dict[int, set[tuple[str, ...]]] = {group: set() for group in groups}
-            for group, test in zip(groups, tests, strict=True):
-                hidden[group] |= {test.texts} & twice
-            drawn = {group: self._draw_demos(rng, demos, balanced, hidden[group]) for group in sorted(hidden)}
+            for group, example in zip(groups, tests, strict=True):
+                hidden[group] |= {example.texts} & twice
+            drawn = {
+                group: self._draw_demos(rng, train, demos, balanced, hidden[group])
+                for group in sorted(hidden)
+            }
         return [
-            Episode(drawn[group], test, self.label_words, group)
-            for group, test in zip(groups, tests, strict=True)
+            Episode(drawn[group], example, self.label_words, group)
+            for group, example in zip(groups, tests, strict=True)
         ]
 
     def _draw_demos(
-        self, rng: random.Random, demos: int, balanced: bool, hidden: set[tuple[str, ...]]
+        self,
+        rng: random.Random,
+        pool: Sequence[Example],
+        demos: int,
+        balanced: bool,
+        hidden: set[tuple[str, ...]],
     ) -> tuple[Example, ...]:
         """Demonstrations whose texts are not in `hidden` (the test inputs they will stand before)."""
-        train = [e for e in self.train if e.texts not in hidden] if hidden else self.train
+        train = [e for e in pool if e.texts not in hidden] if hidden else pool
         less = f" beside the {len(hidden)} that it asks for as test inputs" if hidden else ""
         if demos > len(train):
             raise TaskError(
@@ -277,14 +320,14 @@ class Task(MakesPrompts):
         chosen: list[Example] = []
         for rank, label in enumerate(order):
             quota = demos // len(order) + (rank < demos % len(order))
-            pool = [example for example in train if example.label == label]
-            if quota > len(pool):
+            own = [example for example in train if example.label == label]
+            if quota > len(own):
                 raise TaskError(
                     f"balanced demonstrations need {quota} examples of class {self.classes[label]!r}; "
-                    f"the train pool of {self.name!r} has {len(pool)}{less}. Ask for fewer demonstrations, "
+                    f"the train pool of {self.name!r} has {len(own)}{less}. Ask for fewer demonstrations, "
                     "or balanced=False."
                 )
-            chosen += rng.sample(pool, quota)
+            chosen += rng.sample(own, quota)
         rng.shuffle(chosen)
         return tuple(chosen)
 

@@ -1,0 +1,252 @@
+"""One prompt in many variants at once, each with its own change: the one place that runs a model to change it.
+
+A change is made between a layer's own q, k, v and its own z (`models/intercept.py`), or where the layer reads from
+and adds to the residual stream, and everything above is computed anew by the model's own code. What changes only
+the answer position needs only that position run again: the keys and values of the tokens before it are kept
+(`keep`), and the variants are rows of one token each, which attend them without a copy. What changes an earlier
+position is run whole, the variants being the rows of a batch.
+
+Attention rows are changed in closed form, in float32: with A the row that the model's own q and k give there,
+
+    z' = z + Σ_s (A'(s) − A(s)) v_s + added
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.errors import ModelError
+from icl_kernel_lens.models import Lens, memory, probe
+from icl_kernel_lens.models.attend import Block, Rule, answer_row, answer_scores, attend, attend_blocks, mixed
+from icl_kernel_lens.models.fast import Prefix, read_prefix
+from icl_kernel_lens.models.lens import InterceptableLens, StreamName
+
+HeadVector = Literal["query", "key", "value", "head_output"]
+"""One vector per head and position: after any rotary embedding, and z."""
+StreamVector = Literal["residual", "attention_output", "mlp_output"]
+"""One vector per position: what a block reads, and what its attention and its MLP add."""
+STREAMS: Mapping[StreamVector, StreamName] = {
+    "residual": "hook_resid_pre",
+    "attention_output": "hook_attn_out",
+    "mlp_output": "hook_mlp_out",
+}
+Edit = Callable[[int, Tensor], Tensor]
+"""(layer, activation of all variants) → the same with each variant's change."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Attention rows to be changed: one for each (variant, head) of a layer that asks for it."""
+
+    layer: int
+    variants: Int[Tensor, " row"]
+    heads: Int[Tensor, " row"]
+    column: int
+    """Which of the changed positions."""
+    weights: Float[Tensor, "row key"]
+    scores: Float[Tensor, "row key"]
+    """What softmax makes the weights of; −inf for what is not seen."""
+
+
+@dataclass(frozen=True)
+class RowChange:
+    """What becomes of attention rows."""
+
+    heads: Bool[Tensor, "variant layer head"]
+    """Whose rows."""
+    positions: Int[Tensor, "variant column"]
+    """Of which queries; the answer position, most often."""
+    change: Callable[[Row], Float[Tensor, "row key"]]
+    added: Callable[[Row], Float[Tensor, "row d_head"]] | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the variants of a run change."""
+
+    vectors: Mapping[HeadVector, Edit] = field(default_factory=dict)
+    """On (variant, head, pos, d_head); keys and values are repeated for every query head."""
+    streams: Mapping[StreamVector, Edit] = field(default_factory=dict)
+    """On (variant, pos, width)."""
+    rows: RowChange | None = None
+
+
+def editable(lens: Lens) -> InterceptableLens:
+    """The lens, if its attention can be changed exactly.
+
+    Raises: ModelError: it cannot, and why.
+    """
+    if not isinstance(lens, InterceptableLens) or (why := probe(lens).not_fast) is not None:
+        why = "the lens does not let it be taken over" if not isinstance(lens, InterceptableLens) else why
+        raise ModelError(
+            f"attention must be taken over exactly to be changed; that of {lens.name} is not ({why}). Score its heads "
+            "with read(model, prompts); interventions need another model."
+        )
+    return lens
+
+
+def answers_alone(lens: Lens, length: int) -> bool:
+    """Whether the answer position can be run on its own, behind kept keys and values."""
+    limit = lens.shape.by_length
+    return probe(lens).not_shared is None and (limit is None or length < limit)
+
+
+def keep(lens: Lens, tokens: Int[Tensor, " pos"], at: int, shared: Prefix | None) -> Prefix | None:
+    """Keys and values of all tokens before the answer; None where they cannot be run apart.
+
+    Where a single token does not show its position bias (ALiBi), the one before the answer is run with it.
+    """
+    end = at if probe(lens).not_alone is None else at - 1
+    if end < 1 or not answers_alone(lens, at + 1):
+        return None
+    start = shared.end if shared else 0
+    return read_prefix(lens, tokens[start:end], shared) if end > start else shared
+
+
+def run_variants(
+    lens: Lens,
+    tokens: Int[Tensor, " pos"],
+    at: int,
+    count: int,
+    changes: Changes,
+    prefix: Prefix | None,
+    *,
+    gradients: bool = False,
+) -> Float[Tensor, "variant vocab"]:
+    """Logits at the answer position `at` of `count` variants of one prompt; those behind the prefix are run."""
+    lens = editable(lens)
+    start = prefix.end if prefix else 0
+    seen: set[int] = set()
+
+    def handle(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        seen.add(layer)
+        edits = changes.vectors
+        q, k, v = (
+            edits[name](layer, x) if name in edits else x
+            for name, x in (("query", q), ("key", k), ("value", v))
+        )
+        blocks = (*(prefix.blocks[layer] if prefix else ()), Block(k, v, start))
+        z = attend_blocks(q, blocks, rule) if prefix else attend(q, k, v, rule)
+        if changes.rows is not None:
+            z = _with_rows(layer, q, z, blocks, rule, changes.rows, start)
+        return edits["head_output"](layer, z) if "head_output" in edits else z
+
+    def stream(name: StreamVector, layer: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: changes.streams[name](layer, x)
+
+    layers = [layer for layer in range(lens.shape.layers) if layer not in lens.missing_attention()]
+    points = {(layer, STREAMS[name]): stream(name, layer) for name in changes.streams for layer in layers}
+    rows = tokens[start : at + 1].expand(count, -1)
+    length = torch.full((count,), at + 1 - start)
+    with lens.intercepting(handle, start=start), lens.editing(points) if points else nullcontext():
+        logits = lens.run(rows, length, length[:, None] - 1, gradients=gradients)[:, 0]
+    if missed := set(layers) - seen:
+        raise ModelError(
+            f"a change must reach every layer's attention; layer {min(missed)} of {lens.name} did not run it."
+        )
+    return logits
+
+
+def _with_rows(
+    layer: int, q: Tensor, z: Tensor, blocks: Sequence[Block], rule: Rule, rows: RowChange, start: int
+) -> Float[Tensor, "variant head pos d_head"]:
+    """z with the rows of this layer's heads changed."""
+    variants, heads = (x.to(z.device) for x in rows.heads[:, layer].nonzero(as_tuple=True))
+    if len(variants) == 0:
+        return z
+    which, place = variants.unique(return_inverse=True)
+    own = [
+        Block(*(x if len(x) == 1 else x[which] for x in (block.k, block.v)), block.start) for block in blocks
+    ]
+    z = z.clone()
+    for column in range(rows.positions.shape[1]):
+        pos = rows.positions.to(z.device)[which, column]
+        scores = answer_scores(q[which, :, pos - start], pos, own, rule)
+        weights = scores.softmax(-1)
+        row = Row(layer, variants, heads, column, weights[place, heads], scores[place, heads])
+        difference = torch.zeros_like(weights)
+        difference[place, heads] = rows.change(row) - row.weights
+        moved = mixed(difference, own)
+        if rows.added is not None:
+            moved[place, heads] += rows.added(row)
+        z[which, :, pos - start] += moved.to(z.dtype)
+    return z
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Activations of one prompt at some positions, and its answer row."""
+
+    vectors: Mapping[str, Float[Tensor, "layer *part position width"]]
+    """By name (`HeadVector`, `StreamVector`); with an axis of query heads for the former."""
+    weights: Float[Tensor, "layer head key"]
+    """The answer row."""
+    logits: Float[Tensor, " vocab"]
+
+
+def look_at(
+    lens: Lens,
+    tokens: Int[Tensor, " pos"],
+    at: int,
+    positions: Int[Tensor, " position"],
+    names: Sequence[str],
+    prefix: Prefix | None,
+) -> Seen:
+    """Run one prompt unchanged; keys and values are seen anywhere, the rest behind the prefix only."""
+    lens = editable(lens)
+    start = prefix.end if prefix else 0
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in names}
+    rows: dict[int, Tensor] = {}
+
+    def handle(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        blocks = (*(prefix.blocks[layer] if prefix else ()), Block(k, v, start))
+        rows[layer] = answer_row(q[:, :, at - start], torch.tensor([at]), blocks, rule)[0]
+        z = attend_blocks(q, blocks, rule) if prefix else attend(q, k, v, rule)
+        for name in names:
+            if name in ("key", "value"):
+                parts = [block.k if name == "key" else block.v for block in blocks]
+                whole = torch.cat([_per_query_head(part[0], q.shape[1]) for part in parts], 1)
+                found[name][layer] = whole[:, positions.to(whole.device)].clone()
+            elif name in ("query", "head_output"):
+                x = q if name == "query" else z
+                found[name][layer] = x[0][:, (positions - start).to(x.device)].clone()
+        return z
+
+    def stream(name: str, layer: int) -> Callable[[Tensor], None]:
+        def see(x: Tensor) -> None:
+            found[name][layer] = x[0][(positions - start).to(x.device)].clone()
+
+        return see
+
+    layers = [layer for layer in range(lens.shape.layers) if layer not in lens.missing_attention()]
+    points = {(layer, STREAMS[n]): stream(n, layer) for n in STREAMS if n in names for layer in layers}
+    row, length = tokens[None, start : at + 1], torch.tensor([at + 1 - start])
+    with lens.intercepting(handle, start=start), lens.editing(points) if points else nullcontext():
+        logits = lens.run(row, length, length[:, None] - 1)[0, 0]
+    if missed := set(layers) - set(rows):
+        raise ModelError(
+            f"every layer must be seen; layer {min(missed)} of {lens.name} did not run its attention."
+        )
+    device = logits.device
+
+    def stacked(parts: Mapping[int, Tensor]) -> Tensor:
+        empty = torch.full_like(next(iter(parts.values())), float("nan"))
+        return torch.stack([parts.get(layer, empty).to(device) for layer in range(lens.shape.layers)])
+
+    return Seen({name: stacked(parts) for name, parts in found.items()}, stacked(rows), logits)
+
+
+def _per_query_head(x: Float[Tensor, "kv_head key d_head"], heads: int) -> Float[Tensor, "head key d_head"]:
+    return x.repeat_interleave(heads // len(x), 0) if len(x) != heads else x
+
+
+def variants_at_once(lens: Lens, length: int, shared: int) -> int:
+    """How many variants of a prompt make one batch."""
+    return memory.prompts_at_once(lens, length, shared, fast=True)

@@ -1,0 +1,268 @@
+"""Does a head look at texts that the model, reading them alone, would continue alike?
+
+Han et al. (TMLR 2025), eq. 9 and section 5.3: the similarity that their theory gives the kernel,
+
+    sim_i = P(o | x_test)ᵀ P(o | x_i)
+
+with P(o | x) the model's distribution over the next token after the text x alone, without a template and without
+other texts; and per head its Pearson correlation with the attention on the demonstrations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from icl_kernel_lens.axes import Pooling
+from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens.evidence import Evidence
+from icl_kernel_lens.evidence.read import check_finite
+from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
+from icl_kernel_lens.models import Lens, as_lens, probe
+from icl_kernel_lens.models.fast import Prefix
+from icl_kernel_lens.prompts import PromptSet
+from icl_kernel_lens.prompts.build import _check_tokenizer, _encode
+from icl_kernel_lens.prompts.promptset import PromptInfo, Role
+from icl_kernel_lens.results.head_scores import HeadScores
+from icl_kernel_lens.scores.common import reasons_for, shown_demos
+from icl_kernel_lens.scores.controls import SHUFFLES
+from icl_kernel_lens.tasks.task import Example
+
+SAME = 1e-6
+"""Numbers closer than this, relative to the largest, are the same up to rounding: they correlate with nothing."""
+
+Text = tuple[int, ...]
+"""The tokens of a text on its own."""
+
+
+def prediction_similarity(
+    model: Any,
+    prompts: PromptSet,
+    evidence: Evidence,
+    *,
+    pooling: Pooling = "label",
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> HeadScores:
+    """Does a head attend to demonstrations whose texts the model would continue like the test input?
+
+        score_h = corr_i(a_i, sim_i),    sim_i = P(o | x_test)ᵀ P(o | x_i)        Han et al. (TMLR 2025), eq. 9
+
+    Pearson's correlation over the demonstrations of a prompt, where a_i is the attention from the answer position
+    (`pooling="span_max"`: as in the paper), and P the distribution over the whole vocabulary after the text
+    alone, with a beginning-of-sequence token if the prompts have one. `evidence` is what `read` gave for these
+    prompts and this model. Each distinct text is run once; test inputs' distributions are kept in memory
+    (texts × vocabulary × 4 bytes). The paper does not say whether it pools pairs over prompts; here each
+    prompt has its value, so that prompts that differ in the size of sim do not count as correlation.
+
+    Texts come from what the prompts were made of (several fields with what the template has between them). Of
+    prompts without that (ready-made ids, read from a file), the tokens of each text are taken as they stand in the
+    prompt, without the label; with ready-made ids, with whatever stands before the label and behind the one before.
+
+    Reads as: 1 attention orders the demonstrations as sim does; 0 no linear relation. `shuffled_similarity` is the
+    mean over 32 permutations of sim within the prompt, whose spread shows what chance gives few demonstrations.
+    Does not show: that the head computes this similarity; texts that are continued alike are alike in much else.
+
+    Raises: ResultError: evidence of other prompts; fewer than three demonstrations.
+            EvidenceMissing: `evidence` was read without this pooling.
+            PromptError: a text without tokens.
+    Example:
+        >>> from icl_kernel_lens import load_model, load_task, read
+        >>> model = load_model("mini", device="cpu")
+        >>> prompts = load_task("topics").prompts(model, demos=4, count=2, seed=0)
+        >>> evidence = read(model, prompts, progress=False)
+        >>> prediction_similarity(model, prompts, evidence, progress=False).values.shape
+        torch.Size([2, 2, 4])
+    """
+    lens = as_lens(model)
+    weights = evidence.pooled(pooling)
+    _check(prompts, evidence)
+    tests, demos = _texts(lens, prompts)
+    similar = _similarities(
+        lens, prompts, tests, demos, batch_size=batch_size, checkpoint=checkpoint, progress=progress
+    )
+    values, control = pearson(weights, similar), torch.zeros(weights.shape[:3])
+    generator = torch.Generator().manual_seed((prompts.info.seed or 0) % 2**63)
+    for _ in range(SHUFFLES):
+        order = torch.rand(similar.shape, generator=generator).argsort(1)
+        control += pearson(weights, similar.gather(1, order)) / SHUFFLES
+    reasons = reasons_for(evidence, weights)
+    same = _constant(similar)[:, None, None].expand(weights.shape[:3]) & ~weights.isnan().any(-1)
+    flat = _constant(weights) & (weights.sum(-1) > 0) & ~same
+    for why, cells in (("similarities all alike", same), ("attention all alike", flat)):
+        if bool(cells.any()):
+            reasons[why] = int(cells.sum())
+    if bool(same.any()) and "no attention on the demonstrations" in reasons:
+        blank = (weights.sum(-1) <= 0) & ~same
+        reasons["no attention on the demonstrations"] = int(blank.sum())
+    return HeadScores(
+        name="prediction_similarity",
+        title="correlation of attention with the similarity of the model's own predictions",
+        unit="Pearson correlation",
+        values=values,
+        controls={"shuffled_similarity": control},
+        companions={},
+        reasons={why: count for why, count in reasons.items() if count},
+        demo_set=prompts.demo_set,
+        run=evidence.run,
+        settings={"pooling": pooling},
+        shown=shown_demos(evidence, weights, evidence.answers),
+    )
+
+
+def pearson(
+    weights: Float[Tensor, "prompt layer head demo"], similar: Float[Tensor, "prompt demo"]
+) -> Float[Tensor, "prompt layer head"]:
+    """Over the last axis; NaN where one of the two is constant up to rounding."""
+    x, y = weights.double(), similar.double()[:, None, None]
+    x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
+    size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+    flat = _constant(weights) | _constant(similar)[:, None, None]
+    return ((x * y).sum(-1) / size).masked_fill(flat, float("nan")).to(weights.dtype)
+
+
+def _constant(numbers: Tensor) -> Tensor:
+    """Whether all numbers on the last axis are the same up to rounding."""
+    return numbers.amax(-1) - numbers.amin(-1) <= SAME * numbers.abs().amax(-1)
+
+
+def _check(prompts: PromptSet, evidence: Evidence) -> None:
+    theirs = evidence.prompts
+    if prompts.tokens.shape != theirs.tokens.shape or not torch.equal(prompts.tokens, theirs.tokens):
+        raise ResultError(
+            f"evidence must be of these prompts; it was read from {len(theirs)} prompts with other tokens. Pass "
+            "read(model, prompts) of the same prompts."
+        )
+    if prompts.demos < 3:
+        raise ResultError(
+            f"a correlation needs at least three demonstrations; these prompts have {prompts.demos}."
+        )
+
+
+def _texts(lens: Lens, prompts: PromptSet) -> tuple[list[Text], list[list[Text]]]:
+    """Each prompt's test input and demonstrations, every one as the tokens it has alone."""
+    template = prompts.info.template
+    if prompts.episodes is None or template is None:
+        return _cut_out(prompts)
+
+    def written(example: Example) -> str:
+        # Between its fields, as in the template; not what stands before and behind.
+        pieces = template.pieces(example.texts, None)
+        fields = [at for at, (role, _) in enumerate(pieces) if role != "template"]
+        return "".join(string for _, string in pieces[fields[0] : fields[-1] + 1]) if fields else ""
+
+    rows = [[written(example) for example in (e.test, *e.demos)] for e in prompts.episodes]
+    distinct = list(dict.fromkeys(text for row in rows for text in row))
+    encoded = _encode(_check_tokenizer(lens), distinct, prompts.info.bos_asked)
+    ids: dict[str, Text] = {}
+    for text, (tokens, offsets) in zip(distinct, encoded, strict=True):
+        if all(span is None for span in offsets):
+            raise PromptError(f"every text must have a token to be run alone; {text!r} has none.")
+        ids[text] = tuple(tokens)
+    return [ids[row[0]] for row in rows], [[ids[text] for text in row[1:]] for row in rows]
+
+
+def _cut_out(prompts: PromptSet) -> tuple[list[Text], list[list[Text]]]:
+    """The tokens that the texts have in their prompts, from the first that is text to the last."""
+    tests: list[Text] = []
+    demos: list[list[Text]] = []
+    for number in range(len(prompts)):
+        tokens, roles = prompts.tokens[number].tolist(), prompts.roles[number].tolist()
+        bos = tokens[:1] if prompts.info.prepend_bos and roles[0] == Role.SPECIAL else []
+
+        def cut(start: int, end: int, what: str, number=number, tokens=tokens, roles=roles, bos=bos) -> Text:
+            text = [at for at in range(start, end) if roles[at] in (Role.TEXT, Role.TEXT2)]
+            if not text:
+                raise PromptError(
+                    f"every text must have a token to be run alone; {what} of prompt {number} has none."
+                )
+            return (*bos, *tokens[text[0] : text[-1] + 1])
+
+        spans, labels = prompts.demo_spans[number].tolist(), prompts.label_spans[number].tolist()
+        demos.append(
+            [
+                cut(span[0], label[0], f"demonstration {i}")
+                for i, (span, label) in enumerate(zip(spans, labels, strict=True))
+            ]
+        )
+        tests.append(cut(spans[-1][1], int(prompts.answer_pos[number]) + 1, "the test input"))
+    return tests, demos
+
+
+def _similarities(
+    lens: Lens,
+    prompts: PromptSet,
+    tests: list[Text],
+    demos: list[list[Text]],
+    *,
+    batch_size: BatchSize,
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> Float[Tensor, "prompt demo"]:
+    """sim_i; of demonstrations only the products with the test inputs are kept, not their distributions."""
+    probe(lens)
+    first = list(dict.fromkeys(tests))
+    rest = list(dict.fromkeys(text for row in demos for text in row if text not in set(first)))
+    key = hashlib.sha256(repr((first, rest)).encode()).hexdigest()
+
+    def run(texts: list[Text], name: str, of: Any) -> Tensor:
+        alone = _alone(texts, prompts.info)
+
+        def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
+            assert prefix is None, "texts are run whole"
+            batch = alone.select(numbers)
+            width = int(batch.lengths.max())
+            logits = lens.run(batch.tokens[:, :width], batch.lengths, batch.answer_pos[:, None])[:, 0]
+            check_finite(logits, torch.tensor(numbers), lens)
+            return {"rows": of(logits.softmax(-1)).cpu()}
+
+        results, _ = run_prompts(
+            alone,
+            lens,
+            step,
+            name=f"reading {name} alone",
+            settings={"texts": key},
+            batch_size=batch_size,
+            checkpoint=None if checkpoint is None else Path(checkpoint) / name.replace(" ", "_"),
+            progress=progress,
+            share=False,
+        )
+        return results["rows"]
+
+    predicted = run(first, "test inputs", lambda p: p)
+    products = predicted @ predicted.T
+    if rest:
+        products = torch.cat([products, run(rest, "demonstrations", lambda p: p @ predicted.to(p.device).T)])
+    row = {text: at for at, text in enumerate((*first, *rest))}
+    return torch.stack(
+        [products[[row[text] for text in texts], row[test]] for test, texts in zip(tests, demos, strict=True)]
+    )
+
+
+def _alone(texts: list[Text], info: PromptInfo) -> PromptSet:
+    """Texts as prompts without demonstrations; nothing is asked about labels, so any two tokens stand for them."""
+    width, count = max(map(len, texts)), len(texts)
+    lengths = torch.tensor([len(text) for text in texts])
+    tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
+    there = torch.arange(width) < lengths[:, None]
+    spans = torch.zeros(count, 0, 2, dtype=torch.long)
+    return PromptSet(
+        tokens=tokens,
+        lengths=lengths,
+        roles=torch.where(there, int(Role.TEXT), int(Role.PADDING)),
+        answer_pos=lengths - 1,
+        demo_spans=spans,
+        label_spans=spans,
+        demo_labels=torch.zeros(count, 0, dtype=torch.long),
+        label_sequences=torch.tensor([[[0], [1]]]).repeat(count, 1, 1),
+        label_lengths=torch.ones(count, 2, dtype=torch.long),
+        demo_set=torch.arange(count),
+        label_words=(("", ""),) * count,
+        info=PromptInfo(task=info.task, origin="texts alone", tokenizer=info.tokenizer),
+    )
