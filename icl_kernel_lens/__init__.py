@@ -15,7 +15,14 @@ from importlib.metadata import version as _version
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.evidence import Evidence, read
 from icl_kernel_lens.evidence.processes import joined
-from icl_kernel_lens.interventions import direct_effect, patch_labels
+from icl_kernel_lens.interventions import (
+    direct_effect,
+    knock_out,
+    patch_labels,
+    prediction,
+    substitute_kernel,
+    swap_values,
+)
 from icl_kernel_lens.models import fast_attention, load_model
 from icl_kernel_lens.plots.token_view import token_view
 from icl_kernel_lens.prompts import PromptSet
@@ -48,11 +55,15 @@ __all__ = [
     "head_vote",
     "in_context_accuracy",
     "joined",
+    "knock_out",
     "label_mass",
     "load_model",
     "load_task",
     "patch_labels",
+    "prediction",
     "read",
     "soft_agreement",
+    "substitute_kernel",
+    "swap_values",
     "token_view",
 ]

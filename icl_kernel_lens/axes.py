@@ -32,6 +32,9 @@ class HeadRef(NamedTuple):
         return str(self)
 
 
+Head = tuple[int, int]
+"""(layer, head): a `HeadRef`, or a plain pair."""
+
 Pooling = Literal[
     "label",
     "label_sum",

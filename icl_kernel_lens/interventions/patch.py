@@ -22,7 +22,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import HeadRef, Reference, check_reference
+from icl_kernel_lens.axes import Head, HeadRef, Reference, check_reference
 from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.evidence.checkpoint import prompt_digest
 from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
@@ -92,7 +92,7 @@ def patch_labels(
     corrupted: PromptSet,
     what: What = "attention_edge",
     offsets: Sequence[int] = (-1, 0, 1, 2, 3),
-    heads: Sequence[HeadRef] | None = None,
+    heads: Sequence[Head] | None = None,
     method: Method = "exact",
     direction: Direction = "denoise",
     part: EdgePart = "both",
@@ -143,7 +143,7 @@ def direct_effect(
     corrupted: PromptSet,
     what: Literal["attention_edge", "head_output"] = "attention_edge",
     offsets: Sequence[int] = (0,),
-    heads: Sequence[HeadRef] | None = None,
+    heads: Sequence[Head] | None = None,
     direction: Direction = "denoise",
     part: EdgePart = "both",
     against: Reference = "model",
@@ -174,7 +174,7 @@ def _plan(
     corrupted: PromptSet,
     what: What,
     offsets: Sequence[int],
-    heads: Sequence[HeadRef] | None,
+    heads: Sequence[Head] | None,
     direction: Direction,
     part: EdgePart,
     at: Place,
@@ -269,7 +269,7 @@ def _positions(prompts: PromptSet, offsets: Sequence[int], at: Place) -> Int[Ten
 
 
 def _cells(
-    lens: InterceptableLens, parts: Parts, heads: Sequence[HeadRef] | None, offsets: int
+    lens: InterceptableLens, parts: Parts, heads: Sequence[Head] | None, offsets: int
 ) -> list[Cell]:
     shape = lens.shape
     layers = [layer for layer in range(shape.layers) if layer not in probe(lens).missing]
@@ -289,7 +289,7 @@ def _cells(
     ]
 
 
-def check_heads(lens: InterceptableLens, heads: Sequence[HeadRef]) -> None:
+def check_heads(lens: InterceptableLens, heads: Sequence[Head]) -> None:
     """Refuse heads that are not there.
 
     Raises: ResultError: none are named, or a layer or head is out of range or has no attention.
@@ -507,8 +507,8 @@ class _Plan:
         """Rows of cells in their places."""
         scores, reference = results["label_scores"], results["reference"]
         place = partial(in_place, lens, PART_OF[self.what], cells, len(self.offsets))
-        words = self.clean, self.corrupted
-        title = f"{_WORDS[self.what]}, of the {'clean' if words[0] is self.source else 'corrupted'} run in the other"
+        runs = ("clean", "corrupted") if self.direction == "denoise" else ("corrupted", "clean")
+        title = f"{_WORDS[self.what]}: {runs[0]} in the {runs[1]} run"
         title += ", layers above frozen" if direct else ""
         return PatchEffects(
             what=f"direct_effect of {self.what}" if direct else self.what,

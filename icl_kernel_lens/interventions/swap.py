@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import HeadRef, Reference
+from icl_kernel_lens.axes import Head, HeadRef, Reference
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.runner import BatchSize
 from icl_kernel_lens.interventions.patch import check_intervened
@@ -31,7 +31,7 @@ def swap_values(
     model: Any,
     prompts: PromptSet,
     *,
-    heads: Sequence[HeadRef] | None = None,
+    heads: Sequence[Head] | None = None,
     against: Reference = "model",
     seed: int = 0,
     batch_size: BatchSize = "auto",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import HeadRef, Reference
+from icl_kernel_lens.axes import Head, HeadRef, Reference
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
 from icl_kernel_lens.interventions.measure import logit_difference, measures
@@ -31,7 +31,7 @@ from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.results.patch_effects import Parts, PatchEffects
 
-Heads = Sequence[HeadRef | Sequence[HeadRef]]
+Heads = Sequence[Head | Sequence[Head]]
 Change = Callable[[Row, Int[Tensor, " row"]], Float[Tensor, "row key"]]
 """(rows, the option each of them takes) → what becomes of them."""
 
@@ -85,7 +85,7 @@ def _is_head(entry: Any) -> bool:
     return len(entry) == 2 and all(isinstance(x, int) for x in entry)
 
 
-def _name(members: Sequence[HeadRef], layers: Sequence[int] | None) -> str:
+def _name(members: Sequence[Head], layers: Sequence[int] | None) -> str:
     if layers is not None:
         return f"all heads of layers {', '.join(map(str, layers))}"
     shown = " ".join(str(HeadRef(*head)) for head in members[:6])

@@ -117,9 +117,14 @@ def _map(effects: PatchEffects, data: list[dict[str, Any]], title: str, largest:
         x_axis = alt.Axis(values=list(range(0, columns, step)), labelAngle=0)
     return (
         alt.Chart(alt.Data(values=data))
-        .mark_rect()
+        .mark_rect(invalid=None)
         .encode(
-            x=alt.X("x:O", title=AXIS.get(effects.parts, "offset from the label"), axis=x_axis, sort=None),
+            x=alt.X(
+                "x:O",
+                title=AXIS.get(effects.parts, "offset from the label"),
+                axis=x_axis,
+                sort=None if effects.parts == "whole" else "ascending",
+            ),
             y=alt.Y("layer:O", title="layer", axis=alt.Axis(values=list(range(0, layers, step)))),
             color=alt.condition(
                 "isValid(datum.effect)",

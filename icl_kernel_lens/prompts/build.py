@@ -203,16 +203,40 @@ def build_prompts(
     return prompts
 
 
+def input_layout(ids: list[int], roles: list[int], start: int, end: int) -> tuple[int, ...]:
+    """What two demonstrations must have in common for their inputs to change places, as numbers.
+
+    The roles of the input's tokens, that a label stands between (of however many tokens), and which tokens of
+    the template touch the input: a space before it is one where the tokenizer does not merge it with the text.
+    """
+    texts = [at for at in range(start, end) if roles[at] in (Role.TEXT, Role.TEXT2)]
+    beside = {at + step for at in texts for step in (-1, 1)}
+    found: list[int] = []
+    for at in range(start, end):
+        if roles[at] == Role.LABEL:
+            found += [int(Role.LABEL)] if roles[at - 1] != Role.LABEL else []
+        elif roles[at] in (Role.TEXT, Role.TEXT2):
+            found.append(roles[at])
+        elif at in beside:
+            found.append(-1 - ids[at])
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class Layout:
-    """How long an example's input is, in tokens of one or two text fields."""
+    """Where an example can stand in place of another."""
 
     first: tuple[int, ...]
-    """The roles of its tokens in the first demonstration of a prompt."""
+    """Its `input_layout` in the first demonstration of a prompt."""
     later: tuple[int, ...]
     """The same in a later one."""
     test: int
-    """Tokens from the end of the last demonstration to the answer position."""
+    """As the test input, tokens from the end of the last demonstration to the answer position."""
+
+    @property
+    def inputs(self) -> int:
+        """Tokens of the input."""
+        return sum(role in (Role.TEXT, Role.TEXT2) for role in self.later)
 
 
 def find_layouts(lens: Lens, template: Template, examples: Sequence[Example], word: str) -> list[Layout]:
@@ -226,10 +250,7 @@ def find_layouts(lens: Lens, template: Template, examples: Sequence[Example], wo
     encoded = _encode(_check_tokenizer(lens), texts, None)
     for row, text, (ids, offsets) in zip(pieces, texts, encoded, strict=True):
         at = _locate(row, text, ids, offsets)
-        first, later = (
-            tuple(role for role in at.roles[start:end] if role in (Role.TEXT, Role.TEXT2))
-            for start, end in at.demo_spans
-        )
+        first, later = (input_layout(ids, at.roles, start, end) for start, end in at.demo_spans)
         found.append(Layout(first, later, len(ids) - at.demo_spans[1][1]))
     return found
 

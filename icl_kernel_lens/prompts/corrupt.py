@@ -24,7 +24,7 @@ from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models import as_lens
-from icl_kernel_lens.prompts.build import Layout, build_prompts, find_layouts
+from icl_kernel_lens.prompts.build import Layout, build_prompts, find_layouts, input_layout
 from icl_kernel_lens.prompts.promptset import PromptSet, Role
 from icl_kernel_lens.tasks.task import Episode, EpisodeSource, Example, Task, check_counts, shared_sets
 
@@ -63,23 +63,25 @@ def corrupt(
 
     Prompts with the same `demo_set` are dealt the same permutation, and go on sharing their demonstrations.
     What was done, and the share of labels or inputs that changed, stands in `info.corruption`. Permuted
-    labels are the random labels of Min et al. (2022, section 4) with each prompt's label counts kept, and
-    corruptions as in Wang et al. (2023); mapped labels and unrelated words are the flipped and the
-    semantically-unrelated labels of Wei et al. (2023). None of these keeps positions; we do.
+    labels are the random labels of Min et al. (2022, section 4), but each prompt keeps its label counts;
+    mapped labels and unrelated words are the flipped and the semantically-unrelated labels of Wei et al. (2023).
+    That no position moves is ours.
 
     Does not show: that a model ignores labels, where few changed: a permutation may leave most of them as they
     were. Under the first two kinds, `test_labels` stays the class of the test input before any mapping. Where
     classes mean something else in every prompt (the topics world), the `test_labels` of replaced test inputs
     are their classes in the prompts that they came from, and no truth in those where they now stand.
     Exchanged inputs of one class leave the pairing of inputs and labels as it was; see the share.
-    In ready-made ids without `demo_spans`, what separates demonstrations counts as input.
+    Where a template begins with the text, the tokens of the first input may lack the space that those of the
+    others carry; they are moved as they are. In ready-made ids without `demo_spans`, what separates demonstrations counts as input.
 
     Raises:   PromptError: a position would move (with the words or texts and their token counts), nothing
               can be exchanged, or a demonstration does not show its class's label.
-    Example:  >>> from icl_kernel_lens.evidence.small import small_evidence
-              >>> prompts = small_evidence().prompts
-              >>> corrupt(prompts, "map_labels", seed=0).info.corruption
-              'map_labels, seed 0, classes 0→1, 1→0, 100.0% of labels changed'
+    Example:
+
+    >>> from icl_kernel_lens.evidence.small import small_evidence
+    >>> corrupt(small_evidence().prompts, "map_labels", seed=0).info.corruption
+    'map_labels, seed 0, classes 0→1, 1→0, 100.0% of labels changed'
     """
     _check_request(prompts, how, derange, words)
     match how:
@@ -446,7 +448,7 @@ def _exchange_inputs(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
     ):
         layouts, places = _inputs(prompts, prompt)
         inputs = [[tokens[prompt][at] for at in row] for row in places]
-        alike: dict[object, list[int]] = {}
+        alike: dict[tuple[int, ...], list[int]] = {}
         for demo, layout in enumerate(layouts):
             alike.setdefault(layout, []).append(demo)
         if all(inputs[i] == inputs[demos[0]] for demos in alike.values() for i in demos):
@@ -489,17 +491,13 @@ def _exchange_inputs(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
     return found, f"{moved / every:.1f}% of inputs changed, {other / every:.1f}% to one of another class"
 
 
-def _inputs(prompts: PromptSet, prompt: int) -> tuple[list[object], list[list[int]]]:
+def _inputs(prompts: PromptSet, prompt: int) -> tuple[list[tuple[int, ...]], list[list[int]]]:
     """For each demonstration of a prompt, what must be equal for an exchange, and the positions of its input."""
-    roles = prompts.roles[prompt].tolist()
+    ids, roles = prompts.tokens[prompt].tolist(), prompts.roles[prompt].tolist()
     layouts, places = [], []
-    for (start, end), (first, last) in zip(
-        prompts.demo_spans[prompt].tolist(), prompts.label_spans[prompt].tolist(), strict=True
-    ):
-        before = [at for at in range(start, first) if roles[at] in _TEXTS]
-        behind = [at for at in range(last, end) if roles[at] in _TEXTS]
-        layouts.append((tuple(roles[at] for at in before), tuple(roles[at] for at in behind)))
-        places.append([*before, *behind])
+    for start, end in prompts.demo_spans[prompt].tolist():
+        layouts.append(input_layout(ids, roles, start, end))
+        places.append([at for at in range(start, end) if roles[at] in _TEXTS])
     return layouts, places
 
 
@@ -677,7 +675,7 @@ def _matched_in_pools(
         if not fit:
             found = sorted(groups.items(), key=lambda item: -len(item[1]))[:4]
             shown = "; ".join(
-                f"{len(layout.later)} tokens: {len(group)} ({', '.join(map(str, _by_class(group, classes)))})"
+                f"{layout.inputs} tokens: {len(group)} ({', '.join(map(str, _by_class(group, classes)))})"
                 for layout, group in found
             )
             raise PromptError(

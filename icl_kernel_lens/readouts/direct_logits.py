@@ -245,7 +245,7 @@ def direct_logits(
         >>> model = load_model("mini", device="cpu")
         >>> prompts = load_task("topics").prompts(model, demos=4, count=2, seed=0)
         >>> direct_logits(model, prompts, progress=False).demos.shape
-        torch.Size([2, 2, 4, 4])
+        torch.Size([2, 3, 4, 4])
     """
     check_reference(toward)
     lens = interceptable(model, "direct_logits")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from icl_kernel_lens.axes import HeadRef, Reference, check_reference
 from icl_kernel_lens.errors import ModelError, PromptError
@@ -31,6 +32,7 @@ from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
 from icl_kernel_lens.models import memory
 from icl_kernel_lens.models.attend import ELSEWHERE, LARGEST_BLOCK, Rule, attend
 from icl_kernel_lens.models.fast import Prefix
+from icl_kernel_lens.models.intercept import Handler
 from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.readouts.direct_logits import check_first_token, interceptable
@@ -160,7 +162,7 @@ def saliency(
         >>> model = load_model("mini", device="cpu")
         >>> prompts = load_task("topics").prompts(model, demos=4, count=2, seed=0)
         >>> saliency(model, prompts, progress=False).pq.shape
-        torch.Size([2, 2, 4])
+        torch.Size([2, 3, 4])
     """
     check_reference(toward)
     lens = interceptable(model, "saliency")
@@ -235,7 +237,7 @@ class _Graph:
         self.lens, self.batch = lens, batch
         self.tokens = batch.tokens[:, : int(batch.lengths.max())]
         self.layers: dict[int, _Layer] = {}
-        logits = self.run(self.record)
+        logits = self.run(self.record, gradients=True)
         check_finite(logits.detach().cpu(), torch.tensor(numbers), lens)
         self.target = logits.argmax(1) if toward == "model" else self.on(logits, batch.test_labels)
         losses = torch.nn.functional.cross_entropy(logits, self.target, reduction="none")
@@ -265,15 +267,15 @@ class _Graph:
         assert labels is not None
         return labels.to(like.device)
 
-    def run(self, handler: Any) -> Float[Tensor, "batch label"]:
-        """Label logits, with what autograd needs."""
+    def run(self, handler: Handler, *, gradients: bool) -> Float[Tensor, "batch label"]:
+        """Label logits; with `gradients`, and what autograd needs."""
         batch = self.batch
         with self.lens.intercepting(handler):
-            logits = self.lens.run(self.tokens, batch.lengths, batch.answer_pos[:, None], gradients=True)
+            logits = self.lens.run(self.tokens, batch.lengths, batch.answer_pos[:, None], gradients=gradients)
         return logits[:, 0].gather(1, batch.label_tokens.to(logits.device))
 
     def record(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-        z = attend(q, k, v, rule)
+        z = _attend(q, k, v, rule)
         zero = torch.zeros_like(z, requires_grad=True)
         self.layers[layer] = _Layer(q.detach(), k.detach(), v.detach(), rule, zero)
         return z + zero
@@ -299,11 +301,10 @@ class _Graph:
 
         def moved(sign: float) -> float:
             def handler(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-                return attend(q, k, v, rule) + sign * step * self.gradients[layer]
+                return _attend(q, k, v, rule) + sign * step * self.gradients[layer]
 
-            with torch.no_grad():
-                logits = self.run(handler)
-                losses = torch.nn.functional.cross_entropy(logits.double(), self.target, reduction="none")
+            logits = self.run(handler, gradients=False).cpu().double()
+            losses = torch.nn.functional.cross_entropy(logits, self.target.cpu(), reduction="none")
             return float(losses[at])
 
         off = abs((moved(1.0) - moved(-1.0)) / (2 * step) / slope - 1)
@@ -323,6 +324,55 @@ class _Graph:
         return found
 
 
+def _stretches(q: Float[Tensor, "batch head pos d_head"]) -> list[tuple[int, int]]:
+    """Queries in stretches, so that few scores are alive at once."""
+    batch, heads, length, _ = q.shape
+    step = max(1, LARGEST_BLOCK.get(q.device.type, ELSEWHERE) // (batch * heads * length))
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _rows(
+    q: Float[Tensor, "batch head query d_head"], k: Float[Tensor, "batch head key d_head"], rule: Rule
+) -> Float[Tensor, "batch head query key"]:
+    """A of the last queries among these keys."""
+    s = torch.arange(k.shape[2], device=q.device)
+    t = s[-q.shape[2] :, None]
+    hidden = s > t
+    if rule.window is not None:
+        hidden = hidden | (s <= t - rule.window)
+    scores = rule.scores(q * rule.scale @ k.transpose(2, 3))
+    return scores.masked_fill(hidden, float("-inf")).softmax(-1)
+
+
+def _attend(
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+    v: Float[Tensor, "batch head pos d_head"],
+    rule: Rule,
+) -> Float[Tensor, "batch head pos d_head"]:
+    """z; rows that no fused kernel makes are made again on the way back, so that autograd keeps none of them."""
+    if rule.soft_cap is None and (rule.window is None or rule.window >= q.shape[2]):
+        return attend(q, k, v, rule)
+
+    def part(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _rows(q, k, rule).to(v.dtype) @ v
+
+    return torch.cat(
+        [
+            recomputed(
+                part,
+                q[:, :, start:end],
+                k[:, :, :end],
+                v[:, :, :end],
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for start, end in _stretches(q)
+        ],
+        2,
+    )
+
+
 def _flows(
     layer: _Layer,
     gradient: Float[Tensor, "batch head pos d_head"],
@@ -332,22 +382,14 @@ def _flows(
     """The three means of one layer."""
     device = layer.q.device
     answer, labels = answer_pos.to(device), label_pos.to(device)
-    q, k, v = (layer.q.float() * layer.rule.scale, layer.k.float(), layer.v.float())
-    batch, heads, length, _ = q.shape
+    k, v = layer.k.float(), layer.v.float()
+    batch, heads, length, _ = k.shape
     into = torch.zeros(batch, heads + 1, length, device=device)
     """Σ_{k<q} I(q, k) of every query."""
     answer_row = torch.zeros_like(into)
-    most = LARGEST_BLOCK.get(device.type, ELSEWHERE)
-    step = max(1, most // (batch * heads * length))
-    for start in range(0, length, step):
-        end = min(start + step, length)
-        t = torch.arange(start, end, device=device)[:, None]
-        s = torch.arange(end, device=device)
-        hidden = s > t
-        if layer.rule.window is not None:
-            hidden = hidden | (s <= t - layer.rule.window)
-        scores = layer.rule.scores(q[:, :, start:end] @ k[:, :, :end].transpose(2, 3))
-        a = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    for start, end in _stretches(layer.q):
+        t, s = torch.arange(start, end, device=device)[:, None], torch.arange(end, device=device)
+        a = _rows(layer.q[:, :, start:end].float(), k[:, :, :end], layer.rule)
         terms = a * (gradient[:, :, start:end].float() @ v[:, :, :end].transpose(2, 3))
         terms = torch.cat([terms, terms.sum(1, keepdim=True)], 1).abs().masked_fill(s >= t, 0)
         into[:, :, start:end] = terms.sum(-1)

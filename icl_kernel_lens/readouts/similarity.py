@@ -78,7 +78,7 @@ def prediction_similarity(
         >>> prompts = load_task("topics").prompts(model, demos=4, count=2, seed=0)
         >>> evidence = read(model, prompts, progress=False)
         >>> prediction_similarity(model, prompts, evidence, progress=False).values.shape
-        torch.Size([2, 2, 4])
+        torch.Size([2, 3, 4])
     """
     lens = as_lens(model)
     weights = evidence.pooled(pooling)

@@ -91,7 +91,7 @@ def test_each_model_is_probed_once():
     lens.model.embed.register_forward_hook(lambda *_: runs.append(1))
     first = probe(lens)
     assert probe(as_lens(lens.model)) is first
-    assert len(runs) == 4  # plain, fast, a prefix, and what follows it
+    assert len(runs) == 6  # plain, fast, a prefix and what follows it, all but the last token and this one
     assert "3 attention layers probed" in str(first)
 
 

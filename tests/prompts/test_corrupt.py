@@ -249,6 +249,17 @@ def test_labels_deranged_by_counting_are_uniform_among_all_that_exist(labels):
         assert abs(times - 400) < 5 * 400**0.5
 
 
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2], [0, 0, 1, 2], [0, 0, 0, 1, 1, 2, 2], [0, 0, 1]])
+def test_ways_of_deranging_are_counted_as_listing_them_counts(labels):
+    from icl_kernel_lens.prompts.corrupt import _ways
+
+    listed = sum(
+        all(labels[i] != label for i, label in zip(row, labels, strict=True))
+        for row in permutations(range(len(labels)))
+    )
+    assert _ways(tuple((n, n) for n in Counter(labels).values())) == listed
+
+
 def test_the_only_derangement_among_millions_is_found():
     """Thirty-two balanced labels of two classes: permuting at random would find it once in 600 million."""
     labels = torch.tensor([[0] * 16 + [1] * 16])
@@ -352,6 +363,18 @@ def test_inputs_are_exchanged_only_within_a_length():
     # Two of three inputs moved in each prompt; only the second prompt's are of different classes.
     said = "exchange_inputs, seed 0, 66.7% of inputs changed, 33.3% to one of another class"
     assert after.info.corruption == said
+
+
+def test_inputs_are_exchanged_only_beside_the_same_template():
+    """Three inputs of one token; before the second stands another token of the template, say a space."""
+    prompts = by_hand()
+    tokens, roles = prompts.tokens.clone(), prompts.roles.clone()
+    tokens[:, 8] = tokens[:, 1]
+    roles[:, [1, 4, 5, 8]] = 2
+    prompts = replace(prompts, tokens=tokens, roles=roles)
+    for seed in range(10):
+        after = corrupt(prompts, "exchange_inputs", seed=seed)
+        assert after.tokens[0].tolist() == [1, 11, 17, 50, 13, 14, 15, 51, 11, 12, 50, 18, 19]
 
 
 def test_exchanges_are_uniform_among_those_that_change_something():
@@ -640,6 +663,8 @@ def test_a_world_with_too_few_of_one_length_is_refused(mini, monkeypatch):
 @needs_shared
 def test_a_file_gives_inputs_of_one_length():
     from icl_kernel_lens import load_model, load_task
+    from icl_kernel_lens.models import as_lens
+    from icl_kernel_lens.prompts import build_prompts
 
     model = load_model(SHARED / "models" / "stories260k", device="cpu")
     source = load_task(SHARED / "data" / "tasks" / "sst2.train.jsonl")
@@ -648,9 +673,31 @@ def test_a_file_gives_inputs_of_one_length():
     assert all(found == lengths[0] for found in lengths)
     assert len(lengths[0]) == 1
     assert (prompts.demo_labels.min(), prompts.demo_labels.max()) == (0, 1)
+    first = prompts.demo_spans[:, 0, 0]
+    moved = torch.zeros(len(prompts), dtype=torch.bool)
     for how in ("exchange_inputs", "replace_test_input"):
         after = corrupt(prompts, how)
-        assert torch.equal(after.roles, prompts.roles)
+        assert after.episodes is not None
+        again = build_prompts(
+            as_lens(model),
+            list(after.episodes),
+            source.template,
+            info=after.info,
+            classes=after.classes,
+            score_on="sequence",
+        )
+        assert torch.equal(after.tokens, again.tokens)
+        assert torch.equal(after.roles, again.roles)
+        if how == "exchange_inputs":
+            moved = torch.tensor(
+                [
+                    not torch.equal(a[start:end], b[start:end])
+                    for a, b, start, end in zip(
+                        after.tokens, prompts.tokens, first, prompts.label_pos[:, 0], strict=True
+                    )
+                ]
+            )
+    assert moved.any()  # the first demonstration has a token more than the others, and takes part
 
 
 def test_test_inputs_take_as_few_lengths_as_hold_them():

@@ -65,6 +65,21 @@ def test_every_head_by_autograd_through_the_pattern(tiny, monkeypatch, name, kin
     assert found.pq.max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gpt_neo", "llama", "bloom"])
+def test_no_square_is_kept_for_the_way_back(tiny, name):
+    """Heads are 8 wide here: a wider tensor with an axis of heads holds rows of attention."""
+    from icl_kernel_lens.readouts import saliency
+
+    model, prompts = tiny(name)[0], shared_prompts()
+    saliency(model, prompts, progress=False)
+    kept = []
+    pack = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x)
+    with pack:
+        saliency(model, prompts, progress=False)
+    assert len(kept) > 20
+    assert not [shape for shape in kept if len(shape) == 4 and shape[1] == 4 and shape[-1] > 16]
+
+
 def test_toward_the_models_own_answer(tiny):
     from icl_kernel_lens.readouts import saliency
 

@@ -1,0 +1,369 @@
+"""Knock-outs, substitutions and swaps: against the plain Hugging Face model, algebra, and the bundled model."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, hf_model
+from interventions.huggingface import HEADS, Plain
+from support import needs_hooked, shared_prompts, uneven_prompts
+
+
+def rows_changed(plain, tokens, edits):
+    """Logits with attention rows changed layer after layer: `edits` maps a layer to (head, query, A → A') triples.
+
+    A later layer's rows are those of the run in which all below is changed already.
+    """
+    changes = []
+    group = HEADS // plain.kv_heads()
+    for layer in sorted(edits):
+        heads = sorted({head for head, _, _ in edits[layer]})
+        watch = [(h, plain.place("value", layer, h // group)) for h in heads]
+        _, seen, attentions = plain.run(tokens, changes=changes, watch=watch)
+        for head, query, change in edits[layer]:
+            a = attentions[layer][0, head, query]
+            moved = (change(a.clone()) - a) @ seen[head][0]
+
+            def add(z, query=query, moved=moved):
+                z = z.clone()
+                z[:, query] += moved
+                return z
+
+            changes.append((plain.place("head_output", layer, head), add))
+    return plain.run(tokens, changes=changes)[0]
+
+
+def without(keys, *, renormalise):
+    def change(a):
+        a[list(keys)] = 0
+        return a / a.sum() if renormalise else a
+
+    return change
+
+
+def own_text(prompts, number, demo):
+    start, end = prompts.demo_spans[number, demo].tolist()
+    label = int(prompts.label_pos[number, demo])
+    return [k for k in range(start, end) if k != label and k < label]
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("edges", ["answer_reads_labels", "answer_reads_text", "label_reads_text"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_knock_outs_equal_the_plain_model(tiny, name, edges, renormalise):
+    from icl_kernel_lens import knock_out
+
+    model, _ = tiny(name, "bridge")
+    prompts = shared_prompts(sets=1, tests=2).select([1, 2])
+    heads = [(0, 1), (2, 3)]
+    found = knock_out(
+        model, prompts, edges, heads=heads, renormalise=renormalise, controls=False, progress=False
+    )
+    sets = [[(0, 0), (0, 3), (1, 2), (2, 1)]]
+    together = knock_out(
+        model, prompts, edges, heads=sets, renormalise=renormalise, controls=False, progress=False
+    )
+    assert found.values.isfinite().sum() == 4
+    plain, number = Plain(name, hf_model(name)), 1
+    at, words = int(prompts.answer_pos[number]), prompts.label_tokens[number]
+    tokens = prompts.tokens[number, : at + 1]
+
+    def edit(head):
+        if edges == "label_reads_text":
+            return [
+                (
+                    head,
+                    int(prompts.label_pos[number, i]),
+                    without(own_text(prompts, number, i), renormalise=renormalise),
+                )
+                for i in range(prompts.demos)
+            ]
+        keys = prompts.label_pos[number].tolist()
+        if edges == "answer_reads_text":
+            keys = [k for i in range(prompts.demos) for k in own_text(prompts, number, i)]
+        return [(head, at, without(keys, renormalise=renormalise))]
+
+    for layer, head in heads:
+        logits = rows_changed(plain, tokens, {layer: edit(head)})[at]
+        torch.testing.assert_close(
+            found.label_scores[number, layer, head, 0], logits[words], atol=1e-5, rtol=1e-5
+        )
+    edits = {}
+    for layer, head in sets[0]:
+        edits.setdefault(layer, []).extend(edit(head))
+    logits = rows_changed(plain, tokens, edits)[at]
+    torch.testing.assert_close(together.label_scores[number, 0, 0, 0], logits[words], atol=1e-5, rtol=1e-5)
+    assert together.names == ("L0H0 L0H3 L1H2 L2H1",)
+
+
+def test_one_demonstration_at_a_time(tiny):
+    from icl_kernel_lens import knock_out
+
+    model, _ = tiny("llama", "bridge")
+    prompts = uneven_prompts(count=2)
+    each = knock_out(model, prompts, heads=[(1, 2)], demo="each", progress=False)
+    assert each.offsets == ("demo 0", "demo 1", "demo 2")
+    plain, at = Plain("llama", hf_model("llama")), int(prompts.answer_pos[0])
+    for demo in range(3):
+        alone = knock_out(model, prompts, heads=[(1, 2)], demo=demo, progress=False)
+        torch.testing.assert_close(alone.values[:, 1, 2, 0], each.values[:, 1, 2, demo])
+        change = without([int(prompts.label_pos[0, demo])], renormalise=True)
+        logits = rows_changed(plain, prompts.tokens[0, : at + 1], {1: [(2, at, change)]})[at]
+        scores = each.label_scores[0, 1, 2, demo]
+        torch.testing.assert_close(scores, logits[prompts.label_tokens[0]], atol=1e-5, rtol=1e-5)
+
+
+def test_controls_cut_other_keys(tiny, monkeypatch):
+    """As many, or of as much attention; never position 0, a label, a key that is cut, or the answer itself."""
+    from icl_kernel_lens import knock_out
+    from icl_kernel_lens.interventions.knock_out import _Cutter
+
+    model, _ = tiny("gptj", "bridge")
+    prompts, seen = uneven_prompts(count=4), []
+    for kind in ("random_keys", "equal_mass"):
+        original = getattr(_Cutter, kind)
+
+        def noting(self, row, option, original=original, kind=kind):
+            new = original(self, row, option)
+            seen.append((kind, row, new, self.keys[0, row.column], self.free[row.column]))
+            return new
+
+        monkeypatch.setattr(_Cutter, kind, noting)
+    effects = knock_out(model, prompts, progress=False, renormalise=False)
+    assert set(effects.controls) == {"random_keys", "equal_mass"}
+    assert {kind for kind, *_ in seen} == {"random_keys", "equal_mass"}
+    for kind, row, new, keys, free in seen:
+        good = ~new.isnan().any(-1)
+        lost = row.weights[good] - new[good]
+        changed = lost != 0
+        assert not (changed & ~free).any()
+        assert not free[0], "position 0"
+        assert not free[-1], "the answer itself"
+        assert not (free & keys).any()
+        if kind == "random_keys":
+            assert (changed.sum(-1) == keys.sum()).all()
+        else:
+            torch.testing.assert_close(lost.sum(-1), (row.weights[good] * keys).sum(-1), atol=1e-6, rtol=1e-4)
+
+
+def test_too_few_other_keys_are_nan_with_a_reason():
+    """A prompt of labels almost alone has no others to cut."""
+    from icl_kernel_lens import PromptSet, knock_out
+    from icl_kernel_lens.models import bridge_from_hf
+
+    tokens = torch.tensor([[5, 10, 20, 10, 20, 7]])
+    prompts = PromptSet.from_tokens(
+        tokens, torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, 0, 1]]), torch.tensor([10, 20])
+    )
+    effects = knock_out(bridge_from_hf(hf_model("llama")), prompts, progress=False)
+    assert effects.values.isfinite().all()
+    assert effects.controls["random_keys"].isnan().all()
+    assert effects.reasons["random_keys: too few other keys, or too little mass on them"] == 12
+    assert "too few other keys" in repr(effects)
+
+
+def test_own_weights_substituted_change_nothing(tiny):
+    """And a kernel given as a tensor or a function is the one that is used."""
+    from icl_kernel_lens import substitute_kernel
+
+    model, _ = tiny("qwen3", "bridge")
+    prompts = shared_prompts(sets=1, tests=2)
+    same = substitute_kernel(model, prompts, "own", progress=False)
+    assert same.effect().abs().max() < 2e-5
+    assert same.controls["uniform"].isfinite().all()
+    kernel = torch.rand(len(prompts), prompts.demos, generator=torch.Generator().manual_seed(0))
+    given = substitute_kernel(model, prompts, kernel, heads=[(1, 3)], progress=False)
+    made = substitute_kernel(
+        model,
+        prompts,
+        lambda number, own: kernel[number].expand_as(own),
+        heads=[(1, 3)],
+        progress=False,
+    )
+    torch.testing.assert_close(given.values[:, 1, 3], made.values[:, 1, 3])
+    plain, at = Plain("qwen3", hf_model("qwen3")), int(prompts.answer_pos[1])
+    places = prompts.label_pos[1]
+
+    def change(a):
+        a[places] = a[places].sum() * kernel[1] / kernel[1].sum()
+        return a
+
+    logits = rows_changed(plain, prompts.tokens[1, : at + 1], {1: [(3, at, change)]})[at]
+    scores = given.label_scores[1, 1, 3, 0]
+    torch.testing.assert_close(scores, logits[prompts.label_tokens[1]], atol=1e-5, rtol=1e-5)
+
+
+def test_kernels_that_are_none_are_refused(tiny):
+    from icl_kernel_lens import substitute_kernel
+    from icl_kernel_lens.errors import ResultError
+
+    model, _ = tiny("llama", "bridge")
+    prompts = uneven_prompts(count=2)
+    good = torch.ones(2, prompts.demos)
+    for kernel, reason in (
+        (good[:, :2], "must be floating-point weights of shape"),
+        (-good, "at least 0"),
+        (good * 0, "not 0 for all"),
+        (good * torch.nan, "finite"),
+        (lambda number, own: own[:, :1], "what the kernel's function returns"),
+    ):
+        with pytest.raises(ResultError, match=reason):
+            substitute_kernel(model, prompts, kernel, progress=False)
+
+
+def test_swaps_are_what_the_weights_and_values_say(tiny):
+    """The total change against the plain model; the direct one against the exchange's own read-outs."""
+    from icl_kernel_lens import swap_values
+    from icl_kernel_lens.interventions.swap import _pairs, prediction
+    from icl_kernel_lens.readouts import direct_logits
+
+    model, _ = tiny("llama", "bridge")
+    prompts = uneven_prompts(count=12)
+    effects = swap_values(model, prompts, progress=False, seed=3)
+    parts = direct_logits(model, prompts, progress=False)
+    pairs = _pairs(prompts, parts.toward, 3)
+    kept = (pairs >= 0).all(1)
+    assert 0 < kept.sum() < len(prompts), "or this test shows less"
+    assert effects.values[~kept].isnan().all()
+    assert list(effects.reasons.values()) == [int((~kept).sum())]
+    plain = Plain("llama", hf_model("llama"))
+    number = int(kept.nonzero()[0, 0])
+    i, j = prompts.label_pos[number, pairs[number]].tolist()
+    assert prompts.demo_labels[number, pairs[number, 0]] == parts.toward[number]
+    assert prompts.demo_labels[number, pairs[number, 1]] != parts.toward[number]
+    at = int(prompts.answer_pos[number])
+
+    def change(a):
+        a[[i, j]] = a[[j, i]]
+        return a
+
+    logits = rows_changed(plain, prompts.tokens[number, : at + 1], {1: [(2, at, change)]})[at]
+    scores = effects.label_scores[number, 1, 2, 0]
+    torch.testing.assert_close(scores, logits[prompts.label_tokens[number]], atol=1e-5, rtol=1e-5)
+    w, u = parts.weights[number, 1, 2], parts.demos[number, 1, 2] / parts.weights[number, 1, 2]
+    a, b = pairs[number].tolist()
+    direct = (w[a] - w[b]) * (u[b] - u[a])
+    torch.testing.assert_close(effects.others["direct"][number, 1, 2, 0], direct)
+    others = [n for n in range(len(prompts)) if prompts.demo_set[n] != prompts.demo_set[number]]
+    reads = parts.demos[:, 1, 2] / parts.weights[:, 1, 2]
+    same = prompts.demo_labels == parts.toward[:, None]
+    gap = reads[others][~same[others]].mean() - reads[others][same[others]].mean()
+    predicted = effects.others["predicted"][number, 1, 2, 0]
+    torch.testing.assert_close(predicted, (w[a] - w[b]) * gap, atol=1e-6, rtol=1e-4)
+    table = prediction(effects).set_index("head")
+    x, y = (effects.others[k][kept, 1, 2, 0].numpy() for k in ("predicted", "direct"))
+    import numpy as np
+
+    assert table.loc["L1H2", "slope"] == pytest.approx(np.polyfit(x, y, 1)[0], rel=1e-3)
+    assert table.loc["L1H2", "r2"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2, rel=1e-3)
+
+
+@needs_hooked
+def test_effects_on_a_hand_written_model_are_what_algebra_says():
+    """One layer without norms: H0 a kernel regression, H1 the same attention writing nothing, H2 uniform."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    from icl_kernel_lens import PromptSet, knock_out, patch_labels, read
+
+    inputs, beta, gain, demos = 6, 2.0, 3.0, 5
+    # Tokens: (input, label) pairs, then the inputs alone, then the two label words.
+    vocab = 2 * inputs + inputs + 2
+    cfg = HookedTransformerConfig(
+        n_layers=1,
+        n_heads=3,
+        d_model=inputs * 2 + 3,
+        d_head=inputs * 2 + 3,
+        d_vocab=vocab,
+        n_ctx=16,
+        attn_only=True,
+        normalization_type=None,
+        positional_embedding_type="standard",
+        seed=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = HookedTransformer(cfg)
+    key, query, sign, test, out = (
+        slice(0, inputs),
+        slice(inputs, 2 * inputs),
+        2 * inputs,
+        2 * inputs + 1,
+        2 * inputs + 2,
+    )
+    features = torch.randn(inputs, inputs, generator=torch.Generator().manual_seed(1)) * 0.5
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for x in range(inputs):
+            for y in (0, 1):
+                model.W_E[2 * x + y, key] = features[x]
+                model.W_E[2 * x + y, sign] = 2.0 * y - 1
+            model.W_E[2 * inputs + x, query] = features[x]
+            model.W_E[2 * inputs + x, test] = 1.0
+        block = model.blocks[0].attn
+        scale = cfg.d_head**0.5
+        for head in (0, 1):
+            for d in range(inputs):
+                block.W_Q[head, inputs + d, d] = beta * scale
+                block.W_K[head, d, d] = 1.0
+            block.W_Q[head, test, test] = scale
+            block.W_K[head, test, test] = -60.0  # the test input does not read itself
+        block.W_Q[2, test, test] = scale
+        block.W_K[2, test, test] = -60.0
+        for head in range(3):
+            block.W_V[head, sign, sign] = 1.0
+        block.W_O[0, sign, out] = gain
+        block.W_O[2, sign, out] = 0.5
+        model.W_U[out, 3 * inputs], model.W_U[out, 3 * inputs + 1] = -1.0, 1.0
+    model.eval()
+    generator = torch.Generator().manual_seed(2)
+    xs = torch.randint(inputs, (7, demos + 1), generator=generator)
+    ys = torch.randint(2, (7, demos), generator=generator)
+    tokens = torch.cat([2 * xs[:, :-1] + ys, 2 * inputs + xs[:, -1:]], 1)
+    label_pos = torch.arange(demos).expand(7, -1).contiguous()
+    words = torch.tensor([3 * inputs, 3 * inputs + 1])
+
+    def prompts_of(labels):
+        with pytest.warns(UserWarning, match="at no label position"):
+            return PromptSet.from_tokens(
+                torch.cat([2 * xs[:, :-1] + labels, tokens[:, -1:]], 1), label_pos, labels, words
+            )
+
+    clean, corrupted = prompts_of(ys), prompts_of(1 - ys)
+    kernel = (beta * torch.einsum("nd,nid->ni", features[xs[:, -1]], features[xs[:, :-1]])).softmax(-1)
+    s = 2.0 * ys - 1
+    vote, mean = (kernel * s).sum(1), s.mean(1)
+    difference = 2 * (gain * vote + 0.5 * mean)
+    side = torch.where(difference > 0, 1.0, -1.0)
+    evidence = read(model, clean, progress=False)
+    torch.testing.assert_close(evidence.weights["label"][:, 0, 0], kernel, atol=1e-5, rtol=1e-4)
+    edge = patch_labels(
+        model, clean=clean, corrupted=corrupted, offsets=(0,), direction="noise", progress=False
+    )
+    torch.testing.assert_close(edge.base, difference * side, atol=1e-5, rtol=1e-5)
+    expected = torch.stack([-4 * gain * vote * side, torch.zeros(7), -4 * 0.5 * mean * side], 1)
+    torch.testing.assert_close(edge.effect()[:, 0, :, 0], expected, atol=1e-5, rtol=1e-4)
+    cut = knock_out(model, clean, renormalise=False, controls=False, progress=False)
+    expected = torch.stack([-2 * gain * vote * side, torch.zeros(7), -mean * side], 1)
+    torch.testing.assert_close(cut.effect()[:, 0, :, 0], expected, atol=1e-5, rtol=1e-4)
+    assert (cut.effect()[:, 0, 1] == 0).all(), "the disconnected head: 0, and no complaint"
+
+
+def test_the_bundled_models_answer_goes_through_two_heads(mini):
+    """Their edges cut, accuracy is that of all edges cut; those of the ten others, it hardly moves."""
+    from icl_kernel_lens import knock_out, load_task
+
+    prompts = load_task("topics").prompts(mini, demos=16, count=200, seed=1)
+    kernel = [(2, 1), (2, 3)]
+    every = [(layer, head) for layer in range(3) for head in range(4)]
+    rest = [head for head in every if head not in kernel]
+    cut = knock_out(mini, prompts, heads=[kernel, rest, rest[:2], every], controls=False, progress=False)
+    accuracy = cut.accuracy(prompts.test_labels)[0, :, 0].tolist()
+    before = (cut.base_label_scores.argmax(1) == prompts.test_labels).float().mean().item()
+    assert before > 0.9
+    assert 0.4 < accuracy[3] < 0.6, "the floor is chance"
+    assert 0.4 < accuracy[0] < 0.6
+    assert accuracy[1] > before - 0.06
+    assert accuracy[2] > before - 0.02
