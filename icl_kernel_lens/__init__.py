@@ -20,12 +20,15 @@ from icl_kernel_lens.interventions import (
     knock_out,
     patch_labels,
     prediction,
+    routes,
     substitute_kernel,
     swap_values,
 )
 from icl_kernel_lens.models import fast_attention, load_model
 from icl_kernel_lens.plots.token_view import token_view
 from icl_kernel_lens.prompts import PromptSet
+from icl_kernel_lens.prompts.corrupt import corrupt
+from icl_kernel_lens.readouts import direct_logits, prediction_similarity, saliency
 from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.scores import (
@@ -49,7 +52,9 @@ __all__ = [
     "Task",
     "TaskAccuracy",
     "Template",
+    "corrupt",
     "direct_effect",
+    "direct_logits",
     "effective_demos",
     "fast_attention",
     "head_vote",
@@ -61,7 +66,10 @@ __all__ = [
     "load_task",
     "patch_labels",
     "prediction",
+    "prediction_similarity",
     "read",
+    "routes",
+    "saliency",
     "soft_agreement",
     "substitute_kernel",
     "swap_values",

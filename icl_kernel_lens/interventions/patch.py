@@ -27,6 +27,7 @@ from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.evidence.checkpoint import prompt_digest
 from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
 from icl_kernel_lens.interventions.measure import logit_difference, measures
+from icl_kernel_lens.interventions.routes import check_route
 from icl_kernel_lens.interventions.variants import (
     STREAMS,
     Changes,
@@ -195,6 +196,7 @@ def _plan(
     lens = editable(as_lens(model))
     check_alike(clean, corrupted)
     check_intervened(clean, against)
+    check_route(lens, what)
     base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     names = ("answer",) if at == "answer" else tuple(str(o) for o in offsets)
     positions = _positions(clean, offsets, at)
@@ -268,9 +270,7 @@ def _positions(prompts: PromptSet, offsets: Sequence[int], at: Place) -> Int[Ten
     return positions
 
 
-def _cells(
-    lens: InterceptableLens, parts: Parts, heads: Sequence[Head] | None, offsets: int
-) -> list[Cell]:
+def _cells(lens: InterceptableLens, parts: Parts, heads: Sequence[Head] | None, offsets: int) -> list[Cell]:
     shape = lens.shape
     layers = [layer for layer in range(shape.layers) if layer not in probe(lens).missing]
     per_layer = {"whole": 1, "head": shape.heads, "kv_head": shape.kv_heads}[parts]
@@ -526,7 +526,9 @@ class _Plan:
             controls={},
             demo_set=self.base.demo_set,
             run=run_info(lens, self.base, how),
-            settings=self.settings(method="exact", corruption=self.corrupted.info.corruption),
+            settings=self.settings(
+                method="exact", corruption=self.corrupted.info.corruption, route=check_route(lens, self.what)
+            ),
         )
 
 

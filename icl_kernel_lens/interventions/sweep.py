@@ -16,6 +16,7 @@ from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
 from icl_kernel_lens.interventions.measure import logit_difference, measures
 from icl_kernel_lens.interventions.patch import check_heads, check_intervened, in_place, run_info
+from icl_kernel_lens.interventions.routes import check_route
 from icl_kernel_lens.interventions.variants import (
     Changes,
     Row,
@@ -125,6 +126,7 @@ def run_sweep(
     """Every set × option × kind of a sweep, one variant each, over all prompts."""
     lens = editable(as_lens(model))
     check_intervened(prompts, against)
+    route = check_route(lens, "attention_rows")
     sets = HeadSets.of(lens, heads, layers)
     plan = make(lens, sets)
     options, kinds = len(plan.offsets), list(plan.kinds)
@@ -173,7 +175,7 @@ def run_sweep(
         progress=progress,
         share=plan.alone,
     )
-    return _result(lens, prompts, plan, sets, kinds, results, how, run_settings)
+    return _result(lens, prompts, plan, sets, kinds, results, how, run_settings | {"route": str(route)})
 
 
 def _change(

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock, RLock
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,6 +41,8 @@ from icl_kernel_lens.models.intercept import (
 
 HookName = Literal["hook_pattern", "hook_v", "hook_z"]
 """Of a layer's attention."""
+VectorName = Literal["hook_q", "hook_k", "hook_v"]
+"""Of a layer's attention: queries and keys before any rotary embedding, values; (batch, pos, head, d_head)."""
 StreamName = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
 """Of a layer's block: what comes in, what attention and MLP add (after any norm behind them), what goes out."""
 
@@ -134,9 +136,9 @@ class InterceptableLens(Lens, Protocol):
         ...
 
     def editing(
-        self, callbacks: Mapping[tuple[int, StreamName], Callable[[Tensor], Tensor | None]]
+        self, callbacks: Mapping[tuple[int, StreamName | VectorName], Callable[[Tensor], Tensor | None]]
     ) -> AbstractContextManager[None]:
-        """A context manager under which each callback sees (batch, pos, width) and may return another in its place."""
+        """A context manager under which each callback sees an activation and may return another in its place."""
         ...
 
     def hooks_in_place(self) -> list[str]:
@@ -253,17 +255,18 @@ class _TransformerLensBase(ABC):
 
     @contextmanager
     def editing(
-        self, callbacks: Mapping[tuple[int, StreamName], Callable[[Tensor], Tensor | None]]
+        self, callbacks: Mapping[tuple[int, StreamName | VectorName], Callable[[Tensor], Tensor | None]]
     ) -> Iterator[None]:
         """See `InterceptableLens`."""
         with ExitStack() as stack:
             stack.enter_context(_alone(self.model))
             for (layer, name), callback in callbacks.items():
-                point = getattr(self.model.blocks[layer], name, None)
+                block = self.model.blocks[layer]
+                point = getattr(block if name in get_args(StreamName) else block.attn, name, None)
                 if point is None:
                     raise ModelError(
-                        f"every layer must have a hook point {name}; blocks.{layer}.{name} does not exist in this "
-                        f"{self.kind} ({self.name}). Intervene on another part of the layer."
+                        f"every layer must have a hook point {name}; layer {layer} of this {self.kind} ({self.name}) "
+                        "does not. Intervene on another part of the layer."
                     )
                 stack.enter_context(_hooked(point, callback))
             yield

@@ -135,13 +135,13 @@ def build_prompts(
     Raises: PromptError: no tokenizer or no offsets, label tokens that depend on their surroundings,
         prompts longer than the context.
     """
-    tokenizer = _check_tokenizer(lens)
+    tokenizer = check_tokenizer(lens)
     pieces = [_pieces(episode, template) for episode in episodes]
     texts = ["".join(piece.string for piece in row) for row in pieces]
     encoded = [
         _locate(row, text, ids, offsets)
         for row, text, (ids, offsets) in zip(
-            pieces, texts, _encode(tokenizer, texts, prepend_bos), strict=True
+            pieces, texts, encode(tokenizer, texts, prepend_bos), strict=True
         )
     ]
     words = [episode.label_words for episode in episodes]
@@ -247,7 +247,7 @@ def find_layouts(lens: Lens, template: Template, examples: Sequence[Example], wo
         pieces.append(_pieces(Episode((shown, shown), shown, (word,), 0), template))
     texts = ["".join(piece.string for piece in row) for row in pieces]
     found = []
-    encoded = _encode(_check_tokenizer(lens), texts, None)
+    encoded = encode(check_tokenizer(lens), texts, None)
     for row, text, (ids, offsets) in zip(pieces, texts, encoded, strict=True):
         at = _locate(row, text, ids, offsets)
         first, later = (input_layout(ids, at.roles, start, end) for start, end in at.demo_spans)
@@ -272,7 +272,7 @@ def _refuse_equal_beginnings(
             seen[answer[0]] = word
 
 
-def _check_tokenizer(lens: Lens) -> Any:
+def check_tokenizer(lens: Lens) -> Any:
     tokenizer = lens.tokenizer
     if tokenizer is None:
         raise PromptError(
@@ -288,7 +288,7 @@ def _check_tokenizer(lens: Lens) -> Any:
     return tokenizer
 
 
-def _encode(
+def encode(
     tokenizer: Any, texts: list[str], prepend_bos: bool | None
 ) -> list[tuple[list[int], list[tuple[int, int] | None]]]:
     """Ids and character offsets of each text; special tokens have no offsets (None)."""
@@ -400,7 +400,7 @@ def _answers(
 ) -> list[list[list[int]]]:
     """The tokens of every label word behind its prompt; the prompt's own tokens must not change."""
     flat = [text + gap + word for text, row in zip(texts, words, strict=True) for word in row]
-    encoded = iter(_encode(tokenizer, flat, prepend_bos))
+    encoded = iter(encode(tokenizer, flat, prepend_bos))
     found: list[list[list[int]]] = []
     for prompt, row in zip(prompts, words, strict=True):
         answers = []

@@ -73,7 +73,8 @@ def corrupt(
     are their classes in the prompts that they came from, and no truth in those where they now stand.
     Exchanged inputs of one class leave the pairing of inputs and labels as it was; see the share.
     Where a template begins with the text, the tokens of the first input may lack the space that those of the
-    others carry; they are moved as they are. In ready-made ids without `demo_spans`, what separates demonstrations counts as input.
+    others carry; they are moved as they are. In ready-made ids without `demo_spans`, what separates
+    demonstrations counts as input.
 
     Raises:   PromptError: a position would move (with the words or texts and their token counts), nothing
               can be exchanged, or a demonstration does not show its class's label.
@@ -746,7 +747,7 @@ def _matched_in_world(
     balanced: bool,
     given: Sequence[Example] | None,
 ) -> list[Episode]:
-    """A world draws as many as it is asked for: of more than are needed, those of the commonest length stay."""
+    """A world draws as many as it is asked for: of more than are needed, the first of the commonest length stay."""
     lens, classes = as_lens(model), len(world.classes)
     shared_sets(count, sets)
     each = count if sets is None else count // sets

@@ -174,7 +174,7 @@ def saliency(
             f"gradients must not vanish by rounding; in float16, as {lens.name} is, small ones do. Load it in "
             "bfloat16 or float32."
         )
-    if any(p.is_inference() for p in lens.model.parameters()):
+    if any(p.is_inference() for p in getattr(lens.model, "parameters", list)()):
         raise ModelError(
             f"gradients need ordinary weights; those of {lens.name} were made under torch.inference_mode. Load it "
             "outside."

@@ -26,7 +26,7 @@ from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
 from icl_kernel_lens.models import Lens, as_lens, probe
 from icl_kernel_lens.models.fast import Prefix
 from icl_kernel_lens.prompts import PromptSet
-from icl_kernel_lens.prompts.build import _check_tokenizer, _encode
+from icl_kernel_lens.prompts.build import check_tokenizer, encode
 from icl_kernel_lens.prompts.promptset import PromptInfo, Role
 from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.scores.common import reasons_for, shown_demos
@@ -159,7 +159,7 @@ def _texts(lens: Lens, prompts: PromptSet) -> tuple[list[Text], list[list[Text]]
 
     rows = [[written(example) for example in (e.test, *e.demos)] for e in prompts.episodes]
     distinct = list(dict.fromkeys(text for row in rows for text in row))
-    encoded = _encode(_check_tokenizer(lens), distinct, prompts.info.bos_asked)
+    encoded = encode(check_tokenizer(lens), distinct, prompts.info.bos_asked)
     ids: dict[str, Text] = {}
     for text, (tokens, offsets) in zip(distinct, encoded, strict=True):
         if all(span is None for span in offsets):
