@@ -14,6 +14,7 @@ import tyro
 
 from icl_kernel_lens.axes import Pooling, Reference
 from icl_kernel_lens.errors import LensError, ResultError
+from icl_kernel_lens.interventions.patch import Direction, Method, What
 
 EVIDENCE, VOTE, SPAN_VOTE, ACCURACY = (
     "evidence.safetensors",
@@ -25,6 +26,11 @@ REPORT, TABLE, ATTENTION_MAP = "report.html", "heads.csv", "attention_map.png"
 HEAD_MAPS = ("head_map.png", "head_map.svg")
 WRITTEN = (EVIDENCE, VOTE, SPAN_VOTE, ACCURACY, REPORT, TABLE, ATTENTION_MAP, *HEAD_MAPS)
 """Every file a scoring run may leave in its folder."""
+PATCHED, KNOCKED_OUT = "patch_labels.safetensors", "knock_out.safetensors"
+PATCH_TABLE, KNOCK_OUT_TABLE = "patch_labels.csv", "knock_out.csv"
+EFFECT_MAPS = ("patch_labels.png", "patch_labels.svg", "knock_out.png", "knock_out.svg")
+PATCH_WRITTEN = (PATCHED, KNOCKED_OUT, PATCH_TABLE, KNOCK_OUT_TABLE, *EFFECT_MAPS)
+"""Every file a patching run may leave in its folder."""
 UNFINISHED = "unfinished"
 """Folder inside it for a run that has not ended; what an interrupted run had finished stays here."""
 FINISHED = "finished"
@@ -112,7 +118,7 @@ def score(
         raise ResultError(f"a vote needs demonstrations; --demos must be at least 1, got {demos}.")
     if batch_size != "auto" and batch_size < 1:
         raise ResultError(f'--batch-size must be at least 1, or "auto"; got {batch_size}.')
-    _check_folder(out)
+    _check_folder(out, WRITTEN)
     with processes.joined() as group:
         say = print if group.first else _silent
         source = load_task(
@@ -139,7 +145,7 @@ def score(
             prepend_bos=prepend_bos,
         )
         say(chosen)
-        new = _unfinished_folder(out, clear=group.first)
+        new = _unfinished_folder(out, WRITTEN, clear=group.first)
         keep: tuple[Pooling, ...] = tuple(dict.fromkeys((pooling, "label", "span_max")))
         evidence = read(
             lens,
@@ -170,11 +176,7 @@ def score(
             return
     accuracy.save(new / ACCURACY)
     _present(new, top)
-    for name in WRITTEN:
-        (out / name).unlink(missing_ok=True)
-        if (new / name).exists():
-            (new / name).replace(out / name)
-    shutil.rmtree(new, ignore_errors=True)
+    _move_results(new, out, WRITTEN)
     _say_where(out)
 
 
@@ -182,16 +184,155 @@ def _silent(*_: object) -> None:
     """Instead of `print`, in every process but the first."""
 
 
+def patch(
+    out: Path,
+    model: str = "mini",
+    task: str = "topics",
+    demos: int = 16,
+    prompts: int = 200,
+    sets: int | None = None,
+    balanced: bool = False,
+    seed: int = 0,
+    what: What = "attention_edge",
+    offsets: tuple[int, ...] = (-1, 0, 1, 2, 3),
+    corruption: Literal["map_labels", "permute_labels"] = "map_labels",
+    method: Method = "exact",
+    direction: Direction = "denoise",
+    against: Reference = "model",
+    label_words: tuple[str, ...] = (),
+    text_fields: tuple[str, ...] = (),
+    label_field: str = "label",
+    template: str | None = None,
+    backend: Literal["auto", "hooked", "bridge"] = "auto",
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    top: int = 10,
+    progress: bool = True,
+) -> None:
+    """Change what heads read at the labels, and see what becomes of the answer.
+
+    Two interventions on the same prompts: activations from a run with other labels (patch_labels), and the
+    edges from the answer to the labels cut, head by head, beside two controls (knock_out). Writes into OUT:
+    patch_labels.* and knock_out.* (tables, figures, and the results themselves, read by `icl-kernel-lens
+    show OUT` or by PatchEffects.load).
+
+    icl-kernel-lens patch --out effects
+
+    icl-kernel-lens patch --model gpt2 --task sst2 --what residual --method attribution --out effects
+
+    An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
+
+    Args:
+        out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
+        model: "mini" (bundled), a local folder in Hugging Face format, or a name on the Hugging Face Hub.
+        task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news.
+        demos: Demonstrations in each prompt.
+        prompts: How many prompts, each with its own test input.
+        sets: Share this many demonstration sets evenly among the prompts; default: fresh for each prompt.
+        balanced: Show every class equally often (to within one).
+        seed: Seed of the prompts and of the corruption.
+        what: The activation that comes from the other run.
+        offsets: Positions relative to the first label token.
+        corruption: map_labels replaces every label by another class's; permute_labels deals them out anew.
+        method: exact, one run a cell; attribution, first order, with exact effects of a sample beside it.
+        direction: denoise puts clean activations into the corrupted run, noise the reverse.
+        against: Measure the class the model answers, or the true one.
+        label_words: One word per class, in the order of the classes.
+        text_fields: Columns of a task file that hold the text (or two texts); default: text (and text2).
+        label_field: Column of a task file that holds the label.
+        template: How a demonstration is written, for example "Review: {text}\\nSentiment: {label}".
+        backend: TransformerLens class; auto takes HookedTransformer where it equals Hugging Face.
+        device: Such as cpu, cuda, or auto (a model over all GPUs); default: cuda where there is one.
+        dtype: Default: as stored.
+        top: Cells to print.
+        progress: Show a progress bar.
+    """
+    import torch
+
+    from icl_kernel_lens.evidence import processes
+    from icl_kernel_lens.interventions import knock_out, patch_labels
+    from icl_kernel_lens.models import load_model
+    from icl_kernel_lens.prompts.corrupt import corrupt
+    from icl_kernel_lens.tasks import load_task
+
+    if demos < 1:
+        raise ResultError(f"there must be demonstrations; --demos must be at least 1, got {demos}.")
+    _check_folder(out, PATCH_WRITTEN)
+    with processes.joined() as group:
+        source = load_task(
+            task,
+            template=template.replace("\\n", "\n") if template else None,
+            label_words=label_words or None,
+            text_fields=text_fields or None,
+            label_field=label_field,
+        )
+        if device is None and group.size > 1:
+            device = str(group.device)
+        lens = load_model(model, device, getattr(torch, dtype) if dtype else None, backend)
+        clean = source.prompts(lens, demos=demos, count=prompts, seed=seed, sets=sets, balanced=balanced)
+        (print if group.first else _silent)(clean)
+        corrupted = corrupt(clean, corruption, seed=seed)
+        new = _unfinished_folder(out, PATCH_WRITTEN, clear=group.first)
+        patched = patch_labels(
+            lens,
+            clean=clean,
+            corrupted=corrupted,
+            what=what,
+            offsets=offsets,
+            method=method,
+            direction=direction,
+            against=against,
+            seed=seed,
+            checkpoint=new / FINISHED / "patch",
+            progress=progress,
+        )
+        cut = knock_out(
+            lens,
+            clean,
+            against=against,
+            seed=seed,
+            checkpoint=new / FINISHED / "knock_out",
+            progress=progress,
+        )
+        if not group.first:
+            return
+    patched.save(new / PATCHED)
+    cut.save(new / KNOCKED_OUT)
+    _present_effects(new, top)
+    _move_results(new, out, PATCH_WRITTEN)
+    print(f"\nWritten to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name in PATCH_WRITTEN))}")
+
+
+def _present_effects(folder: Path, top: int) -> None:
+    """Print the effects that a folder holds, and write their tables and figures."""
+    from icl_kernel_lens.results.patch_effects import PatchEffects
+
+    for name, table in ((PATCHED, PATCH_TABLE), (KNOCKED_OUT, KNOCK_OUT_TABLE)):
+        effects = PatchEffects.load(folder / name)
+        print()
+        print(repr(effects).split("\n")[0])
+        print(effects.top(top).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+        if effects.sample is not None:
+            print(f"first order; correlation with exact effects of a random sample {effects.sample.correlation:.3f}")
+        effects.table().to_csv(folder / table, index=False)
+        figure = effects.figure()
+        for suffix in (".png", ".svg"):
+            figure.save(folder / Path(name).with_suffix(suffix).name)
+
+
 def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
     """Print a saved result, and draw its figures and report again.
 
     Args:
-        folder: Folder that `icl-kernel-lens score` wrote.
+        folder: Folder that `icl-kernel-lens score` or `icl-kernel-lens patch` wrote.
         top: Heads to print.
     """
+    if (folder / PATCHED).exists():
+        _present_effects(folder, top)
+        return
     if not (folder / VOTE).exists():
         raise ResultError(
-            f"a folder of results holds {VOTE}; {folder} does not"
+            f"a folder of results holds {VOTE} or {PATCHED}; {folder} does not"
             f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}"
         )
     _present(folder, top)
@@ -222,11 +363,20 @@ def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, pr
     print(f"held-out accuracy at the last example: {last[f'accuracy_{plan.examples - 1}']:.3f}")
 
 
-def _check_folder(out: Path) -> None:
+def _move_results(new: Path, out: Path, names: Sequence[str]) -> None:
+    """Let a finished run's results take the place of earlier ones."""
+    for name in names:
+        (out / name).unlink(missing_ok=True)
+        if (new / name).exists():
+            (new / name).replace(out / name)
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _check_folder(out: Path, names: Sequence[str]) -> None:
     """Refuse to write among files that are not ours, before any work is done."""
     if out.exists() and not out.is_dir():
         raise ResultError(f"--out must be a folder; {out} is a file. Choose another name.")
-    known = (*WRITTEN, UNFINISHED)
+    known = (*names, UNFINISHED)
     if out.is_dir() and (others := sorted(p.name for p in out.iterdir() if p.name not in known)):
         raise ResultError(
             f"the output folder must be empty or hold earlier results; {out} holds {others[:5]}. Choose another "
@@ -234,12 +384,12 @@ def _check_folder(out: Path) -> None:
         )
 
 
-def _unfinished_folder(out: Path, *, clear: bool) -> Path:
+def _unfinished_folder(out: Path, names: Sequence[str], *, clear: bool) -> Path:
     """Where this run writes until it has ended: a folder of its own, cleared of an earlier run's results."""
     new = out / UNFINISHED
     try:
         new.mkdir(parents=True, exist_ok=True)
-        for name in WRITTEN if clear else ():
+        for name in names if clear else ():
             (new / name).unlink(missing_ok=True)
     except OSError as error:
         raise ResultError(f"the output folder {out} cannot be written: {error}") from error
@@ -286,7 +436,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; an error the user can mend is one message on standard error, and exit code 1."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"score": score, "show": show, "train-mini": train_mini},
+            {"score": score, "patch": patch, "show": show, "train-mini": train_mini},
             args=list(sys.argv[1:] if argv is None else argv),
             prog="icl-kernel-lens",
             description="Which attention heads answer a few-shot prompt like a kernel regression?",

@@ -85,11 +85,11 @@ def run_prompts(
     for numbers, part in found:
         results.take(numbers, part, add=processes.first)
     done, mine = set(results.numbers), whole.every_number()
-    share = f", process 1 of {processes.size}" if processes.size > 1 else ""
+    which = f", process 1 of {processes.size}" if processes.size > 1 else ""
     with tqdm(
         total=len(mine),
         initial=len(done & set(mine)),
-        desc=name + share,
+        desc=name + which,
         unit="prompt",
         disable=not (progress and processes.first),
     ) as bar:

@@ -41,7 +41,7 @@ from icl_kernel_lens.interventions.variants import (
     run_variants,
     variants_at_once,
 )
-from icl_kernel_lens.models import as_lens, probe
+from icl_kernel_lens.models import probe
 from icl_kernel_lens.models.fast import Prefix, read_prefix
 from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet
@@ -193,7 +193,7 @@ def _plan(
         raise ResultError(
             'attention_edge is about what the answer reads from the labels; leave out at="answer".'
         )
-    lens = editable(as_lens(model))
+    lens = editable(model)
     check_alike(clean, corrupted)
     check_intervened(clean, against)
     check_route(lens, what)

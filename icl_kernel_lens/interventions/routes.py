@@ -36,7 +36,7 @@ from icl_kernel_lens.interventions.variants import (
     look_at,
     run_variants,
 )
-from icl_kernel_lens.models import as_lens, probe
+from icl_kernel_lens.models import probe
 from icl_kernel_lens.models.fast import Prefix
 from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.models.probe import tolerance
@@ -78,7 +78,7 @@ def routes(model: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lens = editable(as_lens(model))
+    lens = editable(model)
     found = {name: check_route(lens, name) for name in PRIMITIVES}
     return pd.DataFrame(
         [{"change": name, "route": route.way, "residual": route.residual} for name, route in found.items()]

@@ -66,8 +66,10 @@ def substitute_kernel(
     if isinstance(kernel, Tensor):
         _check(kernel, (len(prompts), prompts.demos), "the kernel")
 
+    word = kernel if isinstance(kernel, str) else "a given kernel"
+
     def make(lens: InterceptableLens, sets: HeadSets) -> Sweep:
-        maker = _Maker(prompts, kernel, seed)
+        maker = _Maker(prompts, kernel, seed)  # pyright: ignore[reportArgumentType]
         kinds: dict[str, Change] = {"": maker.given}
         if controls and kernel != "uniform":
             kinds["uniform"] = maker.uniform
@@ -75,9 +77,9 @@ def substitute_kernel(
             kinds["shuffled_kernel"] = maker.shuffled
         if isinstance(kernel, str) and kernel == "uniform":
             kinds.pop("shuffled_kernel", None)
-        return Sweep("substitute_kernel", f"weights on labels: {_word(kernel)}", ("0",), kinds, maker.begin)
+        return Sweep("substitute_kernel", f"weights on labels: {word}", ("0",), kinds, maker.begin)
 
-    fixed = _digest(kernel)
+    fixed = _digest(kernel)  # pyright: ignore[reportArgumentType]
     if checkpoint is not None and fixed is None:
         raise ResultError("a checkpoint cannot tell one function from another; pass the kernel as a tensor.")
     return run_sweep(
@@ -93,10 +95,6 @@ def substitute_kernel(
         checkpoint=checkpoint,
         progress=progress,
     )
-
-
-def _word(kernel: Kernel) -> str:
-    return kernel if isinstance(kernel, str) else "a given kernel"
 
 
 def _digest(kernel: Kernel) -> str | None:

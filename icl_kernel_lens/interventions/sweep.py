@@ -26,7 +26,7 @@ from icl_kernel_lens.interventions.variants import (
     run_variants,
     variants_at_once,
 )
-from icl_kernel_lens.models import as_lens, probe
+from icl_kernel_lens.models import probe
 from icl_kernel_lens.models.fast import Prefix
 from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet
@@ -124,7 +124,7 @@ def run_sweep(
     progress: bool,
 ) -> PatchEffects:
     """Every set × option × kind of a sweep, one variant each, over all prompts."""
-    lens = editable(as_lens(model))
+    lens = editable(model)
     check_intervened(prompts, against)
     route = check_route(lens, "attention_rows")
     sets = HeadSets.of(lens, heads, layers)

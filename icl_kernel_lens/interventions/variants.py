@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,8 +25,8 @@ from torch import Tensor
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models import Lens, memory, probe
 from icl_kernel_lens.models.attend import Block, Rule, answer_row, answer_scores, attend, attend_blocks, mixed
-from icl_kernel_lens.models.fast import Prefix, read_prefix
-from icl_kernel_lens.models.lens import InterceptableLens, StreamName
+from icl_kernel_lens.models.fast import Prefix, read_prefix, to_be_taken_over
+from icl_kernel_lens.models.lens import InterceptableLens, StreamName, VectorName
 
 HeadVector = Literal["query", "key", "value", "head_output"]
 """One vector per head and position: after any rotary embedding, and z."""
@@ -37,6 +37,7 @@ STREAMS: Mapping[StreamVector, StreamName] = {
     "attention_output": "hook_attn_out",
     "mlp_output": "hook_mlp_out",
 }
+Callbacks = dict[tuple[int, StreamName | VectorName], Callable[[Tensor], Tensor | None]]
 Edit = Callable[[int, Tensor], Tensor]
 """(layer, activation of all variants) → the same with each variant's change."""
 
@@ -78,24 +79,25 @@ class Changes:
     rows: RowChange | None = None
 
 
-def editable(lens: Lens) -> InterceptableLens:
-    """The lens, if its attention can be changed exactly.
+def editable(model: Any) -> InterceptableLens:
+    """The lens of a model whose attention can be changed exactly.
 
     Raises: ModelError: it cannot, and why.
     """
-    if not isinstance(lens, InterceptableLens) or (why := probe(lens).not_fast) is not None:
-        why = "the lens does not let it be taken over" if not isinstance(lens, InterceptableLens) else why
-        raise ModelError(
-            f"attention must be taken over exactly to be changed; that of {lens.name} is not ({why}). Score its heads "
-            "with read(model, prompts); interventions need another model."
-        )
-    return lens
+    return to_be_taken_over(
+        model, "to be changed", "Score its heads with read(model, prompts); interventions need another model."
+    )
 
 
 def answers_alone(lens: Lens, length: int) -> bool:
-    """Whether the answer position can be run on its own, behind kept keys and values."""
+    """Whether the answer position can be run on its own, behind kept keys and values.
+
+    Not with hooks of the user's on the model: they may mean a position of the whole prompt.
+    """
     limit = lens.shape.by_length
-    return probe(lens).not_shared is None and (limit is None or length < limit)
+    if probe(lens).not_shared is not None or (limit is not None and length >= limit):
+        return False
+    return isinstance(lens, InterceptableLens) and not lens.hooks_in_place()
 
 
 def keep(lens: Lens, tokens: Int[Tensor, " pos"], at: int, shared: Prefix | None) -> Prefix | None:
@@ -128,10 +130,9 @@ def run_variants(
     def handle(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         seen.add(layer)
         edits = changes.vectors
-        q, k, v = (
-            edits[name](layer, x) if name in edits else x
-            for name, x in (("query", q), ("key", k), ("value", v))
-        )
+        q = edits["query"](layer, q) if "query" in edits else q
+        k = edits["key"](layer, k) if "key" in edits else k
+        v = edits["value"](layer, v) if "value" in edits else v
         blocks = (*(prefix.blocks[layer] if prefix else ()), Block(k, v, start))
         z = attend_blocks(q, blocks, rule) if prefix else attend(q, k, v, rule)
         if changes.rows is not None:
@@ -142,7 +143,9 @@ def run_variants(
         return lambda x: changes.streams[name](layer, x)
 
     layers = [layer for layer in range(lens.shape.layers) if layer not in lens.missing_attention()]
-    points = {(layer, STREAMS[name]): stream(name, layer) for name in changes.streams for layer in layers}
+    points: Callbacks = {
+        (layer, STREAMS[name]): stream(name, layer) for name in changes.streams for layer in layers
+    }
     rows = tokens[start : at + 1].expand(count, -1)
     length = torch.full((count,), at + 1 - start)
     with lens.intercepting(handle, start=start), lens.editing(points) if points else nullcontext():
@@ -162,9 +165,7 @@ def _with_rows(
     if len(variants) == 0:
         return z
     which, place = variants.unique(return_inverse=True)
-    own = [
-        Block(*(x if len(x) == 1 else x[which] for x in (block.k, block.v)), block.start) for block in blocks
-    ]
+    own = [b if len(b.k) == 1 else Block(b.k[which], b.v[which], b.start) for b in blocks]
     z = z.clone()
     for column in range(rows.positions.shape[1]):
         pos = rows.positions.to(z.device)[which, column]
@@ -226,7 +227,9 @@ def look_at(
         return see
 
     layers = [layer for layer in range(lens.shape.layers) if layer not in lens.missing_attention()]
-    points = {(layer, STREAMS[n]): stream(n, layer) for n in STREAMS if n in names for layer in layers}
+    points: Callbacks = {
+        (layer, STREAMS[n]): stream(n, layer) for n in STREAMS if n in names for layer in layers
+    }
     row, length = tokens[None, start : at + 1], torch.tensor([at + 1 - start])
     with lens.intercepting(handle, start=start), lens.editing(points) if points else nullcontext():
         logits = lens.run(row, length, length[:, None] - 1)[0, 0]

@@ -73,15 +73,23 @@ def fast_attention(model: Any) -> Iterator[None]:
         >>> logits.shape
         torch.Size([1, 9, 349])
     """
-    lens = as_lens(model)
-    if (reason := probe(lens).not_fast) is not None:
-        raise ModelError(
-            f"attention must be taken over exactly to be fast; that of {lens.name} is not ({reason}). Run the "
-            "model as it is."
-        )
-    assert isinstance(lens, InterceptableLens)
+    lens = to_be_taken_over(model, "to be fast", "Run the model as it is.")
     with lens.intercepting(lambda _layer, q, k, v, rule: attend(q, k, v, rule)):
         yield
+
+
+def to_be_taken_over(model: Any, purpose: str, instead: str) -> InterceptableLens:
+    """The lens of a model whose attention can be taken over exactly.
+
+    Raises: ModelError: it cannot, why, and what to do instead.
+    """
+    lens = as_lens(model)
+    reason = probe(lens).not_fast
+    if reason is None and isinstance(lens, InterceptableLens):
+        return lens
+    raise ModelError(
+        f"attention must be taken over exactly {purpose}; that of {lens.name} is not ({reason}). {instead}"
+    )
 
 
 def reads_fast(lens: Lens) -> bool:
@@ -162,4 +170,5 @@ __all__ = [
     "read_prefix",
     "read_rows",
     "reads_fast",
+    "to_be_taken_over",
 ]

@@ -34,9 +34,9 @@ from icl_kernel_lens.errors import ModelError, PromptError
 from icl_kernel_lens.evidence.read import check_finite
 from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
 from icl_kernel_lens.models.attend import Block, Rule, answer_row, attend, attend_blocks
-from icl_kernel_lens.models.fast import Prefix
-from icl_kernel_lens.models.lens import InterceptableLens, as_lens, evaluating
-from icl_kernel_lens.models.probe import probe, tolerance
+from icl_kernel_lens.models.fast import Prefix, to_be_taken_over
+from icl_kernel_lens.models.lens import InterceptableLens, evaluating
+from icl_kernel_lens.models.probe import tolerance
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.results import store
 from icl_kernel_lens.results.resample import cluster_bootstrap
@@ -248,7 +248,7 @@ def direct_logits(
         torch.Size([2, 3, 4, 4])
     """
     check_reference(toward)
-    lens = interceptable(model, "direct_logits")
+    lens = to_be_taken_over(model, "to split logits", "Use another model.")
     check_first_token(prompts, toward, "direct_logits")
     if missing := lens.missing_attention():
         raise ModelError(
@@ -285,21 +285,6 @@ def direct_logits(
         run=RunInfo.of(lens, prompts.info, prompts.score_on, reading=f"attention taken over; {how}"),
         settings={"toward": toward},
     )
-
-
-def interceptable(model: Any, name: str) -> InterceptableLens:
-    """The lens of a model whose attention can be taken over.
-
-    Raises: ModelError: it cannot, and why.
-    """
-    lens = as_lens(model)
-    if (reason := probe(lens).not_fast) is not None:
-        raise ModelError(
-            f"{name} needs q, k and v as attention uses them, and must take it over exactly; that of {lens.name} is "
-            f"not ({reason})."
-        )
-    assert isinstance(lens, InterceptableLens)
-    return lens
 
 
 def check_first_token(prompts: PromptSet, toward: Reference, name: str) -> None:

@@ -31,11 +31,11 @@ from icl_kernel_lens.evidence.read import check_finite
 from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
 from icl_kernel_lens.models import memory
 from icl_kernel_lens.models.attend import ELSEWHERE, LARGEST_BLOCK, Rule, attend
-from icl_kernel_lens.models.fast import Prefix
+from icl_kernel_lens.models.fast import Prefix, to_be_taken_over
 from icl_kernel_lens.models.intercept import Handler
 from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet
-from icl_kernel_lens.readouts.direct_logits import check_first_token, interceptable
+from icl_kernel_lens.readouts.direct_logits import check_first_token
 from icl_kernel_lens.results import store
 from icl_kernel_lens.results.resample import cluster_bootstrap
 from icl_kernel_lens.results.run_info import RunInfo
@@ -165,7 +165,7 @@ def saliency(
         torch.Size([2, 3, 4])
     """
     check_reference(toward)
-    lens = interceptable(model, "saliency")
+    lens = to_be_taken_over(model, "to be weighed by gradients", "Use another model.")
     check_first_token(prompts, toward, "saliency")
     if prompts.demos == 0:
         raise PromptError("saliency needs label words to look at; these prompts have no demonstrations.")

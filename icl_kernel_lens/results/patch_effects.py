@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -258,14 +258,15 @@ class PatchEffects:
                 )
                 for name, cells in meta["checks"].items()
             }
+            fields: dict[str, Any] = {name: meta[name] for name in ("what", "title", "parts")}
+            fields |= {name: tensors[name] for name in _TENSORS}
+            fields |= {g: {name: tensors[f"{g}.{name}"] for name in meta["order"][g]} for g in _GROUPS}
             loaded = cls(
-                **{name: meta[name] for name in ("what", "title", "parts")},
+                **fields,
                 offsets=tuple(meta["offsets"]),
                 names=tuple(meta["names"]),
-                **{name: tensors[name] for name in _TENSORS},
                 source=tensors.get("source"),
                 label_scores=tensors.get("label_scores"),
-                **{g: {name: tensors[f"{g}.{name}"] for name in meta["order"][g]} for g in _GROUPS},
                 settings=meta["settings"],
                 reasons=meta["reasons"],
                 run=RunInfo.from_json(meta["run"]),

@@ -292,7 +292,7 @@ def test_refusals(tiny, monkeypatch):
     module = __import__("icl_kernel_lens.models.probe", fromlist=["_reports"])
     with monkeypatch.context() as patch:
         patch.setitem(module._reports, model, replace(probe(as_lens(model)), not_fast="the test says so"))
-        with pytest.raises(ModelError, match="must take it over exactly.*the test says so"):
+        with pytest.raises(ModelError, match="must be taken over exactly.*the test says so"):
             direct_logits(model, prompts, progress=False)
 
     model.blocks[1].hook_resid_pre.add_hook(lambda x, hook: x + 1)

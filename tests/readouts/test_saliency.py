@@ -211,7 +211,7 @@ def test_refusals(monkeypatch):
     module = __import__("icl_kernel_lens.models.probe", fromlist=["_reports"])
     with monkeypatch.context() as patch:
         patch.setitem(module._reports, model, replace(probe(as_lens(model)), not_fast="the test says so"))
-        with pytest.raises(ModelError, match="must take it over exactly.*the test says so"):
+        with pytest.raises(ModelError, match="must be taken over exactly.*the test says so"):
             saliency(model, prompts, progress=False)
     with pytest.raises(ModelError, match="in float16.*small ones do"):
         saliency(bridge_from_hf(hf_model("llama").half()), prompts, progress=False)
