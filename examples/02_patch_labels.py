@@ -45,11 +45,17 @@ print(cut.top(3).to_string(index=False, float_format="%.2f"))
 kernel = [ikl.HeadRef(2, 1), ikl.HeadRef(2, 3)]
 every = [ikl.HeadRef(layer, head) for layer in range(3) for head in range(4)]
 sets = ikl.knock_out(
-    model, prompts, heads=[kernel, [h for h in every if h not in kernel], every], controls=False, progress=False
+    model,
+    prompts,
+    heads=[kernel, [h for h in every if h not in kernel], every],
+    controls=False,
+    progress=False,
 )
 before = (sets.base_label_scores.argmax(1) == prompts.test_labels).float().mean()
 print(f"accuracy {before:.2f} before,", end=" ")
-for name, accuracy in zip(("L2H1 L2H3", "the ten others", "all"), sets.accuracy(prompts.test_labels)[0, :, 0], strict=True):
+for name, accuracy in zip(
+    ("L2H1 L2H3", "the ten others", "all"), sets.accuracy(prompts.test_labels)[0, :, 0], strict=True
+):
     print(f"{accuracy:.2f} without {name}", end="; " if name != "all" else "\n")
 
 # %% [markdown]

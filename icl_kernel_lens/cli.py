@@ -300,7 +300,9 @@ def patch(
     cut.save(new / KNOCKED_OUT)
     _present_effects(new, top)
     _move_results(new, out, PATCH_WRITTEN)
-    print(f"\nWritten to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name in PATCH_WRITTEN))}")
+    print(
+        f"\nWritten to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name in PATCH_WRITTEN))}"
+    )
 
 
 def _present_effects(folder: Path, top: int) -> None:
@@ -313,7 +315,9 @@ def _present_effects(folder: Path, top: int) -> None:
         print(repr(effects).split("\n")[0])
         print(effects.top(top).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
         if effects.sample is not None:
-            print(f"first order; correlation with exact effects of a random sample {effects.sample.correlation:.3f}")
+            print(
+                f"first order; correlation with exact effects of a random sample {effects.sample.correlation:.3f}"
+            )
         effects.table().to_csv(folder / table, index=False)
         figure = effects.figure()
         for suffix in (".png", ".svg"):

@@ -184,3 +184,53 @@ def test_train_mini_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert "held-out accuracy at the last example" in capsys.readouterr().out
     assert json.loads((tmp_path / "m" / "training.json").read_text())["plan"]["steps"] == 2
     assert (tmp_path / "m" / "emergence.svg").read_text().startswith("<svg")
+
+
+def test_patch_writes_effects_that_show_reads(tmp_path, capsys, monkeypatch):
+    """Both interventions, their tables and figures; an interrupted run goes on; other files are safe."""
+    from icl_kernel_lens import PatchEffects
+    from icl_kernel_lens.cli import PATCH_WRITTEN, main
+    from icl_kernel_lens.evidence import runner
+
+    out = tmp_path / "effects"
+    arguments = [
+        "patch",
+        "--out",
+        str(out),
+        "--prompts",
+        "6",
+        "--demos",
+        "4",
+        "--offsets",
+        "0",
+        "--no-progress",
+    ]
+    halving, steps = runner._halving, []
+
+    def interrupted(lens, step, numbers, prefix):
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append(numbers)
+        return halving(lens, step, [*numbers][:1], prefix)
+
+    monkeypatch.setattr("icl_kernel_lens.models.memory.LARGEST_BATCH", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_halving", interrupted)
+        assert main(arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "attention_edge" in printed
+    assert "random_keys" in printed
+    assert sorted(p.name for p in out.iterdir()) == sorted(PATCH_WRITTEN)
+    effects = PatchEffects.load(out / "patch_labels.safetensors")
+    assert effects.values.isfinite().all()
+    assert effects.settings["corruption"].startswith("map_labels, seed 0")
+    (out / "knock_out.csv").unlink()
+    assert main(["show", str(out)]) == 0
+    assert "knock_out of answer_reads_labels" in capsys.readouterr().out
+    assert (out / "knock_out.csv").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("words")
+    assert main(["patch", "--out", str(tmp_path / "mine")]) == 1
+    assert "must be empty or hold earlier results" in capsys.readouterr().err
