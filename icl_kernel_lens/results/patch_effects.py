@@ -161,8 +161,10 @@ class PatchEffects:
         changed = (answers != before[:, None, None, None]).float()
         return changed.masked_fill(answers < 0, float("nan")).nanmean(0)
 
-    def accuracy(self, labels: Int[Tensor, " prompt"]) -> Float[Tensor, "layer part offset"]:
-        """The share of prompts answered by these labels when changed."""
+    def accuracy(self, labels: Int[Tensor, " prompt"] | None) -> Float[Tensor, "layer part offset"]:
+        """The share of prompts answered by these labels (`prompts.test_labels`) when changed."""
+        if labels is None:
+            raise ResultError("accuracy needs true labels; these prompts have none. Use flips().")
         answers = self.answers()
         right = (answers == labels[:, None, None, None]).float()
         return right.masked_fill(answers < 0, float("nan")).nanmean(0)
