@@ -461,3 +461,99 @@ def test_a_model_that_cannot_be_taken_over_is_refused():
     model.blocks[1].attn.original_component.attn_dropout.forward = lambda weights: weights.relu()
     with pytest.raises(ModelError, match="must be taken over exactly to be changed.*calls relu"):
         knock_out(model, uneven_prompts(count=1), progress=False)
+
+
+@pytest.mark.parametrize("against", ["model", "truth"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("what", ["value", "attention_edge"])
+def test_metrics_are_of_the_clean_answer_and_of_every_token(tiny, what, direction, against):
+    """Which class is meant, both runs unchanged, and the metrics of one cell: from the plain model's logits."""
+    from icl_kernel_lens import knock_out, patch_labels
+
+    model, _ = tiny("gpt_neox", "bridge")
+    clean = uneven_prompts(count=24)
+    corrupted = other(clean)
+    found = patch_labels(
+        model,
+        clean=clean,
+        corrupted=corrupted,
+        what=what,
+        direction=direction,
+        against=against,
+        offsets=(0,),
+        progress=False,
+    )
+    plain = Plain("gpt_neox", hf_model("gpt_neox"))
+    ends = clean.answer_pos.tolist()
+    runs = {
+        name: [plain.run(prompts.tokens[i, : at + 1])[0][at] for i, at in enumerate(ends)]
+        for name, prompts in (("clean", clean), ("corrupted", corrupted))
+    }
+    words = clean.label_tokens
+    answers = torch.stack([logits[words[i]] for i, logits in enumerate(runs["clean"])]).argmax(1)
+    assert not torch.equal(
+        answers, torch.stack([x[words[i]] for i, x in enumerate(runs["corrupted"])]).argmax(1)
+    )
+    reference = answers if against == "model" else clean.test_labels
+    assert torch.equal(found.reference, reference)
+
+    def difference(logits, i):
+        scores = logits[words[i]]
+        others = [c for c in range(clean.labels) if c != reference[i]]
+        return scores[reference[i]] - scores[others].mean()
+
+    base, source = ("corrupted", "clean") if direction == "denoise" else ("clean", "corrupted")
+    for kind, expected in ((found.base, base), (found.source, source)):
+        expected = torch.stack([difference(x, i) for i, x in enumerate(runs[expected])])
+        torch.testing.assert_close(kind, expected, atol=1e-5, rtol=1e-5)
+    one, two = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    i, layer, part = 1, 1, 2
+    logits = plain.patched(one.tokens[i], two.tokens[i], ends[i], what, layer, part, clean.label_pos[i])
+    cell = (i, layer, part, 0)
+    torch.testing.assert_close(found.values[cell], difference(logits, i), atol=1e-5, rtol=1e-5)
+    word = words[i, reference[i]]
+    torch.testing.assert_close(
+        found.others["probability"][cell], logits.softmax(-1)[word], atol=1e-6, rtol=1e-5
+    )
+    p, q = runs[base][i].log_softmax(-1), logits.log_softmax(-1)
+    torch.testing.assert_close(found.others["kl"][cell], (p.exp() * (p - q)).sum(), atol=1e-6, rtol=1e-4)
+    cut = knock_out(model, clean, against=against, progress=False, controls=False)
+    assert torch.equal(cut.reference, reference)
+    expected = torch.stack([difference(x, i) for i, x in enumerate(runs["clean"])])
+    torch.testing.assert_close(cut.base, expected, atol=1e-5, rtol=1e-5)
+    turned = knock_out(model, clean, heads=[(2, 3), (0, 1)], against=against, progress=False, controls=False)
+    for layer, head in ((2, 3), (0, 1)):
+        torch.testing.assert_close(turned.values[:, layer, head], cut.values[:, layer, head])
+
+
+def test_hooks_of_the_users_meet_whole_prompts():
+    """A head ablated at a position of the prompt stays ablated there, and effects are those of that model."""
+    from icl_kernel_lens import knock_out, patch_labels
+    from icl_kernel_lens.models import bridge_from_hf
+
+    model = bridge_from_hf(hf_model("llama"))
+    prompts = shared_prompts(sets=1, tests=2)
+    knock_out(model, prompts, heads=[(2, 1)], progress=False, controls=False)
+
+    def ablate(z, hook):
+        assert z.shape[1] > 20, "whole prompts"
+        z = z.clone()
+        z[:, 5, 1] = 0
+        return z
+
+    model.blocks[0].attn.hook_z.add_hook(ablate)
+    options = {"clean": prompts, "corrupted": other(prompts), "offsets": (0,), "progress": False}
+    edge = patch_labels(model, heads=[(2, 1)], **options)
+    plain, at = Plain("llama", hf_model("llama")), int(prompts.answer_pos[1])
+
+    def zero(z):
+        z = z.clone()
+        z[:, 5] = 0
+        return z
+
+    with plain.hooked(plain.place("head_output", 0, 1), zero):
+        logits = plain.patched(
+            other(prompts).tokens[1], prompts.tokens[1], at, "attention_edge", 2, 1, prompts.label_pos[1]
+        )
+    scores = edge.label_scores[1, 2, 1, 0]
+    torch.testing.assert_close(scores, logits[prompts.label_tokens[1]], atol=1e-5, rtol=1e-5)

@@ -37,7 +37,7 @@ def test_renormalising_holds_where_hardly_anything_is_left():
     """1 − Σ A is rounding; the scores are not."""
     from icl_kernel_lens.interventions.rows import cut
 
-    scores = torch.tensor([[40.0, 0.0, 1.0]])
+    scores = torch.tensor([[200.0, 0.0, 1.0]])
     new = cut(scores.softmax(-1), scores, torch.tensor([[True, False, False]]), renormalise=True)
     torch.testing.assert_close(new, torch.tensor([[0.0, 1 / (1 + math.e), math.e / (1 + math.e)]]))
 
