@@ -25,7 +25,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from icl_kernel_lens.errors import ModelError
+from icl_kernel_lens.errors import LensError, ModelError
 from icl_kernel_lens.interventions.variants import (
     STREAMS,
     Changes,
@@ -95,7 +95,18 @@ def check_route(lens: InterceptableLens, name: str) -> Route:
     """
     known = _known.setdefault(lens.model, {})
     if name not in known:
-        known[name] = _measured(lens, name)
+        try:
+            known[name] = _measured(lens, name)
+        except LensError:
+            raise
+        except Exception as error:
+            if not (hooks := lens.hooks_in_place()):
+                raise
+            raise ModelError(
+                f"changes are measured on {TOKENS} random tokens at first use, which the hooks on this model must let "
+                f"through; at {', '.join(hooks[:3])} came {type(error).__name__}: {error}. Call routes(model) once "
+                "before adding hooks."
+            ) from error
     return known[name]
 
 

@@ -528,12 +528,19 @@ def test_metrics_are_of_the_clean_answer_and_of_every_token(tiny, what, directio
 
 def test_hooks_of_the_users_meet_whole_prompts():
     """A head ablated at a position of the prompt stays ablated there, and effects are those of that model."""
-    from icl_kernel_lens import knock_out, patch_labels
-    from icl_kernel_lens.models import bridge_from_hf
+    from icl_kernel_lens import knock_out, patch_labels, routes
+    from icl_kernel_lens.errors import ModelError
+    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
 
     model = bridge_from_hf(hf_model("llama"))
+    probe(as_lens(model))
     prompts = shared_prompts(sets=1, tests=2)
-    knock_out(model, prompts, heads=[(2, 1)], progress=False, controls=False)
+    hook = model.blocks[0].attn.hook_z
+    hook.add_hook(lambda z, hook: z[:, :40:39] * 0 + z[:, 39:40])
+    with pytest.raises(ModelError, match="on 9 random tokens.*Call routes"):
+        knock_out(model, prompts, progress=False)
+    hook.remove_hooks()
+    routes(model)
 
     def ablate(z, hook):
         assert z.shape[1] > 20, "whole prompts"
