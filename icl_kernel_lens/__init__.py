@@ -28,7 +28,7 @@ from icl_kernel_lens.models import fast_attention, load_model
 from icl_kernel_lens.plots.token_view import token_view
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.prompts.corrupt import corrupt
-from icl_kernel_lens.readouts import direct_logits, prediction_similarity, saliency
+from icl_kernel_lens.readouts import DirectLogits, Saliency, direct_logits, prediction_similarity, saliency
 from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.scores import (
@@ -44,11 +44,13 @@ from icl_kernel_lens.tasks import Task, Template, load_task
 __version__ = _version("icl-kernel-lens")
 
 __all__ = [
+    "DirectLogits",
     "Evidence",
     "HeadRef",
     "HeadScores",
     "PatchEffects",
     "PromptSet",
+    "Saliency",
     "Task",
     "TaskAccuracy",
     "Template",

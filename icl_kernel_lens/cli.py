@@ -14,6 +14,7 @@ import tyro
 
 from icl_kernel_lens.axes import Pooling, Reference
 from icl_kernel_lens.errors import LensError, ResultError
+from icl_kernel_lens.interventions.knock_out import Edges
 from icl_kernel_lens.interventions.patch import Direction, Method, What
 
 EVIDENCE, VOTE, SPAN_VOTE, ACCURACY = (
@@ -198,6 +199,7 @@ def patch(
     corruption: Literal["map_labels", "permute_labels"] = "map_labels",
     method: Method = "exact",
     direction: Direction = "denoise",
+    edges: Edges = "answer_reads_labels",
     against: Reference = "model",
     label_words: tuple[str, ...] = (),
     text_fields: tuple[str, ...] = (),
@@ -211,8 +213,8 @@ def patch(
 ) -> None:
     """Change what heads read at the labels, and see what becomes of the answer.
 
-    Two interventions on the same prompts: activations from a run with other labels (patch_labels), and the
-    edges from the answer to the labels cut, head by head, beside two controls (knock_out). Writes into OUT:
+    Two interventions on the same prompts: activations from a run with other labels (patch_labels), and
+    attention edges, from the answer to the labels for example, cut head by head, beside two controls (knock_out). Writes into OUT:
     patch_labels.* and knock_out.* (tables, figures, and the results themselves, read by `icl-kernel-lens
     show OUT` or by PatchEffects.load).
 
@@ -236,6 +238,7 @@ def patch(
         corruption: map_labels replaces every label by another class's; permute_labels deals them out anew.
         method: exact, one run a cell; attribution, first order, with exact effects of a sample beside it.
         direction: denoise puts clean activations into the corrupted run, noise the reverse.
+        edges: What knock_out cuts.
         against: Measure the class the model answers, or the true one.
         label_words: One word per class, in the order of the classes.
         text_fields: Columns of a task file that hold the text (or two texts); default: text (and text2).
@@ -289,6 +292,7 @@ def patch(
         cut = knock_out(
             lens,
             clean,
+            edges,
             against=against,
             seed=seed,
             checkpoint=new / FINISHED / "knock_out",
@@ -312,12 +316,7 @@ def _present_effects(folder: Path, top: int) -> None:
     for name, table in ((PATCHED, PATCH_TABLE), (KNOCKED_OUT, KNOCK_OUT_TABLE)):
         effects = PatchEffects.load(folder / name)
         print()
-        print(repr(effects).split("\n")[0])
-        print(effects.top(top).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
-        if effects.sample is not None:
-            print(
-                f"first order; correlation with exact effects of a random sample {effects.sample.correlation:.3f}"
-            )
+        print(effects.describe(top))
         effects.table().to_csv(folder / table, index=False)
         figure = effects.figure()
         for suffix in (".png", ".svg"):
@@ -337,7 +336,7 @@ def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
     if not (folder / VOTE).exists():
         raise ResultError(
             f"a folder of results holds {VOTE} or {PATCHED}; {folder} does not"
-            f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}"
+            f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}, or patch."
         )
     _present(folder, top)
     _say_where(folder)

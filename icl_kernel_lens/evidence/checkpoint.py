@@ -60,6 +60,10 @@ def _configuration(model: nn.Module) -> str:
             for key, value in sorted(getattr(config, "__dict__", {}).items()):
                 if key not in _PLACES and isinstance(value, str | int | float | bool | list | tuple | dict):
                     found[f"{name}.{key}"] = value
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, float)}
+        if plain:
+            found[f"module {name}"] = plain
     return json.dumps(found, sort_keys=True, default=str)
 
 
@@ -80,6 +84,8 @@ def prompt_digest(prompts: PromptSet) -> str:
         digest.update(getattr(prompts, name).contiguous().numpy().tobytes())
     for name in ("label_sequences", "label_lengths"):
         digest.update(getattr(prompts, name).contiguous().numpy().tobytes())
+    if prompts.test_labels is not None:
+        digest.update(prompts.test_labels.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,6 @@ out, shows one progress bar, writes and resumes checkpoints, and splits the work
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -231,8 +230,6 @@ def _halving(
             yield part, result
             continue
         # Outside of the handler, whose traceback would hold the tensors of the failed batch.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        memory.release()
         middle = (len(part) + 1) // 2
         waiting += [part[middle:], part[:middle]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.evidence.runner import BatchSize
+from icl_kernel_lens.interventions.patch import check_intervened
 from icl_kernel_lens.interventions.rows import cut, cut_mass
 from icl_kernel_lens.interventions.sweep import Heads, HeadSets, Sweep, run_sweep
 from icl_kernel_lens.interventions.variants import Row
@@ -38,11 +38,14 @@ def knock_out(
     controls: bool = True,
     against: Reference = "model",
     seed: int = 0,
-    batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> PatchEffects:
     """The answer when some heads no longer read some tokens, everything above recomputed.
+
+        answer_reads_labels    the answer position no longer reads the demonstrations' labels (all their tokens)
+        answer_reads_text      nor here their texts, without labels and template
+        label_reads_text       each demonstration's first label token no longer reads its own text
 
         renormalised        A' = softmax of the scores, without the keys K      (Geva et al. 2023)
         not renormalised    z' = z − Σ_{s∈K} A(s) v_s
@@ -51,7 +54,7 @@ def knock_out(
     of those layers together. `demo` cuts one demonstration's edges, all demonstrations' together, or each in turn.
     Controls, in the same rows of the same heads, never position 0, a special token, a label, or the position itself:
 
-        random_keys    as many other keys, drawn at random
+        random_keys    as many other keys that the head can see, drawn at random
         equal_mass     other keys in random order until they hold the same attention, the last in part
 
     Effects are changes of the label logit difference (see `Metric`); below 0, the edges spoke for the answer.
@@ -63,6 +66,7 @@ def knock_out(
     """
     if edges not in get_args(Edges):
         raise ResultError(f"edges must be one of {', '.join(get_args(Edges))}; got {edges!r}.")
+    check_intervened(prompts, against)
     if not (demo in ("all", "each") or (isinstance(demo, int) and 0 <= demo < prompts.demos)):
         raise ResultError(
             f'demo must be "all", "each", or a number below {prompts.demos}, counted from 0; got {demo!r}.'
@@ -78,7 +82,7 @@ def knock_out(
             kinds |= {"random_keys": cutter.random_keys, "equal_mass": cutter.equal_mass}
         return Sweep(
             what=f"knock_out of {edges}",
-            title=f"{edges.replace('_', ' ')} no longer" + ("" if renormalise else ", not renormalised"),
+            title="edges cut, " + ("the rest renormalised" if renormalise else "the rest as it was"),
             offsets=names,
             kinds=kinds,
             begin=cutter.begin,
@@ -100,7 +104,6 @@ def knock_out(
             "seed": seed,
         },
         name="knocking out",
-        batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
     )
@@ -122,7 +125,7 @@ class _Cutter:
         self.renormalise, self.seed = renormalise, seed
         self.keys: Bool[Tensor, "option column key"]
         self.free: Bool[Tensor, "column key"]
-        self.order: Float[Tensor, "column key"]
+        self.order: Float[Tensor, "option column key"]
 
     def begin(self, number: int) -> Int[Tensor, " column"]:
         p, at = self.prompts, int(self.prompts.answer_pos[number])
@@ -151,7 +154,7 @@ class _Cutter:
         never = every_label | (roles == Role.SPECIAL) | (torch.arange(width) == 0)
         self.free = seen & ~never & ~self.keys.any(0)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        order = torch.rand(self.free.shape, generator=generator)
+        order = torch.rand(keys.shape, generator=generator)
         self.order = order.masked_fill(~self.free, torch.inf)
         return queries
 
@@ -162,13 +165,16 @@ class _Cutter:
         return cut(row.weights, row.scores, self._here(row, option), renormalise=self.renormalise)
 
     def random_keys(self, row: Row, option: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
-        keys, order = self._here(row, option), self.order[row.column].to(row.weights.device)
-        rank = order.argsort().argsort()
+        # Keys that the head cannot see (outside its window) would be cut to no effect.
+        seen = row.scores.isfinite()
+        keys = self._here(row, option) & seen
+        order = self.order.to(row.weights.device)[option, row.column].masked_fill(~seen, torch.inf)
+        rank = order.argsort(-1).argsort(-1)
         instead = (rank < keys.sum(-1, keepdim=True)) & order.isfinite()
         new = cut(row.weights, row.scores, instead, renormalise=self.renormalise)
         return new.masked_fill((instead.sum(-1) < keys.sum(-1))[:, None], torch.nan)
 
     def equal_mass(self, row: Row, option: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
         mass = (row.weights * self._here(row, option)).sum(-1)
-        order = self.order[row.column].to(row.weights.device).expand(len(mass), -1)
+        order = self.order.to(row.weights.device)[option, row.column]
         return cut_mass(row.weights, mass, order, renormalise=self.renormalise)

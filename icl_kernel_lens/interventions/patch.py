@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,9 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import Head, HeadRef, Reference, check_reference
-from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens.errors import ModelError, PromptError, ResultError
 from icl_kernel_lens.evidence.checkpoint import prompt_digest
-from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
+from icl_kernel_lens.evidence.read import check_finite
+from icl_kernel_lens.evidence.runner import run_prompts
 from icl_kernel_lens.interventions.measure import logit_difference, measures
 from icl_kernel_lens.interventions.routes import check_route
 from icl_kernel_lens.interventions.variants import (
@@ -36,10 +38,10 @@ from icl_kernel_lens.interventions.variants import (
     RowChange,
     Seen,
     editable,
+    in_batches,
     keep,
     look_at,
     run_variants,
-    variants_at_once,
 )
 from icl_kernel_lens.models import probe
 from icl_kernel_lens.models.fast import Prefix, read_prefix
@@ -100,7 +102,6 @@ def patch_labels(
     at: Place = "labels",
     against: Reference = "model",
     seed: int = 0,
-    batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> PatchEffects:
@@ -131,10 +132,9 @@ def patch_labels(
     lens, plan = _plan(model, clean, corrupted, what, offsets, heads, direction, part, at, against)
     if method not in get_args(Method):
         raise ResultError(f'method must be "exact" or "attribution"; got {method!r}.')
-    options = {"batch_size": batch_size, "progress": progress}
     if method == "exact":
-        return plan.exact(lens, plan.cells, checkpoint=checkpoint, **options)
-    return _attribution(lens, plan, seed, checkpoint, options)
+        return plan.exact(lens, plan.cells, checkpoint=checkpoint, progress=progress)
+    return _attribution(lens, plan, seed, checkpoint, progress=progress)
 
 
 def direct_effect(
@@ -148,7 +148,6 @@ def direct_effect(
     direction: Direction = "denoise",
     part: EdgePart = "both",
     against: Reference = "model",
-    batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> PatchEffects:
@@ -162,11 +161,11 @@ def direct_effect(
     """
     if what not in ("attention_edge", "head_output"):
         raise ResultError(f'a direct effect is of "attention_edge" or "head_output"; got {what!r}.')
+    # What is added must reach the last residual as it is: no norm may stand behind the sum.
+    check_route(editable(model), "attention_output")
     place: Place = "labels" if what == "attention_edge" else "answer"
     lens, plan = _plan(model, clean, corrupted, what, offsets, heads, direction, part, place, against)
-    return plan.exact(
-        lens, plan.cells, direct=True, checkpoint=checkpoint, batch_size=batch_size, progress=progress
-    )
+    return plan.exact(lens, plan.cells, direct=True, checkpoint=checkpoint, progress=progress)
 
 
 def _plan(
@@ -196,6 +195,10 @@ def _plan(
     lens = editable(model)
     check_alike(clean, corrupted)
     check_intervened(clean, against)
+    if part != "both" and what != "attention_edge":
+        raise ResultError(f"part splits an attention_edge; {what} has none. Leave part out.")
+    if heads is not None and PART_OF[what] == "whole":
+        raise ResultError(f"{what} belongs to a whole layer, not to heads. Leave heads out.")
     check_route(lens, what)
     base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     names = ("answer",) if at == "answer" else tuple(str(o) for o in offsets)
@@ -256,8 +259,12 @@ def check_intervened(prompts: PromptSet, against: Reference) -> None:
 def _positions(prompts: PromptSet, offsets: Sequence[int], at: Place) -> Int[Tensor, "prompt offset demo"]:
     if at == "answer":
         return prompts.answer_pos[:, None, None]
-    if not offsets:
-        raise PromptError("offsets must name at least one; (0,) is the label itself.")
+    if not isinstance(offsets, Sequence) or not offsets or not all(isinstance(o, int) for o in offsets):
+        raise PromptError(
+            f"offsets must name whole numbers, such as (0,), the label itself; got {offsets!r}."
+        )
+    if len(set(offsets)) < len(offsets):
+        raise PromptError(f"offsets must be named once; got {tuple(offsets)}.")
     positions = prompts.label_pos[:, None] + torch.tensor(list(offsets))[None, :, None]
     outside = (positions < 0) | (positions > prompts.answer_pos[:, None, None])
     if outside.any():
@@ -289,14 +296,23 @@ def _cells(lens: InterceptableLens, parts: Parts, heads: Sequence[Head] | None, 
     ]
 
 
+def is_head(entry: Any) -> bool:
+    """Whether something is a (layer, head) pair of whole numbers."""
+    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 2:
+        return False
+    return all(isinstance(x, Integral) for x in entry)
+
+
 def check_heads(lens: InterceptableLens, heads: Sequence[Head]) -> None:
     """Refuse heads that are not there.
 
     Raises: ResultError: none are named, or a layer or head is out of range or has no attention.
     """
     shape, missing = lens.shape, probe(lens).missing
-    if len(heads) == 0:
-        raise ResultError("heads must name at least one, as (layer, head); None means all of them.")
+    if not isinstance(heads, Sequence) or len(heads) == 0 or not all(is_head(entry) for entry in heads):
+        raise ResultError(
+            f"heads must name at least one, each as (layer, head), such as [(2, 1)]; None means all. Got {heads!r}."
+        )
     for layer, head in heads:
         if not (0 <= layer < shape.layers and 0 <= head < shape.heads) or layer in missing:
             raise ResultError(
@@ -344,7 +360,6 @@ class _Plan:
         *,
         direct: bool = False,
         checkpoint: str | Path | None,
-        batch_size: BatchSize,
         progress: bool,
     ) -> PatchEffects:
         """Exact effects of some cells; NaN elsewhere."""
@@ -360,7 +375,7 @@ class _Plan:
             step,
             name="direct effects" if direct else "patching",
             settings=self.identity(cells, direct=direct),
-            batch_size=batch_size,
+            batch_size=1,
             checkpoint=checkpoint,
             progress=progress,
             share=self.alone,
@@ -382,18 +397,18 @@ class _Plan:
         seen = self.look(lens, number, kept.source(source, at, shared) if self.alone else None)
         positions = self.positions[number]
         start = prefix.end if prefix else 0
-        size = variants_at_once(lens, at + 1, start)
-        base: Tensor | None = None
-        logits: list[Tensor] = []
-        for first in range(0, len(cells) + 1, size):
-            # The first variant of all is unchanged.
-            part = [(-1, 0, 0), *cells][first : first + size]
+        # The first variant of all is unchanged.
+        variants = [(-1, 0, 0), *cells]
+
+        def run(part: Sequence[Cell]) -> Float[Tensor, "variant vocab"]:
             changes = self.changes(lens, part, positions, seen, start, at)
-            run = partial(run_variants, lens, tokens, at, len(part), prefix=prefix)
-            out = _direct(lens, part, changes, run, at - start) if direct else run(changes)
-            base = out[0] if base is None else base
-            logits.append(out)
-        assert base is not None
+            once = partial(run_variants, lens, tokens, at, len(part), prefix=prefix)
+            return _direct(lens, part, changes, once, at - start) if direct else once(changes)
+
+        logits = list(in_batches(lens, variants, at + 1, start, run))
+        base = logits[0][0]
+        for logits_of in (base, seen.logits):
+            check_finite(logits_of[None].cpu(), torch.tensor([number]), lens)
         words = self.clean.label_tokens[number]
         clean = (seen.logits if self.direction == "denoise" else base)[words.to(base.device)]
         if self.against == "truth":
@@ -615,13 +630,21 @@ def _attribution(
     plan: _Plan,
     seed: int,
     checkpoint: str | Path | None,
-    options: dict[str, Any],
+    *,
+    progress: bool,
 ) -> PatchEffects:
     """First-order estimates of every cell, and exact effects of some."""
     kept = _Kept(lens)
 
+    if any(p.is_inference() for p in getattr(lens.model, "parameters", list)()):
+        raise ModelError(
+            f"gradients need ordinary weights; those of {lens.name} were made under torch.inference_mode. Load it "
+            'outside, or use method="exact".'
+        )
+
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
-        found = [_estimates(lens, plan, number, shared, kept) for number in numbers]
+        with torch.inference_mode(False), torch.enable_grad():
+            found = [_estimates(lens, plan, number, shared, kept) for number in numbers]
         return {name: torch.stack([f[name] for f in found]) for name in found[0]}
 
     folder = Path(checkpoint) if checkpoint is not None else None
@@ -633,7 +656,8 @@ def _attribution(
         settings=plan.identity(plan.cells, method="attribution"),
         checkpoint=folder / "estimates" if folder else None,
         share=plan.alone,
-        **options,
+        batch_size=1,
+        progress=progress,
     )
     estimates = results["estimate"]
     generator = torch.Generator().manual_seed(seed)
@@ -641,7 +665,7 @@ def _attribution(
     most = estimates.mean(0).abs().topk(min(LARGEST, len(plan.cells))).indices
     both = torch.cat([drawn, most]).unique()
     cells = [plan.cells[i] for i in both.tolist()]
-    exact = plan.exact(lens, cells, checkpoint=folder / "exact" if folder else None, **options)
+    exact = plan.exact(lens, cells, checkpoint=folder / "exact" if folder else None, progress=progress)
     effect = exact.effect()
 
     def check(which: Tensor) -> Check:
@@ -721,6 +745,8 @@ def _estimates(
     else:
         changes = Changes(vectors={plan.what: probe_vector})  # pyright: ignore[reportArgumentType]
     logits = run_variants(lens, tokens, at, 1, changes, prefix, gradients=True)[0]
+    for logits_of in (logits.detach(), seen.logits):
+        check_finite(logits_of[None].cpu(), torch.tensor([number]), lens)
     words = plan.clean.label_tokens[number].to(logits.device)
     scores, source_scores = logits[words], seen.logits[words]
     clean = source_scores if plan.direction == "denoise" else scores

@@ -55,10 +55,10 @@ def substituted(
     places: Int[Tensor, "row demo"],
     kernel: Float[Tensor, "row demo"],
 ) -> Float[Tensor, "row key"]:
-    """The row with its mass on some keys shared out by a kernel."""
+    """The row with its mass on some keys shared out by a kernel; a row without any stays as it is."""
     share = kernel / kernel.sum(-1, keepdim=True)
     mass = weights.gather(-1, places).sum(-1, keepdim=True)
-    return weights.scatter(-1, places, mass * share)
+    return torch.where(mass > 0, weights.scatter(-1, places, (mass * share).to(weights)), weights)
 
 
 def exchanged(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.evidence.runner import BatchSize
+from icl_kernel_lens.interventions.patch import check_intervened
 from icl_kernel_lens.interventions.rows import substituted
 from icl_kernel_lens.interventions.sweep import Change, Heads, HeadSets, Sweep, run_sweep
 from icl_kernel_lens.interventions.variants import Row
@@ -40,7 +40,6 @@ def substitute_kernel(
     controls: bool = True,
     against: Reference = "model",
     seed: int = 0,
-    batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> PatchEffects:
@@ -50,20 +49,24 @@ def substitute_kernel(
 
     at the answer position, p_i the first label token of demonstration i: the head reads its labels with as much
     attention in all, shared out by κ. If a head's part in the answer is ŷ = Σ κ_i y_i / Σ κ_i for the κ given, nothing
-    is lost. `heads` and `layers` as in `knock_out`. Controls:
+    is lost. A tensor κ (prompt, demo) is an encoder's similarities, say, to each prompt's test input; a function
+    `kernel(number, own)` is given a prompt's number and the heads' own weights (head, demo), and returns κ in
+    that shape. `heads` and `layers` as in `knock_out`. Controls:
 
         uniform            every demonstration alike: what the labels' frequencies alone do
         shuffled_kernel    κ permuted among the demonstrations: a kernel of the same shape that knows nothing
 
+    A row without any attention on the labels stays as it is.
     Does not show: that κ is what the head computes where both happen to favour the same labels; and a head that
     does nothing survives every kernel: read it beside `knock_out`.
 
     Raises: ResultError: the kernel has negative or undefined weights, only zeros for a prompt, or another shape.
             ModelError, PromptError: as `knock_out`.
     """
+    check_intervened(prompts, against)
     if isinstance(kernel, str) and kernel not in ("uniform", "own"):
         raise ResultError(f'kernel must be "uniform", "own", a tensor or a function; got {kernel!r}.')
-    if isinstance(kernel, Tensor):
+    if not isinstance(kernel, str) and not callable(kernel):
         _check(kernel, (len(prompts), prompts.demos), "the kernel")
 
     word = kernel if isinstance(kernel, str) else "a given kernel"
@@ -91,7 +94,6 @@ def substitute_kernel(
         against=against,
         settings={"kernel": fixed or "a function", "controls": controls, "seed": seed},
         name="substituting kernels",
-        batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
     )
@@ -107,12 +109,19 @@ def _digest(kernel: Kernel) -> str | None:
     return f"given {hashlib.sha256(kernel.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]}"
 
 
-def _check(kernel: Tensor, shape: tuple[int, ...], what: str) -> None:
-    if tuple(kernel.shape) != shape or not kernel.is_floating_point():
-        raise ResultError(
-            f"{what} must be floating-point weights of shape {shape}; it is {tuple(kernel.shape)}, {kernel.dtype}."
+def _check(kernel: Any, shape: tuple[int, ...], what: str, rows: Tensor | None = None) -> None:
+    if not isinstance(kernel, Tensor) or tuple(kernel.shape) != shape or not kernel.is_floating_point():
+        found = (
+            f"{tuple(kernel.shape)}, {kernel.dtype}" if isinstance(kernel, Tensor) else type(kernel).__name__
         )
-    bad = ~(kernel >= 0).all(-1) | ~kernel.isfinite().all(-1) | (kernel.sum(-1) <= 0)
+        raise ResultError(
+            f"{what} must be a tensor of floating-point weights of shape {shape}; it is {found}. "
+            "torch.as_tensor makes one."
+        )
+    kernel = kernel.detach().cpu().double()
+    total = kernel.sum(-1)
+    bad = ~(kernel >= 0).all(-1) | ~total.isfinite() | (total <= 0)
+    bad = bad if rows is None else bad & rows.cpu()
     if bad.any():
         row = bad.nonzero()[0].tolist()
         raise ResultError(
@@ -138,11 +147,18 @@ class _Maker:
     def _kernel(self, row: Row) -> Float[Tensor, "row demo"]:
         own = row.weights.gather(-1, self._places(row))
         if isinstance(self.kernel, Tensor):
-            return self.kernel[self.number].to(own).expand_as(own)
+            return self.kernel[self.number].to(own.device).double().expand(len(own), -1)
         if not isinstance(self.kernel, str):
-            made = self.kernel(self.number, own)
-            _check(made, tuple(own.shape), "what the kernel's function returns")
-            return made.to(own)
+            try:
+                made = self.kernel(self.number, own)
+            except Exception as error:
+                raise ResultError(
+                    "a kernel's function must take a prompt's number and the heads' own weights (head, demo), and return "
+                    f"weights of the same shape; for prompt {self.number} it raised {type(error).__name__}: {error}."
+                ) from error
+            some = own.sum(-1) > 0  # elsewhere there is nothing to share out
+            _check(made, tuple(own.shape), "what the kernel's function returns", some)
+            return made.to(own.device).double()
         return own if self.kernel == "own" else torch.ones_like(own)
 
     def given(self, row: Row, _option: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:

@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import Head, HeadRef, Reference
-from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.evidence.runner import BatchSize
+from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.interventions.patch import check_intervened
 from icl_kernel_lens.interventions.rows import exchanged
 from icl_kernel_lens.interventions.sweep import HeadSets, Sweep, run_sweep
@@ -34,7 +33,6 @@ def swap_values(
     heads: Sequence[Head] | None = None,
     against: Reference = "model",
     seed: int = 0,
-    batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> PatchEffects:
@@ -60,12 +58,16 @@ def swap_values(
     Raises: as `direct_logits` and `knock_out`; PromptError: all prompts show one demonstration set.
     """
     check_intervened(prompts, against)
+    if len(prompts.demo_set.unique()) < 2:
+        raise PromptError(
+            "a swap's effect is predicted from prompts of other demonstration sets; all of these show one. Draw them "
+            "with sets=2 or more, or without sets."
+        )
     folder = Path(checkpoint) if checkpoint is not None else None
     parts = direct_logits(
         model,
         prompts,
         toward=against,
-        batch_size=batch_size,
         checkpoint=folder / "direct" if folder else None,
         progress=progress,
     )
@@ -94,7 +96,6 @@ def swap_values(
         against=against,
         settings={"seed": seed},
         name="swapping values",
-        batch_size=batch_size,
         checkpoint=folder / "total" if folder else None,
         progress=progress,
     )
@@ -163,17 +164,16 @@ def _direct(
     parts: DirectLogits, pairs: Int[Tensor, "prompt 2"]
 ) -> tuple[Float[Tensor, "prompt layer head"], Float[Tensor, "prompt layer head"]]:
     """Direct changes and predicted ones."""
-    weights, reads = parts.weights, parts.demos / parts.weights
+    weights, reads = parts.weights, parts.read_outs
     same = (parts.demo_labels == parts.toward[:, None])[:, None, None].expand_as(reads)
     _, sets = parts.demo_set.unique(return_inverse=True)
 
     def others(which: Tensor) -> Float[Tensor, "prompt layer head"]:
         """The mean read-out of some labels in prompts of other sets."""
-        good = which & reads.isfinite()
         total = torch.zeros(int(sets.max()) + 1, *reads.shape[1:3]).double()
         count = total.clone()
-        total.index_add_(0, sets, (reads.nan_to_num(0, 0, 0) * good).sum(-1).double())
-        count.index_add_(0, sets, good.sum(-1).double())
+        total.index_add_(0, sets, (reads * which).sum(-1).double())
+        count.index_add_(0, sets, which.sum(-1).double())
         return ((total.sum(0) - total) / (count.sum(0) - count))[sets].float()
 
     index = pairs.clamp(min=0)[:, None, None].expand(-1, *weights.shape[1:3], -1)

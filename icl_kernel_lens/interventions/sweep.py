@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Head, HeadRef, Reference
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
+from icl_kernel_lens.evidence.read import check_finite
+from icl_kernel_lens.evidence.runner import run_prompts
 from icl_kernel_lens.interventions.measure import logit_difference, measures
-from icl_kernel_lens.interventions.patch import check_heads, check_intervened, in_place, run_info
+from icl_kernel_lens.interventions.patch import check_heads, check_intervened, in_place, is_head, run_info
 from icl_kernel_lens.interventions.routes import check_route
 from icl_kernel_lens.interventions.variants import (
     Changes,
     Row,
     RowChange,
     editable,
+    in_batches,
     keep,
     run_variants,
-    variants_at_once,
 )
 from icl_kernel_lens.models import probe
 from icl_kernel_lens.models.fast import Prefix
@@ -32,6 +34,13 @@ from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.results.patch_effects import Parts, PatchEffects
 
+LOST = {
+    "random_keys": "too few other keys to cut as many",
+    "equal_mass": "too little attention on other keys to cut as much",
+    "uniform": "the row is not a number",
+    "shuffled_kernel": "the row is not a number",
+}
+"""Why a control could not be run."""
 Heads = Sequence[Head | Sequence[Head]]
 Change = Callable[[Row, Int[Tensor, " row"]], Float[Tensor, "row key"]]
 """(rows, the option each of them takes) → what becomes of them."""
@@ -60,15 +69,18 @@ class HeadSets:
         if heads is not None and layers is not None:
             raise ResultError("give heads or layers, not both; heads may hold sets of heads.")
         if layers is not None:
+            if not isinstance(layers, Sequence) or not all(isinstance(layer, Integral) for layer in layers):
+                raise ResultError(f"layers must name whole numbers, such as [1, 2]; got {layers!r}.")
             heads = [[HeadRef(layer, head) for layer in layers for head in range(shape.heads)]]
         if heads is None:
             heads = [HeadRef(layer, head) for layer in there for head in range(shape.heads)]
-        if len(heads) == 0:
+        if not isinstance(heads, Sequence) or isinstance(heads, str) or len(heads) == 0:
             raise ResultError(
-                "heads must name at least one, as (layer, head), or a set of them; None means all."
+                "heads must be a sequence of heads, as (layer, head), or of sets of them; None means every head alone. "
+                f"Got {heads!r}."
             )
-        single = all(_is_head(entry) for entry in heads)
-        sets: list[list[Any]] = [[entry] if _is_head(entry) else list(entry) for entry in heads]
+        single = all(is_head(entry) for entry in heads)
+        sets: list[Any] = [[entry] if is_head(entry) else entry for entry in heads]
         masks = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
         for number, members in enumerate(sets):
             check_heads(lens, members)
@@ -80,10 +92,6 @@ class HeadSets:
             order = [i for _, i in sorted((tuple(h), i) for i, (h,) in enumerate(sets))]
             return cls("head", (), masks[order])
         return cls("set", tuple(_name(members, layers) for members in sets), masks)
-
-
-def _is_head(entry: Any) -> bool:
-    return len(entry) == 2 and all(isinstance(x, int) for x in entry)
 
 
 def _name(members: Sequence[Head], layers: Sequence[int] | None) -> str:
@@ -119,7 +127,6 @@ def run_sweep(
     against: Reference,
     settings: Mapping[str, Any],
     name: str,
-    batch_size: BatchSize,
     checkpoint: str | Path | None,
     progress: bool,
 ) -> PatchEffects:
@@ -137,22 +144,20 @@ def run_sweep(
         at, tokens = int(prompts.answer_pos[number]), prompts.tokens[number]
         queries = plan.begin(number)
         prefix = keep(lens, tokens, at, shared) if plan.alone else None
-        size = variants_at_once(lens, at + 1, prefix.end if prefix else 0)
-        base: Tensor | None = None
-        found: list[dict[str, Tensor]] = []
-        words, reference = prompts.label_tokens[number], -1
-        for first in range(0, len(variants) + 1, size):
-            # The first variant of all is unchanged.
-            part = torch.tensor([(-1, 0, 0), *variants][first : first + size])
-            which, option, kind = part.unbind(1)
+
+        def run(part: Sequence[tuple[int, int, int]]) -> Float[Tensor, "variant vocab"]:
+            which, option, kind = torch.tensor(list(part)).unbind(1)
             masks = sets.masks[which.clamp(min=0)] & (which >= 0)[:, None, None]
-            changed = _change(plan, kinds, option, kind)
-            rows = RowChange(masks, queries.expand(len(part), -1), changed)
-            logits = run_variants(lens, tokens, at, len(part), Changes(rows=rows), prefix)
-            if base is None:
-                base = logits[0]
-                reference = _reference(prompts, number, against, base)
-            found.append(measures(logits, base, words, reference))
+            rows = RowChange(masks, queries.expand(len(part), -1), _change(plan, kinds, option, kind))
+            return run_variants(lens, tokens, at, len(part), Changes(rows=rows), prefix)
+
+        # The first variant of all is unchanged.
+        every = [(-1, 0, 0), *variants]
+        logits = list(in_batches(lens, every, at + 1, prefix.end if prefix else 0, run))
+        base, words = logits[0][0], prompts.label_tokens[number]
+        check_finite(base[None].cpu(), torch.tensor([number]), lens)
+        reference = _reference(prompts, number, against, base)
+        found = [measures(out, base, words, reference) for out in logits]
         joined = {key: torch.cat([f[key] for f in found]) for key in found[0]}
         return (
             {key: values[1:] for key, values in joined.items()}
@@ -170,7 +175,7 @@ def run_sweep(
         step,
         name=name,
         settings={"what": plan.what, "sets": _digest(sets), "offsets": plan.offsets, **run_settings},
-        batch_size=batch_size,
+        batch_size=1,
         checkpoint=checkpoint,
         progress=progress,
         share=plan.alone,
@@ -234,10 +239,10 @@ def _result(
 
     difference = logit_difference(results["label_scores"], reference[:, None])
     own = difference[:, : len(cells)]
-    reasons = {f"nothing is left of a row ({plan.what})": int(own.isnan().sum())}
+    reasons = {f"nothing is left of a row (of {own.numel()} cells)": int(own.isnan().sum())}
     for number, kind in enumerate(kinds[1:], start=1):
         lost = difference[:, number * len(cells) : (number + 1) * len(cells)].isnan().sum()
-        reasons[f"{kind}: too few other keys, or too little mass on them"] = int(lost)
+        reasons[f"{kind}: {LOST[kind]} (of {own.numel()} cells)"] = int(lost)
     return PatchEffects(
         what=plan.what,
         title=plan.title,

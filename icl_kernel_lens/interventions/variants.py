@@ -13,10 +13,10 @@ Attention rows are changed in closed form, in float32: with A the row that the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -105,11 +105,11 @@ def keep(lens: Lens, tokens: Int[Tensor, " pos"], at: int, shared: Prefix | None
 
     Where a single token does not show its position bias (ALiBi), the one before the answer is run with it.
     """
-    end = at if probe(lens).not_alone is None else at - 1
-    if end < 1 or not answers_alone(lens, at + 1):
+    if not answers_alone(lens, at + 1):
         return None
-    start = shared.end if shared else 0
-    return read_prefix(lens, tokens[start:end], shared) if end > start else shared
+    least = 1 if probe(lens).not_alone is None else 2
+    end, start = at + 1 - least, shared.end if shared else 0
+    return read_prefix(lens, tokens[start:end], shared) if end - start >= least else shared
 
 
 def run_variants(
@@ -250,6 +250,30 @@ def _per_query_head(x: Float[Tensor, "kv_head key d_head"], heads: int) -> Float
     return x.repeat_interleave(heads // len(x), 0) if len(x) != heads else x
 
 
-def variants_at_once(lens: Lens, length: int, shared: int) -> int:
-    """How many variants of a prompt make one batch."""
-    return memory.prompts_at_once(lens, length, shared, fast=True)
+T = TypeVar("T")
+
+
+def in_batches(
+    lens: Lens,
+    variants: Sequence[T],
+    length: int,
+    shared: int,
+    run: Callable[[Sequence[T]], Float[Tensor, "variant vocab"]],
+) -> Iterator[Float[Tensor, "variant vocab"]]:
+    """Variants of one prompt in as many runs as memory asks for; a run that does not fit is halved."""
+    size = memory.prompts_at_once(lens, length, shared, fast=True)
+    first = 0
+    while first < len(variants):
+        try:
+            out = run(variants[first : first + size])
+        except RuntimeError as error:
+            if not memory.exhausted(error) or size == 1:
+                raise
+            out = None
+        if out is None:
+            # Outside of the handler, whose traceback would hold the tensors of the failed run.
+            memory.release()
+            size = (min(size, len(variants) - first) + 1) // 2
+            continue
+        yield out
+        first += size

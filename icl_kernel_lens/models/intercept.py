@@ -421,7 +421,7 @@ def hooks_everywhere() -> list[Any]:
     return [hook for kind in kinds for hook in getattr(nn.modules.module, kind, {}).values()]
 
 
-_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.")
+_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "icl_kernel_lens.")
 
 
 def _defined_in(hook: Any) -> str:

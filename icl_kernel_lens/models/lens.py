@@ -289,7 +289,9 @@ class _TransformerLensBase(ABC):
 
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
         graph = torch.set_grad_enabled(gradients)
-        with _alone(self.model), self._as_found(), evaluating(self.model), graph:
+        # Under autocast the model would be another one than the one that was probed.
+        cast = torch.autocast(self.device.type, enabled=False)
+        with _alone(self.model), self._as_found(), evaluating(self.model), graph, cast:
             handle = self.model.unembed.register_forward_pre_hook(keep_answer)
             try:
                 logits = self._forward(tokens.to(self.device), mask.to(self.device))

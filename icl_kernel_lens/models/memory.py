@@ -9,6 +9,8 @@ Halving on an out-of-memory error catches what the model misses, so it need not 
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from icl_kernel_lens.models.lens import Lens
@@ -58,3 +60,10 @@ def exhausted(error: RuntimeError) -> bool:
         return True
     text = str(error).lower()
     return any(sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory"))
+
+
+def release() -> None:
+    """Give back what a failed run left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -35,7 +35,8 @@ from icl_kernel_lens.models.lens import HookName, InterceptableLens, Lens
 PROBE_TOKENS = 13
 """Length of the longer of the two probing prompts; the other is two tokens shorter."""
 
-_reports: WeakKeyDictionary[object, ProbeReport] = WeakKeyDictionary()
+_reports: WeakKeyDictionary[object, tuple[list[str], ProbeReport]] = WeakKeyDictionary()
+"""With the hooks that were in place: with others, the model is another one."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,16 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def probe(lens: Lens) -> ProbeReport:
-    """Probe a model once; later calls return the first report.
+    """Probe a model once, and once more when hooks of the user's come or go; later calls return that report.
 
     Raises: ModelError: a hook did not fire, rows do not sum to one, or z is not A·V.
     """
     try:
-        if lens.model in _reports:
-            return _reports[lens.model]
+        hooks = lens.hooks_in_place() if isinstance(lens, InterceptableLens) else []
+        if lens.model in _reports and _reports[lens.model][0] == hooks:
+            return _reports[lens.model][1]
         report = _probe(lens)
-        _reports[lens.model] = report
+        _reports[lens.model] = hooks, report
     except TypeError:  # a model that cannot be weakly referenced is probed every time
         return _probe(lens)
     return report

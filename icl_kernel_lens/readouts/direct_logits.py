@@ -68,6 +68,8 @@ class DirectLogits:
     """The part of `heads` through each demonstration's first label token."""
     weights: Float[Tensor, "prompt layer head demo"]
     """The attention on these tokens, not renormalised."""
+    read_outs: Float[Tensor, "prompt layer head demo"]
+    """What the head would write if it read this token alone: ⟨J v W_O[h], δ_c⟩; `demos` is `weights` times it."""
     mlps: Float[Tensor, "prompt layer"]
     embedding: Float[Tensor, " prompt"]
     """Token and position embeddings, as the first layer gets them."""
@@ -204,6 +206,7 @@ _TENSORS = (
     "heads",
     "demos",
     "weights",
+    "read_outs",
     "mlps",
     "embedding",
     "attention_biases",
@@ -449,11 +452,11 @@ class _Pass:
             along = self.reader.post[layer].transposed(along)
         out = attn.W_O.to(q.device).float()
         toward = einsum(out, along, "head d_head width, prompt label width -> prompt head d_head label")
-        values = _values_at(blocks, label_pos, q.shape[1]) * weights[..., None]
+        values = _values_at(blocks, label_pos, q.shape[1])
         self.keep("weights", layer, weights)
         heads = einsum(z[rows, :, at].float(), toward, "p head d_head, p head d_head label -> p head label")
         self.keep("heads", layer, heads)
-        self.keep("demos", layer, einsum(values, toward, "p h demo d, p h d label -> p h demo label"))
+        self.keep("read_outs", layer, einsum(values, toward, "p h demo d, p h d label -> p h demo label"))
         bias = getattr(attn, "b_O", None)
         self.keep(
             "attention_biases",
@@ -528,7 +531,7 @@ class _Pass:
         picked = torch.arange(len(to)), to
         for layer, norm in reader.post.items():
             scale = self.post_scale[layer]
-            for name in ("heads", "demos", "attention_biases"):
+            for name in ("heads", "read_outs", "attention_biases"):
                 part = self.parts[name][layer]
                 self.parts[name][layer] = part / scale.to(part.device).reshape(-1, *[1] * (part.dim() - 1))
             self.parts["attention_biases"][layer] += self.direction(norm.beta.device) @ norm.beta
@@ -542,7 +545,9 @@ class _Pass:
 
         bias = contrast(reader.bias[self.which.to(reader.bias.device)], dim=1)
         bias = bias + self.delta @ reader.final.beta.to(self.delta.device)
-        found = {name: chosen(name) for name in ("heads", "demos", "mlps", "attention_biases")}
+        found = {name: chosen(name) for name in ("heads", "read_outs", "mlps", "attention_biases")}
+        weights = torch.stack([self.parts["weights"][at].cpu() for at in layers], 1)
+        found |= {"weights": weights, "demos": weights * found["read_outs"]}
         found["embedding"] = (self.parts["embedding"][0].cpu()[picked]) / sigma
         found["biases"] = bias.cpu()[picked]
         found["total"] = contrast(measured, dim=1)[picked]
@@ -558,8 +563,7 @@ class _Pass:
         found["residual"] = (parts.double().sum(1) - found["total"]).abs().float()
         largest = torch.maximum(parts.abs().amax(1), measured.abs().amax(1)).clamp(min=1e-12)
         self.check_sum(found["residual"] / largest)
-        weights = [self.parts["weights"][at].cpu() for at in layers]
-        return {**found, "weights": torch.stack(weights, 1), "toward": to}
+        return {**found, "toward": to}
 
     def check_sum(self, off: Float[Tensor, " batch"]) -> None:
         lens, limit = self.reader.lens, self.reader.final.limit

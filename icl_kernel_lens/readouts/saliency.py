@@ -384,7 +384,7 @@ def _flows(
     answer, labels = answer_pos.to(device), label_pos.to(device)
     k, v = layer.k.float(), layer.v.float()
     batch, heads, length, _ = k.shape
-    into = torch.zeros(batch, heads + 1, length, device=device)
+    into = torch.zeros(batch, heads + 1, length, dtype=torch.float32, device=device)
     """Σ_{k<q} I(q, k) of every query."""
     answer_row = torch.zeros_like(into)
     for start, end in _stretches(layer.q):

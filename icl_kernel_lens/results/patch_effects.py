@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -46,6 +46,12 @@ class Check:
         if len(a) < 3:
             return float("nan")
         return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+    @property
+    def ratio(self) -> float:
+        """Exact effects over estimates, by least squares over the cells: 1, the estimates have the right size."""
+        a, b = self.estimate.mean(0).double(), self.exact.mean(0).double()
+        return float((a @ b) / (a @ a)) if float(a @ a) > 0 else float("nan")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,8 +122,10 @@ class PatchEffects:
 
         Per cell and pointwise: the largest of many is larger than its interval says.
         """
-        if not 0 < level < 1:
-            raise ResultError(f"level must lie between 0 and 1; got {level}. For 95 %, pass 0.95.")
+        if not 0 < level < 1 or draws < 1:
+            raise ResultError(
+                f"level must lie between 0 and 1 (for 95 %: 0.95), and draws be at least 1; got {level} and {draws}."
+            )
         effect = self.effect(metric)
         low, high = cluster_bootstrap(effect.flatten(1), self.demo_set, level=level, draws=draws, seed=seed)
         return low.reshape(effect.shape[1:]), high.reshape(effect.shape[1:])
@@ -126,20 +134,25 @@ class PatchEffects:
         """mean(changed − base) / mean(source − base): the share of the whole difference that the cell carries.
 
         A ratio of means: ratios of single prompts explode where the two runs hardly differ.
-        Raises: ResultError: there is no source run, or the two runs do not differ in the mean.
+        First-order estimates are divided by the exact difference, and share their error (see `largest.ratio`).
+        Raises: ResultError: there is no source run, or the interval of the two runs' difference includes 0.
         """
         if self.source is None:
             raise ResultError(
                 f"a normalised effect needs a second run; {self.what} takes activations from the run itself. Use "
                 "mean() instead."
             )
-        whole = (self.source - self.base).mean()
-        spread = (self.source - self.base).abs().mean().clamp(min=1e-30)
-        if not whole.abs() > 1e-3 * spread:
+        difference = self.source - self.base
+        whole, size = difference.mean(), self.base.abs().mean()
+        low, high = (
+            float(edge) for edge in cluster_bootstrap(difference[:, None], self.demo_set, level=0.95)
+        )
+        if low <= 0 <= high or not whole.abs() > 1e-4 * size:
             raise ResultError(
                 f"the two runs must differ in the mean to divide by it; their logit differences differ by "
-                f"{float(whole):.2g} in the mean ({float(spread):.2g} in size): the corruption raises as many "
-                "prompts as it lowers. Use mean(), or a corruption that changes every label (map_labels)."
+                f"{float(whole):.2g} (95 % interval {low:.2g} to {high:.2g}): the corruption changes too little, or "
+                "raises as many prompts as it lowers. Use mean(), more prompts, or a corruption that changes every "
+                "label (map_labels)."
             )
         return self.mean() / whole
 
@@ -163,8 +176,11 @@ class PatchEffects:
 
     def accuracy(self, labels: Int[Tensor, " prompt"] | None) -> Float[Tensor, "layer part offset"]:
         """The share of prompts answered by these labels (`prompts.test_labels`) when changed."""
-        if labels is None:
-            raise ResultError("accuracy needs true labels; these prompts have none. Use flips().")
+        if labels is None or len(labels) != len(self.values):
+            raise ResultError(
+                "accuracy needs the true label of every prompt (prompts.test_labels); there are "
+                f"{0 if labels is None else len(labels)} for {len(self.values)} prompts. flips() needs none."
+            )
         answers = self.answers()
         right = (answers == labels[:, None, None, None]).float()
         return right.masked_fill(answers < 0, float("nan")).nanmean(0)
@@ -275,8 +291,7 @@ class PatchEffects:
                 sample=checks.get("sample"),
                 largest=checks.get("largest"),
             )
-            if loaded.values.shape[0] != len(loaded.base) or loaded.values.shape[3] != len(loaded.offsets):
-                raise ValueError(f"values have shape {tuple(loaded.values.shape)}")
+            _check_whole(loaded)
             return loaded
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise store.missing_field(path, "PatchEffects", error) from error
@@ -288,6 +303,10 @@ class PatchEffects:
         return effect_map(self)
 
     def __repr__(self) -> str:
+        return self.describe(5)
+
+    def describe(self, top: int) -> str:
+        """What was done, the largest effects, and what could not be run, as text."""
         prompts, layers, parts, _ = self.values.shape
         kinds = {"head": "heads", "kv_head": "key-value heads", "whole": "whole layers", "set": "sets"}
         lines = [
@@ -301,19 +320,49 @@ class PatchEffects:
                 else f"; of the run activations come from: {float(self.source.mean()):.3f}"
             ),
         ]
-        table = self.top(5)
+        table = self.top(top)
         if len(table):
             lines.append(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
         if self.sample is not None:
             lines.append(
                 f"  first-order estimates; against exact effects of {len(self.sample.cells)} random cells: "
-                f"correlation {self.sample.correlation:.3f}"
+                f"correlation {self.sample.correlation:.3f}, exact ÷ estimate {self.sample.ratio:.2f}"
+            )
+        if self.largest is not None:
+            lines.append(
+                f"  of the {len(self.largest.cells)} cells with the largest estimates: exact ÷ estimate "
+                f"{self.largest.ratio:.2f}"
             )
         lines += [f"  NaN: {why} ({count} cells)" for why, count in self.reasons.items()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(repr(self))}</pre>{self.figure()._repr_html_()}"
+
+
+def _check_whole(effects: PatchEffects) -> None:
+    """Every tensor has the shape that the others ask for."""
+    cells = tuple(effects.values.shape)
+    prompts, labels = effects.base_label_scores.shape
+    if effects.parts not in get_args(Parts) or len(cells) != 4 or cells[0] != prompts:
+        raise ValueError(f"values of {effects.parts!r} have shape {cells}")
+    if cells[3] != len(effects.offsets) or not all(isinstance(o, str) for o in effects.offsets):
+        raise ValueError(f"offsets are {effects.offsets!r}")
+    if effects.parts == "set" and len(effects.names) != cells[2]:
+        raise ValueError(f"{len(effects.names)} sets have names, and there are {cells[2]}")
+    wanted: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("label_scores", effects.label_scores, (*cells, labels)),
+        *((name, getattr(effects, name), (prompts,)) for name in ("base", "source", "reference", "demo_set")),
+        *((name, x, cells) for group in (effects.others, effects.controls) for name, x in group.items()),
+        *((name, x, (prompts,)) for name, x in effects.base_others.items()),
+    ]
+    for check in (effects.sample, effects.largest):
+        if check is not None:
+            size = (prompts, len(check.cells))
+            wanted += [("estimate", check.estimate, size), ("exact", check.exact, size)]
+    for name, tensor, shape in wanted:
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {shape}")
 
 
 _TENSORS = ("values", "base", "reference", "base_label_scores", "demo_set")

@@ -160,7 +160,7 @@ def test_too_few_other_keys_are_nan_with_a_reason():
     effects = knock_out(bridge_from_hf(hf_model("llama")), prompts, progress=False)
     assert effects.values.isfinite().all()
     assert effects.controls["random_keys"].isnan().all()
-    assert effects.reasons["random_keys: too few other keys, or too little mass on them"] == 12
+    assert effects.reasons["random_keys: too few other keys to cut as many (of 12 cells)"] == 12
     assert "too few other keys" in repr(effects)
 
 
@@ -203,11 +203,13 @@ def test_kernels_that_are_none_are_refused(tiny):
     prompts = uneven_prompts(count=2)
     good = torch.ones(2, prompts.demos)
     for kernel, reason in (
-        (good[:, :2], "must be floating-point weights of shape"),
+        (good[:, :2], "floating-point weights of shape"),
         (-good, "at least 0"),
         (good * 0, "not 0 for all"),
         (good * torch.nan, "finite"),
         (lambda number, own: own[:, :1], "what the kernel's function returns"),
+        (lambda number, own: own.tolist(), "it is list"),
+        (lambda own: own, "must take a prompt's number.*it raised TypeError"),
     ):
         with pytest.raises(ResultError, match=reason):
             substitute_kernel(model, prompts, kernel, progress=False)
@@ -367,3 +369,133 @@ def test_the_bundled_models_answer_goes_through_two_heads(mini):
     assert 0.4 < accuracy[0] < 0.6
     assert accuracy[1] > before - 0.06
     assert accuracy[2] > before - 0.02
+
+
+def windowed():
+    """A model whose heads see twelve tokens back."""
+    import transformers
+
+    from icl_kernel_lens.models import bridge_from_hf
+
+    config = transformers.MistralConfig(
+        vocab_size=89,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        sliding_window=12,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for parameter in hf.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return bridge_from_hf(hf)
+
+
+def test_what_a_head_cannot_see_is_not_cut_instead():
+    """Random keys are drawn from the window, so that cutting them is a change at all."""
+    from icl_kernel_lens import PromptSet, knock_out, substitute_kernel
+
+    model = windowed()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(40, 80, (6, 41), generator=generator)
+    label_pos, labels = torch.tensor([[34, 36, 38]] * 6), torch.tensor([[0, 1, 0]] * 6)
+    words = torch.tensor([10, 20])
+    prompts = PromptSet.from_tokens(tokens.scatter(1, label_pos, words[labels]), label_pos, labels, words)
+    effects = knock_out(model, prompts, progress=False)
+    control = effects.controls["random_keys"] - effects.base[:, None, None, None]
+    assert (control.abs() > 1e-6).all()
+    # Labels outside the window of every head: nothing to share out, and nothing changed.
+    far = PromptSet.from_tokens(
+        tokens.scatter(1, label_pos - 30, words[labels]), label_pos - 30, labels, words
+    )
+    same = substitute_kernel(model, far, "own", progress=False)
+    assert same.effect().abs().max() < 1e-5
+    power = substitute_kernel(model, far, lambda number, own: own**2, progress=False, controls=False)
+    assert power.values.isfinite().all()
+
+
+def test_a_kernel_of_tiny_weights_is_the_same_kernel(tiny):
+    """Of which only the ratios count, far below what float32 holds."""
+    from icl_kernel_lens import substitute_kernel
+
+    model, _ = tiny("llama", "bridge")
+    prompts = uneven_prompts(count=3)
+    kernel = torch.rand(3, prompts.demos, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one, two = (
+        substitute_kernel(model, prompts, kernel * size, progress=False).values for size in (1.0, 1e-60)
+    )
+    torch.testing.assert_close(one, two)
+
+
+def test_undefined_logits_and_single_sets_are_refused(tiny):
+    from icl_kernel_lens import knock_out, swap_values
+    from icl_kernel_lens.errors import ModelError, PromptError
+    from icl_kernel_lens.models import bridge_from_hf
+
+    model = bridge_from_hf(hf_model("llama"))
+    prompts = uneven_prompts(count=3)
+    knock_out(model, prompts, progress=False, heads=[(0, 0)])
+    with torch.no_grad():
+        model.original_model.model.embed_tokens.weight[prompts.tokens[1, 3]] = torch.nan
+    with pytest.raises(ModelError, match="logits must be finite"):
+        knock_out(model, prompts, progress=False)
+    with pytest.raises(PromptError, match="all of these show one"):
+        swap_values(
+            tiny("llama", "bridge")[0], shared_prompts(sets=1, tests=2).select([0, 1]), progress=False
+        )
+
+
+def test_other_true_labels_are_another_run(tiny, tmp_path):
+    from dataclasses import replace
+
+    from icl_kernel_lens import knock_out
+    from icl_kernel_lens.errors import RunError
+
+    model, _ = tiny("llama", "bridge")
+    prompts = uneven_prompts(count=3)
+    options = {"against": "truth", "checkpoint": tmp_path, "progress": False}
+    knock_out(model, prompts, **options)
+    with pytest.raises(RunError, match="other prompts"):
+        knock_out(model, replace(prompts, test_labels=(prompts.test_labels + 1) % 3), **options)
+
+
+def test_short_prompts_of_an_alibi_model(tiny):
+    """Two tokens before the answer: too few to run apart, and no reason to fail."""
+    from icl_kernel_lens import PromptSet, knock_out
+
+    model, _ = tiny("bloom", "bridge")
+    prompts = PromptSet.from_tokens(
+        torch.tensor([[5, 10, 7]]), torch.tensor([[1]]), torch.tensor([[0]]), torch.tensor([10, 20])
+    )
+    plain = Plain("bloom", hf_model("bloom"))
+    found = knock_out(model, prompts, heads=[(1, 1)], controls=False, progress=False)
+    logits = rows_changed(plain, prompts.tokens[0], {1: [(1, 2, without([1], renormalise=True))]})[2]
+    torch.testing.assert_close(found.label_scores[0, 1, 1, 0], logits[[10, 20]], atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_that_does_not_fit_is_halved(tiny, monkeypatch):
+    """Variants of one prompt in ever smaller runs, and the same numbers."""
+    from icl_kernel_lens import knock_out
+    from icl_kernel_lens.interventions import sweep
+
+    model, _ = tiny("llama", "bridge")
+    prompts, sizes, run = uneven_prompts(count=1), [], sweep.run_variants
+    expected = knock_out(model, prompts, progress=False)
+
+    def scarce(lens, tokens, at, count, *rest):
+        sizes.append(count)
+        if count > 7:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return run(lens, tokens, at, count, *rest)
+
+    monkeypatch.setattr(sweep, "run_variants", scarce)
+    found = knock_out(model, prompts, progress=False)
+    torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=1e-5)
+    assert sizes[0] == 37
+    assert sum(size for size in sizes if size <= 7) == 37

@@ -339,7 +339,7 @@ def test_batches_sharing_and_checkpoints_change_nothing(tiny, what, kind, tmp_pa
     assert torch.equal(again.values, whole.values)
     with monkeypatch.context() as patched:
         patched.setattr(memory, "CPU_BYTES", 1)  # one variant at a time
-        single = patch_labels(model, batch_size=1, **options)
+        single = patch_labels(model, **options)
     torch.testing.assert_close(single.values, whole.values, atol=1e-5, rtol=1e-5)
     with monkeypatch.context() as patched:
         for module in (variants, patch, sweep):
@@ -438,6 +438,17 @@ def test_what_cannot_be_compared_is_refused(tiny):
         ({"clean": blind, "corrupted": corrupted, "against": "truth"}, PromptError, "needs true labels"),
         ({"clean": clean, "corrupted": corrupted, "heads": [(3, 0)]}, ResultError, "L3H0 is not"),
         ({"clean": clean, "corrupted": corrupted, "heads": []}, ResultError, "at least one"),
+        (
+            {"clean": clean, "corrupted": corrupted, "what": "key", "part": "values"},
+            ResultError,
+            "Leave part out",
+        ),
+        (
+            {"clean": clean, "corrupted": corrupted, "what": "residual", "heads": [(0, 1)]},
+            ResultError,
+            "whole layer",
+        ),
+        ({"clean": clean, "corrupted": corrupted, "offsets": (0, 0)}, PromptError, "named once"),
         ({"clean": clean, "corrupted": corrupted, "at": "answer"}, ResultError, 'leave out at="answer"'),
     ):
         with pytest.raises(error, match=reason):

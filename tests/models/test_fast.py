@@ -20,7 +20,7 @@ def plainly(model, prompts, monkeypatch, **options):
     report = replace(probe(as_lens(model)), not_fast="the test says so", not_shared="the test says so")
     with monkeypatch.context() as patch:
         module = __import__("icl_kernel_lens.models.probe", fromlist=["_reports"])
-        patch.setitem(module._reports, model, report)
+        patch.setitem(module._reports, model, (as_lens(model).hooks_in_place(), report))
         assert probe_function(as_lens(model)).not_fast
         return read(model, prompts, progress=False, **options)
 

@@ -291,7 +291,8 @@ def test_refusals(tiny, monkeypatch):
         direct_logits(model, replace(prompts, score_on="sequence"), progress=False)
     module = __import__("icl_kernel_lens.models.probe", fromlist=["_reports"])
     with monkeypatch.context() as patch:
-        patch.setitem(module._reports, model, replace(probe(as_lens(model)), not_fast="the test says so"))
+        report = replace(probe(as_lens(model)), not_fast="the test says so")
+        patch.setitem(module._reports, model, (as_lens(model).hooks_in_place(), report))
         with pytest.raises(ModelError, match="must be taken over exactly.*the test says so"):
             direct_logits(model, prompts, progress=False)
 

@@ -210,7 +210,8 @@ def test_refusals(monkeypatch):
         saliency(model, bare, progress=False)
     module = __import__("icl_kernel_lens.models.probe", fromlist=["_reports"])
     with monkeypatch.context() as patch:
-        patch.setitem(module._reports, model, replace(probe(as_lens(model)), not_fast="the test says so"))
+        report = replace(probe(as_lens(model)), not_fast="the test says so")
+        patch.setitem(module._reports, model, (as_lens(model).hooks_in_place(), report))
         with pytest.raises(ModelError, match="must be taken over exactly.*the test says so"):
             saliency(model, prompts, progress=False)
     with pytest.raises(ModelError, match="in float16.*small ones do"):

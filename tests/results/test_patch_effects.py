@@ -68,16 +68,19 @@ def test_summaries(effects):
 def test_normalised_is_a_ratio_of_means(effects):
     from icl_kernel_lens.errors import ResultError
 
-    found, _ = effects
+    found, prompts = effects
+    with pytest.raises(ResultError, match="there are 3 for 12 prompts"):
+        found.accuracy(prompts.test_labels[:3])
     with pytest.raises(ResultError, match="needs a second run"):
         found.normalised()
-    source = torch.linspace(-3, 5, 12)
+    source = found.base + torch.linspace(3, 5, 12)
     patched = replace(found, source=source)
     expected = (found.values.mean(0) - found.base.mean()) / (source.mean() - found.base.mean())
     torch.testing.assert_close(patched.normalised(), expected, atol=1e-5, rtol=1e-4)
-    gap = torch.tensor([1.0, -1.0] * 6)
-    with pytest.raises(ResultError, match="must differ in the mean"):
-        replace(found, source=found.base + gap).normalised()
+    gap = torch.tensor([1.0, -1.2] * 6)
+    for nothing in (gap, 0 * gap, 1e-6 + 0 * gap):
+        with pytest.raises(ResultError, match="must differ in the mean"):
+            replace(found, source=found.base + nothing).normalised()
 
 
 def test_saved_and_loaded(effects, tmp_path, mini):
@@ -110,10 +113,17 @@ def test_saved_and_loaded(effects, tmp_path, mini):
     assert back.sample.correlation == pytest.approx(estimated.sample.correlation)
     assert torch.equal(back.source, estimated.source)
     tensors, meta = store.read(tmp_path / "effects.safetensors", "PatchEffects")
-    del tensors["base"]
-    store.write(tmp_path / "broken.safetensors", "PatchEffects", tensors, meta)
-    with pytest.raises(LoadError, match="does not hold a whole PatchEffects"):
-        PatchEffects.load(tmp_path / "broken.safetensors")
+    damages = [{"parts": "foo"}, {"offsets": ["0", "1"]}, {"offsets": [0]}]
+    broken = [({**tensors}, meta | damage) for damage in damages]
+    broken += [({k: v for k, v in tensors.items() if k != "base"}, meta)]
+    broken += [
+        (tensors | {name: tensors[name][:-1]}, meta)
+        for name in ("label_scores", "others.kl", "controls.random_keys", "demo_set", "base")
+    ]
+    for parts, words in broken:
+        store.write(tmp_path / "broken.safetensors", "PatchEffects", parts, words)
+        with pytest.raises(LoadError, match="does not hold a whole PatchEffects"):
+            PatchEffects.load(tmp_path / "broken.safetensors")
     assert prompts is not None
 
 
@@ -133,6 +143,7 @@ def test_figures_of_heads_layers_and_sets(effects, mini, tmp_path):
         "heads": found,
         "layers": patch_labels(mini, what="residual", offsets=(-1, 0), **options),
         "offsets": patch_labels(mini, offsets=(-1, 0), heads=[(2, 1)], **options),
+        "demonstrations": patch_labels(mini, offsets=(-2, -1, 0, 1, 2, 3, 4), **options),
         "sets": knock_out(mini, prompts, heads=[[(2, 1), (2, 3)]], progress=False),
     }
     for name, effect in drawn.items():
@@ -141,6 +152,5 @@ def test_figures_of_heads_layers_and_sets(effects, mini, tmp_path):
         assert effect.what in figure.title
         assert "<img" in effect._repr_html_()
     spec = drawn["offsets"].figure().spec()
-    cells = [d for c in spec["hconcat"] for d in c["data"]["values"]] if "hconcat" in spec else []
-    cells = cells or [d for r in spec["vconcat"] for c in r["hconcat"] for d in c["data"]["values"]]
+    cells = [d for row in spec["vconcat"] for chart in row["concat"] for d in chart["data"]["values"]]
     assert sum(cell["effect"] is None for cell in cells) == 2 * 11
