@@ -41,6 +41,7 @@ from icl_kernel_lens.interventions.variants import (
     in_batches,
     keep,
     look_at,
+    own_tokens,
     run_variants,
 )
 from icl_kernel_lens.models import probe
@@ -363,7 +364,7 @@ class _Plan:
         progress: bool,
     ) -> PatchEffects:
         """Exact effects of some cells; NaN elsewhere."""
-        kept = _Kept(lens)
+        kept = _Kept(lens, self.base)
 
         def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
             found = [self._one(lens, number, shared, kept, cells, direct) for number in numbers]
@@ -393,7 +394,7 @@ class _Plan:
     ) -> dict[str, Tensor]:
         at = int(self.base.answer_pos[number])
         tokens, source = self.base.tokens[number], self.source.tokens[number]
-        prefix = kept.base = keep(lens, tokens, at, shared) if self.alone else None
+        prefix = keep(lens, tokens, at, shared, kept.own) if self.alone else None
         seen = self.look(lens, number, kept.source(source, at, shared) if self.alone else None)
         positions = self.positions[number]
         start = prefix.end if prefix else 0
@@ -570,21 +571,21 @@ def in_place(
 class _Kept:
     """The source prompts' shared beginning, run once for all prompts that have it."""
 
-    def __init__(self, lens: InterceptableLens) -> None:
+    def __init__(self, lens: InterceptableLens, prompts: PromptSet) -> None:
         self.lens = lens
+        self.own = own_tokens(lens, int(prompts.lengths.max()))
         self.tokens: Tensor | None = None
         self.prefix: Prefix | None = None
-        self.base: Prefix | None = None
 
     def source(self, tokens: Int[Tensor, " pos"], at: int, shared: Prefix | None) -> Prefix | None:
         """Keys and values of a source prompt up to its answer."""
         if shared is None:
-            return keep(self.lens, tokens, at, None)
+            return keep(self.lens, tokens, at, None, self.own)
         beginning = tokens[: shared.end]
         if self.tokens is None or not torch.equal(self.tokens, beginning):
             self.prefix = None  # before the next one is made
             self.tokens, self.prefix = beginning, read_prefix(self.lens, beginning)
-        return keep(self.lens, tokens, at, self.prefix)
+        return keep(self.lens, tokens, at, self.prefix, self.own)
 
 
 def _direct(
@@ -634,7 +635,7 @@ def _attribution(
     progress: bool,
 ) -> PatchEffects:
     """First-order estimates of every cell, and exact effects of some."""
-    kept = _Kept(lens)
+    kept = _Kept(lens, plan.base)
 
     if any(p.is_inference() for p in getattr(lens.model, "parameters", list)()):
         raise ModelError(
@@ -702,7 +703,7 @@ def _estimates(
     """⟨a(source) − a(base), ∂m/∂a⟩ of every cell of one prompt."""
     at = int(plan.base.answer_pos[number])
     tokens, source = plan.base.tokens[number], plan.source.tokens[number]
-    prefix = keep(lens, tokens, at, shared) if plan.alone else None
+    prefix = keep(lens, tokens, at, shared, kept.own) if plan.alone else None
     seen = plan.look(lens, number, kept.source(source, at, shared) if plan.alone else None)
     start = prefix.end if prefix else 0
     edge = plan.what == "attention_edge"

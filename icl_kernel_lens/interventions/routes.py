@@ -34,6 +34,7 @@ from icl_kernel_lens.interventions.variants import (
     editable,
     keep,
     look_at,
+    own_tokens,
     run_variants,
 )
 from icl_kernel_lens.models import probe
@@ -116,7 +117,8 @@ def _measured(lens: InterceptableLens, name: str) -> Route:
     tokens = torch.randint(lens.shape.vocab, (2, length), generator=generator)
     at = length - 1
     bench = _Bench(lens, tokens, at)
-    kept = keep(lens, tokens[0], at, None) if name in ("attention_edge", "attention_rows") else None
+    own = own_tokens(lens, length) if name in ("attention_edge", "attention_rows") else None
+    kept = keep(lens, tokens[0], at, None, own)
     way, residual = WHOLE, bench.residual(name, None)
     if kept is not None:
         way, residual = ALONE, max(residual, bench.residual(name, kept))

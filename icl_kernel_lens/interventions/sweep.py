@@ -26,6 +26,7 @@ from icl_kernel_lens.interventions.variants import (
     editable,
     in_batches,
     keep,
+    own_tokens,
     run_variants,
 )
 from icl_kernel_lens.models import probe
@@ -140,10 +141,12 @@ def run_sweep(
     variants = [(s, o, k) for k in range(len(kinds)) for s in range(len(sets.masks)) for o in range(options)]
     run_settings = {"against": against, **{key: str(value) for key, value in settings.items()}}
 
+    own = own_tokens(lens, int(prompts.lengths.max()))
+
     def one(number: int, shared: Prefix | None) -> dict[str, Tensor]:
         at, tokens = int(prompts.answer_pos[number]), prompts.tokens[number]
         queries = plan.begin(number)
-        prefix = keep(lens, tokens, at, shared) if plan.alone else None
+        prefix = keep(lens, tokens, at, shared, own) if plan.alone else None
 
         def run(part: Sequence[tuple[int, int, int]]) -> Float[Tensor, "variant vocab"]:
             which, option, kind = torch.tensor(list(part)).unbind(1)

@@ -89,27 +89,28 @@ def editable(model: Any) -> InterceptableLens:
     )
 
 
-def answers_alone(lens: Lens, length: int) -> bool:
-    """Whether the answer position can be run on its own, behind kept keys and values.
+def own_tokens(lens: Lens, longest: int) -> int | None:
+    """How many of the last tokens of prompts must be run together, behind kept keys and values; None: all.
 
-    Not with hooks of the user's on the model: they may mean a position of the whole prompt.
+    One, but where a single token does not show its position bias (ALiBi), two. All with hooks of the user's on the model:
+    they may mean a position of the whole prompt; and where tokens are placed by the prompt's length.
     """
-    limit = lens.shape.by_length
-    if probe(lens).not_shared is not None or (limit is not None and length >= limit):
-        return False
-    return isinstance(lens, InterceptableLens) and not lens.hooks_in_place()
-
-
-def keep(lens: Lens, tokens: Int[Tensor, " pos"], at: int, shared: Prefix | None) -> Prefix | None:
-    """Keys and values of all tokens before the answer; None where they cannot be run apart.
-
-    Where a single token does not show its position bias (ALiBi), the one before the answer is run with it.
-    """
-    if not answers_alone(lens, at + 1):
+    report, limit = probe(lens), lens.shape.by_length
+    if report.not_shared is not None or (limit is not None and longest >= limit):
         return None
-    least = 1 if probe(lens).not_alone is None else 2
-    end, start = at + 1 - least, shared.end if shared else 0
-    return read_prefix(lens, tokens[start:end], shared) if end - start >= least else shared
+    if not isinstance(lens, InterceptableLens) or lens.hooks_in_place():
+        return None
+    return 1 if report.not_alone is None else 2
+
+
+def keep(
+    lens: Lens, tokens: Int[Tensor, " pos"], at: int, shared: Prefix | None, own: int | None
+) -> Prefix | None:
+    """Keys and values of all tokens before the last `own` up to the answer; None where they are not run apart."""
+    if own is None:
+        return None
+    end, start = at + 1 - own, shared.end if shared else 0
+    return read_prefix(lens, tokens[start:end], shared) if end - start >= own else shared
 
 
 def run_variants(

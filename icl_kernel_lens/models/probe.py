@@ -36,7 +36,7 @@ PROBE_TOKENS = 13
 """Length of the longer of the two probing prompts; the other is two tokens shorter."""
 
 _reports: WeakKeyDictionary[object, tuple[list[str], ProbeReport]] = WeakKeyDictionary()
-"""With the hooks that were in place: with others, the model is another one."""
+"""With the user's hooks that were in place: what is found under some is not kept for when they are gone."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,13 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def probe(lens: Lens) -> ProbeReport:
-    """Probe a model once, and once more when hooks of the user's come or go; later calls return that report.
+    """Probe a model once; later calls return that report, unless it was made under hooks that are gone.
 
     Raises: ModelError: a hook did not fire, rows do not sum to one, or z is not A·V.
     """
     try:
+        if lens.model in _reports and not _reports[lens.model][0]:
+            return _reports[lens.model][1]
         hooks = lens.hooks_in_place() if isinstance(lens, InterceptableLens) else []
         if lens.model in _reports and _reports[lens.model][0] == hooks:
             return _reports[lens.model][1]

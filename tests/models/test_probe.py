@@ -203,3 +203,18 @@ def test_values_stored_otherwise_are_refused():
     hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with pytest.raises(ModelError, match=r"values must be|z must be|hook_v"):
         probe(as_lens(bridge_from_hf(hf)))
+
+
+def test_what_is_found_under_a_hook_is_not_kept():
+    """A refusal because of a hook ends with the hook; hooks added after the probe change nothing."""
+    from icl_kernel_lens.models import as_lens, probe
+
+    lens = fresh("llama")
+    lens.model.blocks[0].attn.hook_pattern.add_hook(lambda pattern, hook: pattern)
+    assert "hook_pattern has a hook" in str(probe(lens).not_fast)
+    assert probe(as_lens(lens.model)) is probe(lens)
+    lens.model.blocks[0].attn.hook_pattern.remove_hooks()
+    report = probe(lens)
+    assert report.not_fast is None
+    lens.model.blocks[0].attn.hook_z.add_hook(lambda z, hook: z[:, :1])
+    assert probe(lens) is report
