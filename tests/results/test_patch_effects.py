@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import shared_prompts
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +83,10 @@ def test_normalised_is_a_ratio_of_means(effects):
 
 
 def test_saved_and_loaded(effects, tmp_path, mini):
-    from icl_kernel_lens import PatchEffects, patch_labels
+    from icl_kernel_lens import PatchEffects, knock_out, patch_labels
     from icl_kernel_lens.errors import LoadError
     from icl_kernel_lens.results import store
 
-    prompts = shared_prompts(sets=1, tests=1)
     found, _ = effects
     back = PatchEffects.load(found.save(tmp_path / "effects.safetensors"))
     assert repr(back) == repr(found)
@@ -124,7 +122,12 @@ def test_saved_and_loaded(effects, tmp_path, mini):
         store.write(tmp_path / "broken.safetensors", "PatchEffects", parts, words)
         with pytest.raises(LoadError, match="does not hold a whole PatchEffects"):
             PatchEffects.load(tmp_path / "broken.safetensors")
-    assert prompts is not None
+    sets = knock_out(mini, effects[1], heads=[[(2, 1), (2, 3)]], progress=False)
+    tensors, meta = store.read(sets.save(tmp_path / "sets.safetensors"), "PatchEffects")
+    assert PatchEffects.load(tmp_path / "sets.safetensors").names == ("L2H1 L2H3",)
+    store.write(tmp_path / "broken.safetensors", "PatchEffects", tensors, meta | {"names": []})
+    with pytest.raises(LoadError, match="0 sets have names, and there are 1"):
+        PatchEffects.load(tmp_path / "broken.safetensors")
 
 
 def test_figures_of_heads_layers_and_sets(effects, mini, tmp_path):
