@@ -211,9 +211,8 @@ def test_patch_writes_effects_that_show_reads(tmp_path, capsys, monkeypatch):
         if len(steps) == 3:
             raise KeyboardInterrupt
         steps.append(numbers)
-        return halving(lens, step, [*numbers][:1], prefix)
+        return halving(lens, step, numbers, prefix)
 
-    monkeypatch.setattr("icl_kernel_lens.models.memory.LARGEST_BATCH", 1)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "_halving", interrupted)
         assert main(arguments) == 130

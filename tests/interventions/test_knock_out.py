@@ -357,7 +357,7 @@ def test_the_bundled_models_answer_goes_through_two_heads(mini):
     """Their edges cut, accuracy is that of all edges cut; those of the ten others, it hardly moves."""
     from icl_kernel_lens import knock_out, load_task
 
-    prompts = load_task("topics").prompts(mini, demos=16, count=200, seed=1)
+    prompts = load_task("topics").prompts(mini, demos=16, count=120, seed=1)
     kernel = [(2, 1), (2, 3)]
     every = [(layer, head) for layer in range(3) for head in range(4)]
     rest = [head for head in every if head not in kernel]

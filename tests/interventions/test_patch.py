@@ -492,6 +492,7 @@ def test_metrics_are_of_the_clean_answer_and_of_every_token(tiny, what, directio
         direction=direction,
         against=against,
         offsets=(0,),
+        heads=[(1, 2)],
         progress=False,
     )
     plain = Plain("gpt_neox", hf_model("gpt_neox"))
@@ -528,11 +529,12 @@ def test_metrics_are_of_the_clean_answer_and_of_every_token(tiny, what, directio
     )
     p, q = runs[base][i].log_softmax(-1), logits.log_softmax(-1)
     torch.testing.assert_close(found.others["kl"][cell], (p.exp() * (p - q)).sum(), atol=1e-6, rtol=1e-4)
-    cut = knock_out(model, clean, against=against, progress=False, controls=False)
+    options = {"against": against, "progress": False, "controls": False}
+    cut = knock_out(model, clean, heads=[(0, 1), (2, 3)], **options)
     assert torch.equal(cut.reference, reference)
     expected = torch.stack([difference(x, i) for i, x in enumerate(runs["clean"])])
     torch.testing.assert_close(cut.base, expected, atol=1e-5, rtol=1e-5)
-    turned = knock_out(model, clean, heads=[(2, 3), (0, 1)], against=against, progress=False, controls=False)
+    turned = knock_out(model, clean, heads=[(2, 3), (0, 1)], **options)
     for layer, head in ((2, 3), (0, 1)):
         torch.testing.assert_close(turned.values[:, layer, head], cut.values[:, layer, head])
 
