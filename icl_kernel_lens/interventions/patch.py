@@ -549,6 +549,7 @@ class _Plan:
 
 
 def run_info(lens: InterceptableLens, prompts: PromptSet, how: str) -> RunInfo:
+    """Where effects came from; `how` says what was shared."""
     return RunInfo.of(lens, prompts.info, prompts.score_on, reading=how)
 
 

@@ -273,6 +273,7 @@ def _refuse_equal_beginnings(
 
 
 def check_tokenizer(lens: Lens) -> Any:
+    """The tokenizer of a model; refuses none, and one without character offsets."""
     tokenizer = lens.tokenizer
     if tokenizer is None:
         raise PromptError(
