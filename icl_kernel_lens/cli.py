@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -16,6 +17,13 @@ from icl_kernel_lens.axes import Pooling, Reference
 from icl_kernel_lens.errors import LensError, ResultError
 from icl_kernel_lens.interventions.knock_out import Edges
 from icl_kernel_lens.interventions.patch import Direction, Method, What
+from icl_kernel_lens.results.head_ranking import Criteria
+
+if TYPE_CHECKING:
+    from icl_kernel_lens.evidence.processes import Processes
+    from icl_kernel_lens.prompts import PromptSet
+    from icl_kernel_lens.tasks import Task
+    from icl_kernel_lens.worlds.topics import TopicsTask
 
 EVIDENCE, VOTE, SPAN_VOTE, ACCURACY = (
     "evidence.safetensors",
@@ -32,32 +40,110 @@ PATCH_TABLE, KNOCK_OUT_TABLE = "patch_labels.csv", "knock_out.csv"
 EFFECT_MAPS = ("patch_labels.png", "patch_labels.svg", "knock_out.png", "knock_out.svg")
 PATCH_WRITTEN = (PATCHED, KNOCKED_OUT, PATCH_TABLE, KNOCK_OUT_TABLE, *EFFECT_MAPS)
 """Every file a patching run may leave in its folder."""
+RANKING, CURVES = "ranking.safetensors", "curves.safetensors"
+CURVES_TABLE = "curves.csv"
+RANKING_FIGURES, CURVES_FIGURES = ("ranking.png", "ranking.svg"), ("curves.png", "curves.svg")
+LOCATE_WRITTEN = (
+    EVIDENCE, RANKING, TABLE, *RANKING_FIGURES, CURVES, CURVES_TABLE, *CURVES_FIGURES, REPORT,
+)  # fmt: skip
+"""Every file a locating run may leave in its folder."""
 UNFINISHED = "unfinished"
 """Folder inside it for a run that has not ended; what an interrupted run had finished stays here."""
 FINISHED = "finished"
 """Folder inside that one for the checkpoints."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """What every command that runs a model needs: the model, the task, and prompts of the one for the other.
+
+    Args:
+        model: "mini" (bundled), a local folder in Hugging Face format, or a name on the Hugging Face Hub.
+        task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news. Of a
+            single file, half of the rows feed the demonstrations and half are test inputs; NAME.train.jsonl
+            brings NAME.test.jsonl along.
+        demos: Demonstrations in each prompt.
+        prompts: How many prompts, each with its own test input.
+        sets: Share this many demonstration sets evenly among the prompts; default: fresh for each prompt.
+        balanced: Show every class equally often (to within one).
+        seed: Seed of the prompts and of all else that is drawn; the same seed gives the same prompts everywhere.
+        prepend_bos: True or False to force a beginning-of-sequence token; default: what the tokenizer does.
+        template: How a demonstration is written, for example "Review: {text}\\nSentiment: {label}".
+        label_words: One word per class, in the order of the classes.
+        text_fields: Columns of a task file that hold the text (or two texts); default: text (and text2).
+        label_field: Column of a task file that holds the label.
+        backend: TransformerLens class; auto takes HookedTransformer where it equals Hugging Face.
+        device: Such as cpu, cuda, or auto (a model over all GPUs); default: cuda where there is one.
+        dtype: Default: as stored.
+    """
+
+    model: str = "mini"
+    task: str = "topics"
+    demos: int = 16
+    prompts: int = 200
+    sets: int | None = None
+    balanced: bool = False
+    seed: int = 0
+    prepend_bos: Annotated[bool | None, tyro.conf.FlagConversionOff] = None
+    template: str | None = None
+    label_words: tuple[str, ...] = ()
+    text_fields: tuple[str, ...] = ()
+    label_field: str = "label"
+    backend: Literal["auto", "hooked", "bridge"] = "auto"
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+    def check(self) -> None:
+        """What can be refused before anything is loaded."""
+        if self.demos < 1:
+            raise ResultError(f"a vote needs demonstrations; --demos must be at least 1, got {self.demos}.")
+
+    def load(self, group: Processes) -> tuple[Any, Task | TopicsTask]:
+        """The model, on this process's own device where there are several, and the task."""
+        import torch
+
+        from icl_kernel_lens.models import load_model, load_record
+        from icl_kernel_lens.tasks import load_task
+
+        say = print if group.first else _silent
+        task = load_task(
+            self.task,
+            template=self.template.replace("\\n", "\n") if self.template else None,
+            label_words=self.label_words or None,
+            text_fields=self.text_fields or None,
+            label_field=self.label_field,
+        )
+        device = str(group.device) if self.device is None and group.size > 1 else self.device
+        dtype = getattr(torch, self.dtype) if self.dtype else None
+        model = load_model(self.model, device, dtype, self.backend)
+        record = load_record(model)
+        say(task)
+        say(f"{self.model}: {type(model).__name__}, because {record.why if record else 'it was given'}.")
+        return model, task
+
+    def draw(self, model: Any, task: Task | TopicsTask, **more: Any) -> PromptSet:
+        """Prompts of the task for the model; `more` (the seed, for example) comes before what is here."""
+        options = {
+            "demos": self.demos,
+            "count": self.prompts,
+            "seed": self.seed,
+            "sets": self.sets,
+            "balanced": self.balanced,
+            "prepend_bos": self.prepend_bos,
+        }
+        return task.prompts(model, **(options | more))
+
+
+Flat = Annotated[Source, tyro.conf.arg(name="")]
+"""Its options without a prefix."""
+
+
 def score(
     out: Path,
-    model: str = "mini",
-    task: str = "topics",
-    demos: int = 16,
-    prompts: int = 200,
-    sets: int | None = None,
-    balanced: bool = False,
-    seed: int = 0,
+    source: Flat = Source(),
     against: Reference = "model",
     pooling: Pooling = "label",
     score_on: Literal["first_token", "sequence"] = "first_token",
-    prepend_bos: Annotated[bool | None, tyro.conf.FlagConversionOff] = None,
-    template: str | None = None,
-    label_words: tuple[str, ...] = (),
-    text_fields: tuple[str, ...] = (),
-    label_field: str = "label",
-    backend: Literal["auto", "hooked", "bridge"] = "auto",
-    device: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     batch_size: int | Literal["auto"] = "auto",
     top: int = 10,
     progress: bool = True,
@@ -84,68 +170,25 @@ def score(
 
     Args:
         out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
-        model: "mini" (bundled), a local folder in Hugging Face format, or a name on the Hugging Face Hub.
-        task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news. Of a
-            single file, half of the rows feed the demonstrations and half are test inputs; NAME.train.jsonl
-            brings NAME.test.jsonl along.
-        demos: Demonstrations in each prompt.
-        prompts: How many prompts, each with its own test input.
-        sets: Share this many demonstration sets evenly among the prompts; default: fresh for each prompt.
-        balanced: Show every class equally often (to within one).
-        seed: Seed of the prompts; the same seed gives the same prompts everywhere.
+        source: The model, the task and the prompts.
         against: Compare votes with the model's own answer or with the true label.
         pooling: How attention on a demonstration becomes one weight; label is its first label token.
         score_on: Read the model's answer off each label's first token, or off the whole label.
-        prepend_bos: True or False to force a beginning-of-sequence token; default: what the tokenizer does.
-        template: How a demonstration is written, for example "Review: {text}\\nSentiment: {label}".
-        label_words: One word per class, in the order of the classes.
-        text_fields: Columns of a task file that hold the text (or two texts); default: text (and text2).
-        label_field: Column of a task file that holds the label.
-        backend: TransformerLens class; auto takes HookedTransformer where it equals Hugging Face.
-        device: Such as cpu, cuda, or auto (a model over all GPUs); default: cuda where there is one.
-        dtype: Default: as stored.
         batch_size: Prompts at once; auto: what memory allows, halved where it turns out too many.
         top: Heads to print.
         progress: Show a progress bar.
     """
-    import torch
-
     from icl_kernel_lens.evidence import processes, read
-    from icl_kernel_lens.models import load_model, load_record
     from icl_kernel_lens.scores import head_vote, in_context_accuracy
-    from icl_kernel_lens.tasks import load_task
 
-    if demos < 1:
-        raise ResultError(f"a vote needs demonstrations; --demos must be at least 1, got {demos}.")
+    source.check()
     if batch_size != "auto" and batch_size < 1:
         raise ResultError(f'--batch-size must be at least 1, or "auto"; got {batch_size}.')
     _check_folder(out, WRITTEN)
     with processes.joined() as group:
-        say = print if group.first else _silent
-        source = load_task(
-            task,
-            template=template.replace("\\n", "\n") if template else None,
-            label_words=label_words or None,
-            text_fields=text_fields or None,
-            label_field=label_field,
-        )
-        if device is None and group.size > 1:
-            device = str(group.device)
-        lens = load_model(model, device, getattr(torch, dtype) if dtype else None, backend)
-        record = load_record(lens)
-        say(source)
-        say(f"{model}: {type(lens).__name__}, because {record.why if record else 'it was given'}.")
-        chosen = source.prompts(
-            lens,
-            demos=demos,
-            count=prompts,
-            seed=seed,
-            sets=sets,
-            balanced=balanced,
-            score_on=score_on,
-            prepend_bos=prepend_bos,
-        )
-        say(chosen)
+        lens, task = source.load(group)
+        chosen = source.draw(lens, task, score_on=score_on)
+        (print if group.first else _silent)(chosen)
         new = _unfinished_folder(out, WRITTEN, clear=group.first)
         keep: tuple[Pooling, ...] = tuple(dict.fromkeys((pooling, "label", "span_max")))
         evidence = read(
@@ -178,7 +221,7 @@ def score(
     accuracy.save(new / ACCURACY)
     _present(new, top)
     _move_results(new, out, WRITTEN)
-    _say_where(out)
+    _say_where(out, WRITTEN)
 
 
 def _silent(*_: object) -> None:
@@ -187,13 +230,7 @@ def _silent(*_: object) -> None:
 
 def patch(
     out: Path,
-    model: str = "mini",
-    task: str = "topics",
-    demos: int = 16,
-    prompts: int = 200,
-    sets: int | None = None,
-    balanced: bool = False,
-    seed: int = 0,
+    source: Flat = Source(),
     what: What = "attention_edge",
     offsets: tuple[int, ...] = (-1, 0, 1, 2, 3),
     corruption: Literal["map_labels", "permute_labels"] = "map_labels",
@@ -201,13 +238,6 @@ def patch(
     direction: Direction = "denoise",
     edges: Edges = "answer_reads_labels",
     against: Reference = "model",
-    label_words: tuple[str, ...] = (),
-    text_fields: tuple[str, ...] = (),
-    label_field: str = "label",
-    template: str | None = None,
-    backend: Literal["auto", "hooked", "bridge"] = "auto",
-    device: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     top: int = 10,
     progress: bool = True,
 ) -> None:
@@ -226,13 +256,7 @@ def patch(
 
     Args:
         out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
-        model: "mini" (bundled), a local folder in Hugging Face format, or a name on the Hugging Face Hub.
-        task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news.
-        demos: Demonstrations in each prompt.
-        prompts: How many prompts, each with its own test input.
-        sets: Share this many demonstration sets evenly among the prompts; default: fresh for each prompt.
-        balanced: Show every class equally often (to within one).
-        seed: Seed of the prompts and of the corruption.
+        source: The model, the task and the prompts.
         what: The activation that comes from the other run.
         offsets: Positions relative to the first label token.
         corruption: map_labels replaces every label by another class's; permute_labels deals them out anew.
@@ -240,41 +264,20 @@ def patch(
         direction: denoise puts clean activations into the corrupted run, noise the reverse.
         edges: What knock_out cuts.
         against: Measure the class the model answers, or the true one.
-        label_words: One word per class, in the order of the classes.
-        text_fields: Columns of a task file that hold the text (or two texts); default: text (and text2).
-        label_field: Column of a task file that holds the label.
-        template: How a demonstration is written, for example "Review: {text}\\nSentiment: {label}".
-        backend: TransformerLens class; auto takes HookedTransformer where it equals Hugging Face.
-        device: Such as cpu, cuda, or auto (a model over all GPUs); default: cuda where there is one.
-        dtype: Default: as stored.
         top: Cells to print.
         progress: Show a progress bar.
     """
-    import torch
-
     from icl_kernel_lens.evidence import processes
     from icl_kernel_lens.interventions import knock_out, patch_labels
-    from icl_kernel_lens.models import load_model
     from icl_kernel_lens.prompts.corrupt import corrupt
-    from icl_kernel_lens.tasks import load_task
 
-    if demos < 1:
-        raise ResultError(f"there must be demonstrations; --demos must be at least 1, got {demos}.")
+    source.check()
     _check_folder(out, PATCH_WRITTEN)
     with processes.joined() as group:
-        source = load_task(
-            task,
-            template=template.replace("\\n", "\n") if template else None,
-            label_words=label_words or None,
-            text_fields=text_fields or None,
-            label_field=label_field,
-        )
-        if device is None and group.size > 1:
-            device = str(group.device)
-        lens = load_model(model, device, getattr(torch, dtype) if dtype else None, backend)
-        clean = source.prompts(lens, demos=demos, count=prompts, seed=seed, sets=sets, balanced=balanced)
+        lens, task = source.load(group)
+        clean = source.draw(lens, task)
         (print if group.first else _silent)(clean)
-        corrupted = corrupt(clean, corruption, seed=seed)
+        corrupted = corrupt(clean, corruption, seed=source.seed)
         new = _unfinished_folder(out, PATCH_WRITTEN, clear=group.first)
         patched = patch_labels(
             lens,
@@ -285,7 +288,7 @@ def patch(
             method=method,
             direction=direction,
             against=against,
-            seed=seed,
+            seed=source.seed,
             checkpoint=new / FINISHED / "patch",
             progress=progress,
         )
@@ -294,7 +297,7 @@ def patch(
             clean,
             edges,
             against=against,
-            seed=seed,
+            seed=source.seed,
             checkpoint=new / FINISHED / "knock_out",
             progress=progress,
         )
@@ -304,9 +307,130 @@ def patch(
     cut.save(new / KNOCKED_OUT)
     _present_effects(new, top)
     _move_results(new, out, PATCH_WRITTEN)
-    print(
-        f"\nWritten to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name in PATCH_WRITTEN))}"
-    )
+    _say_where(out, PATCH_WRITTEN)
+
+
+def locate(
+    out: Path,
+    source: Flat = Source(prompts=400),
+    curves: bool = True,
+    criteria: Criteria = Criteria(),  # noqa: B008 (frozen)
+    top: int = 10,
+    progress: bool = True,
+) -> None:
+    """Find the kernel-regression heads, with statistics that can say there are none.
+
+    Heads are singled out on one half of the prompts and measured on the other: how often each votes for the
+    model's answer beside its strongest control, whether its weights follow the inputs, and what the answer loses
+    without its label edges. Then, on fresh prompts (the next seed), the answer without the located heads' label
+    edges and with theirs alone, beside random sets of heads. Prints the classes, the band of layers and the curves,
+    and writes into OUT: report.html, heads.csv, ranking.* and curves.* (tables, figures, and the results
+    themselves, read by `icl-kernel-lens show OUT` or by HeadRanking.load and CircuitCurves.load).
+
+    icl-kernel-lens locate --out located
+
+    icl-kernel-lens locate --model gpt2 --task sst2 --prompts 400 --out located
+
+    torchrun --nproc-per-node 2 -m icl_kernel_lens locate --out located
+
+    At least 8 demonstration sets a half are needed, 32 are better; prompts do not share a set unless --sets says so.
+    An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
+
+    Args:
+        out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
+        source: The model, the task and the prompts.
+        curves: Measure necessity and sufficiency of the located heads too.
+        criteria: The smallest effects of interest, and how sure to be.
+        top: Heads to print.
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens.evidence import processes, read
+    from icl_kernel_lens.locate import locate_heads, necessity_and_sufficiency
+    from icl_kernel_lens.locate.halves import halves
+    from icl_kernel_lens.prompts.corrupt import corrupt
+
+    source.check()
+    _check_folder(out, LOCATE_WRITTEN)
+    with processes.joined() as group:
+        say = print if group.first else _silent
+        lens, task = source.load(group)
+        chosen = source.draw(lens, task)
+        say(chosen)
+        # What locating would refuse after the reading, before it; its warning is given there.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            halves(chosen.demo_set, seed=source.seed)
+        corrupt(chosen, "permute_labels", seed=source.seed)
+        new = _unfinished_folder(out, LOCATE_WRITTEN, clear=group.first)
+        evidence = read(
+            lens,
+            chosen,
+            keep=("label", "span_max"),
+            checkpoint=new / FINISHED / "read",
+            progress=progress,
+        )
+        ranking = locate_heads(
+            lens,
+            chosen,
+            evidence=evidence,
+            criteria=criteria,
+            seed=source.seed,
+            checkpoint=new / FINISHED / "locate",
+            progress=progress,
+        )
+        if group.first:
+            evidence.save(new / EVIDENCE)
+            ranking.save(new / RANKING)
+        found = None
+        if curves and ranking.heads:
+            found = necessity_and_sufficiency(
+                lens,
+                source.draw(lens, task, seed=source.seed + 1),
+                ranking.heads,
+                seed=source.seed,
+                checkpoint=new / FINISHED / "curves",
+                progress=progress,
+            )
+        if not group.first:
+            return
+    if found is not None:
+        found.save(new / CURVES)
+    _present_located(new, top)
+    _move_results(new, out, LOCATE_WRITTEN)
+    _say_where(out, LOCATE_WRITTEN)
+
+
+def _present_located(folder: Path, top: int) -> None:
+    """Print what a locating run's folder holds, and write its figures, tables and report."""
+    from icl_kernel_lens.evidence import Evidence
+    from icl_kernel_lens.plots.report import write_report
+    from icl_kernel_lens.results.circuit_curves import CircuitCurves
+    from icl_kernel_lens.results.head_ranking import HeadRanking
+    from icl_kernel_lens.scores import head_vote
+
+    evidence = Evidence.load(folder / EVIDENCE)
+    ranking = HeadRanking.load(folder / RANKING)
+    curves = CircuitCurves.load(folder / CURVES) if (folder / CURVES).exists() else None
+    print()
+    print(ranking.describe(top))
+    ranking.table().to_csv(folder / TABLE, index=False)
+    figure = ranking.figure()
+    for name in RANKING_FIGURES:
+        figure.save(folder / name)
+    print()
+    if curves is None:
+        print(
+            "Necessity and sufficiency: not measured"
+            + ("." if ranking.heads else "; no kernel head confirmed.")
+        )
+    else:
+        print(repr(curves))
+        curves.table().to_csv(folder / CURVES_TABLE, index=False)
+        figure = curves.figure()
+        for name in CURVES_FIGURES:
+            figure.save(folder / name)
+    votes = [head_vote(evidence, pooling=pooling) for pooling in ("label", "span_max")]
+    write_report(folder / REPORT, evidence, votes, None, ranking=ranking, curves=curves)
 
 
 def _present_effects(folder: Path, top: int) -> None:
@@ -327,19 +451,23 @@ def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
     """Print a saved result, and draw its figures and report again.
 
     Args:
-        folder: Folder that `icl-kernel-lens score` or `icl-kernel-lens patch` wrote.
+        folder: Folder that `icl-kernel-lens score`, `patch` or `locate` wrote.
         top: Heads to print.
     """
     if (folder / PATCHED).exists():
         _present_effects(folder, top)
         return
+    if (folder / RANKING).exists():
+        _present_located(folder, top)
+        _say_where(folder, LOCATE_WRITTEN)
+        return
     if not (folder / VOTE).exists():
         raise ResultError(
-            f"a folder of results holds {VOTE} or {PATCHED}; {folder} does not"
-            f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}, or patch."
+            f"a folder of results holds {VOTE}, {PATCHED} or {RANKING}; {folder} does not"
+            f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}, or patch, or locate."
         )
     _present(folder, top)
-    _say_where(folder)
+    _say_where(folder, WRITTEN)
 
 
 def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, progress: bool = True) -> None:
@@ -428,18 +556,17 @@ def _present(folder: Path, top: int) -> None:
     write_report(folder / REPORT, evidence, votes, accuracy)
 
 
-def _say_where(folder: Path) -> None:
-    print(
-        f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.name in WRITTEN))}"
-    )
-    print(f"Open {folder / REPORT} in a browser.")
+def _say_where(folder: Path, names: Sequence[str]) -> None:
+    print(f"\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.name in names))}")
+    if (folder / REPORT).exists():
+        print(f"Open {folder / REPORT} in a browser.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; an error the user can mend is one message on standard error, and exit code 1."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"score": score, "patch": patch, "show": show, "train-mini": train_mini},
+            {"score": score, "patch": patch, "locate": locate, "show": show, "train-mini": train_mini},
             args=list(sys.argv[1:] if argv is None else argv),
             prog="icl-kernel-lens",
             description="Which attention heads answer a few-shot prompt like a kernel regression?",

@@ -159,7 +159,7 @@ def test_ctrl_c_is_said_in_one_line(tmp_path, capsys, monkeypatch):
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [(), ("score",), ("show",), ("train-mini",)])
+@pytest.mark.parametrize("command", [(), ("score",), ("patch",), ("locate",), ("show",), ("train-mini",)])
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as stop:
         run(*command, "--help")
@@ -233,3 +233,116 @@ def test_patch_writes_effects_that_show_reads(tmp_path, capsys, monkeypatch):
     (tmp_path / "mine" / "thesis.tex").write_text("words")
     assert main(["patch", "--out", str(tmp_path / "mine")]) == 1
     assert "must be empty or hold earlier results" in capsys.readouterr().err
+
+
+def locate(out, *more):
+    return run(
+        "locate", "--out", out, "--prompts", 64, "--demos", 8, "--device", "cpu", "--no-progress", *more
+    )  # fmt: skip
+
+
+def test_locate_then_show(tmp_path, capsys, monkeypatch):
+    """Tables, figures, report and results; an interrupted run goes on; the same as from Python."""
+    from icl_kernel_lens import HeadRef, load_model, load_task
+    from icl_kernel_lens.cli import LOCATE_WRITTEN
+    from icl_kernel_lens.evidence import runner
+    from icl_kernel_lens.locate import locate_heads, necessity_and_sufficiency
+    from icl_kernel_lens.results.circuit_curves import CircuitCurves
+    from icl_kernel_lens.results.head_ranking import HeadRanking
+
+    out = tmp_path / "located"
+    halving, steps = runner._halving, []
+
+    def counted(lens, step, numbers, prefix):
+        if stop and len(steps) == stop:
+            raise KeyboardInterrupt
+        steps.append(numbers)
+        return halving(lens, step, numbers, prefix)
+
+    monkeypatch.setattr(runner, "_halving", counted)
+    stop = 3
+    assert locate(out) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["unfinished"]
+    stop = 0
+    assert locate(out) == 0
+    resumed = len(steps) - 3
+    printed = capsys.readouterr().out
+    assert sorted(p.name for p in out.iterdir()) == sorted(LOCATE_WRITTEN)
+    assert "kernel heads: L2H1" in printed
+    assert "band: layers 2–2 of 3 (counted from 0;" in printed
+    assert "CircuitCurves(mini on topics: label edges of L2H1; 64 prompts, 100 random sets" in printed
+    model, task = load_model("mini", "cpu"), load_task("topics")
+    prompts = task.prompts(model, demos=8, count=64, seed=0)
+    ranking = HeadRanking.load(out / "ranking.safetensors")
+    assert ranking.table().equals(locate_heads(model, prompts, progress=False).table())
+    fresh = task.prompts(model, demos=8, count=64, seed=1)
+    curves = CircuitCurves.load(out / "curves.safetensors")
+    assert curves.heads == (HeadRef(2, 1),)
+    expected = necessity_and_sufficiency(model, fresh, ranking, progress=False)
+    assert curves.table().equals(expected.table())
+    assert resumed < len(steps) - 3 - resumed, "what had been finished was not run again"
+    assert curves.run.prompts.seed == 1, "not the prompts that the heads were located on"
+    assert pd.read_csv(out / "heads.csv")["head"].tolist() == ranking.table()["head"].tolist()
+    assert len(pd.read_csv(out / "curves.csv")) == len(curves.table())
+    report = (out / "report.html").read_text()
+    for words in ("Located heads", "Are they needed", "Which heads vote like the answer?"):
+        assert f"<h2>{words}" in report
+    drawn = (out / "ranking.png").read_bytes()
+    for name in ("ranking.png", "curves.csv", "report.html"):
+        (out / name).unlink()
+    capsys.readouterr()
+    assert run("show", out, "--top", 1) == 0
+    shown = capsys.readouterr().out
+    assert "L2H1 kernel head" in shown
+    assert "L2H3" not in shown, "--top 1"
+    assert "CircuitCurves(" in shown
+    assert (out / "ranking.png").read_bytes() == drawn
+    assert sorted(p.name for p in out.iterdir()) == sorted(LOCATE_WRITTEN)
+
+
+def test_locate_without_curves_or_without_heads(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert locate(out, "--no-curves") == 0
+    printed = capsys.readouterr().out
+    assert "kernel heads: L2H1" in printed
+    assert "Necessity and sufficiency: not measured.\n" in printed
+    assert not list(out.glob("curves*"))
+    (out / "curves.csv").write_text("stale")
+    assert locate(out, "--criteria.effect", "0.98") == 0, "earlier results may be overwritten"
+    printed = capsys.readouterr().out
+    assert "kernel heads: none" in printed
+    assert "not measured; no kernel head confirmed" in printed
+    assert not list(out.glob("curves*")), "and leave nothing stale"
+    report = (out / "report.html").read_text()
+    assert "No kernel head confirmed." in report
+    assert "<td>criterion: effect</td><td>0.98</td>" in report
+
+
+def test_locate_refuses(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("words")
+    assert locate(tmp_path) == 1
+    assert "must be empty or hold earlier results" in capsys.readouterr().err
+    assert locate(tmp_path / "a", "--sets", 4) == 1
+    assert "each half needs at least 8 demonstration sets" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists(), "refused before anything was read"
+    assert locate(tmp_path / "a", "--demos", 0) == 1
+    assert "--demos must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        locate(tmp_path / "a", "--criteria.effect", "5")
+    assert "Criteria.effect must lie between 0 and 1; got 5.0" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", ["score", "patch", "locate"])
+def test_every_command_takes_the_same_model_task_and_prompts(command, capsys):
+    from dataclasses import fields
+
+    from icl_kernel_lens.cli import Source
+
+    with pytest.raises(SystemExit):
+        run(command, "--help")
+    text = capsys.readouterr().out
+    for field in fields(Source):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "--source" not in text
+    assert f"(default: {400 if command == 'locate' else 200})" in text

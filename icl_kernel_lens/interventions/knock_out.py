@@ -76,7 +76,7 @@ def knock_out(
     names = tuple(f"demo {o[0]}" if len(o) == 1 and demo != "all" else "all demonstrations" for o in options)
 
     def make(lens: InterceptableLens, sets: HeadSets) -> Sweep:
-        cutter = _Cutter(prompts, edges, options, renormalise=renormalise, seed=seed)
+        cutter = Cutter(prompts, edges, options, renormalise=renormalise, seed=seed)
         kinds = {"": cutter.cut}
         if controls:
             kinds |= {"random_keys": cutter.random_keys, "equal_mass": cutter.equal_mass}
@@ -87,6 +87,7 @@ def knock_out(
             kinds=kinds,
             begin=cutter.begin,
             alone=edges != "label_reads_text",
+            several=True,
         )
 
     return run_sweep(
@@ -109,8 +110,8 @@ def knock_out(
     )
 
 
-class _Cutter:
-    """The keys of one prompt at a time: those cut, and those that may be cut instead."""
+class Cutter:
+    """The keys of some prompts at a time: those cut, and those that may be cut instead."""
 
     def __init__(
         self,
@@ -123,43 +124,45 @@ class _Cutter:
     ) -> None:
         self.prompts, self.edges, self.options = prompts, edges, options
         self.renormalise, self.seed = renormalise, seed
-        self.keys: Bool[Tensor, "option column key"]
-        self.free: Bool[Tensor, "column key"]
-        self.order: Float[Tensor, "option column key"]
+        self.keys: Bool[Tensor, "prompt option column key"]
+        self.free: Bool[Tensor, "prompt column key"]
+        self.order: Float[Tensor, "prompt option column key"]
 
-    def begin(self, number: int) -> Int[Tensor, " column"]:
+    def begin(self, numbers: list[int]) -> Int[Tensor, "prompt column"]:
+        """Equally long prompts."""
+        found = [self._of(number) for number in numbers]
+        queries, self.keys, self.free, self.order = (torch.stack(part) for part in zip(*found, strict=True))
+        return queries
+
+    def _of(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         p, at = self.prompts, int(self.prompts.answer_pos[number])
-        width = at + 1
-        labels = self.prompts.demos
-        by_demo = torch.zeros(labels, width, dtype=torch.bool)
-        every_label = torch.zeros(width, dtype=torch.bool)
-        roles = p.roles[number, :width]
+        width, each = at + 1, self.edges == "label_reads_text"
+        here = torch.arange(width)
+
+        def within(spans: Int[Tensor, "demo 2"]) -> Bool[Tensor, "demo key"]:
+            return (here >= spans[:, :1]) & (here < spans[:, 1:])
+
+        labels, roles = within(p.label_spans[number]), p.roles[number, :width]
         text = (roles == Role.TEXT) | (roles == Role.TEXT2)
-        for i in range(labels):
-            first, last = p.label_spans[number, i].tolist()
-            start, end = p.demo_spans[number, i].tolist()
-            every_label[first:last] = True
-            if self.edges == "answer_reads_labels":
-                by_demo[i, first:last] = True
-            else:
-                by_demo[i, start:end] = text[start:end]
-        queries = p.label_pos[number] if self.edges == "label_reads_text" else torch.tensor([at])
+        by_demo = labels if self.edges == "answer_reads_labels" else within(p.demo_spans[number]) & text
+        queries = p.label_pos[number] if each else torch.tensor([at])
         keys = torch.zeros(len(self.options), len(queries), width, dtype=torch.bool)
         for option, demos in enumerate(self.options):
             for i in demos:
-                column = i if self.edges == "label_reads_text" else 0
-                keys[option, column] |= by_demo[i]
-        seen = torch.arange(width) < queries[:, None]
-        self.keys = keys & seen
-        never = every_label | (roles == Role.SPECIAL) | (torch.arange(width) == 0)
-        self.free = seen & ~never & ~self.keys.any(0)
+                keys[option, i if each else 0] |= by_demo[i]
+        seen = here < queries[:, None]
+        keys &= seen
+        never = labels.any(0) | (roles == Role.SPECIAL) | (here == 0)
+        free = seen & ~never & ~keys.any(0)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        order = torch.rand(keys.shape, generator=generator)
-        self.order = order.masked_fill(~self.free, torch.inf)
-        return queries
+        order = torch.rand(keys.shape, generator=generator).masked_fill(~free, torch.inf)
+        return queries, keys, free, order
 
     def _here(self, row: Row, option: Int[Tensor, " row"]) -> Bool[Tensor, "row key"]:
-        return self.keys.to(row.weights.device)[option, row.column]
+        return self.keys.to(row.weights.device)[row.prompts, option, row.column]
+
+    def _order(self, row: Row, option: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
+        return self.order.to(row.weights.device)[row.prompts, option, row.column]
 
     def cut(self, row: Row, option: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
         return cut(row.weights, row.scores, self._here(row, option), renormalise=self.renormalise)
@@ -168,7 +171,7 @@ class _Cutter:
         # Keys that the head cannot see (outside its window) would be cut to no effect.
         seen = row.scores.isfinite()
         keys = self._here(row, option) & seen
-        order = self.order.to(row.weights.device)[option, row.column].masked_fill(~seen, torch.inf)
+        order = self._order(row, option).masked_fill(~seen, torch.inf)
         rank = order.argsort(-1).argsort(-1)
         instead = (rank < keys.sum(-1, keepdim=True)) & order.isfinite()
         new = cut(row.weights, row.scores, instead, renormalise=self.renormalise)
@@ -176,5 +179,4 @@ class _Cutter:
 
     def equal_mass(self, row: Row, option: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
         mass = (row.weights * self._here(row, option)).sum(-1)
-        order = self.order.to(row.weights.device)[option, row.column]
-        return cut_mass(row.weights, mass, order, renormalise=self.renormalise)
+        return cut_mass(row.weights, mass, self._order(row, option), renormalise=self.renormalise)

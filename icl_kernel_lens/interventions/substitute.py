@@ -135,11 +135,12 @@ class _Maker:
         self.prompts, self.kernel, self.seed = prompts, kernel, seed
         self.number = 0
 
-    def begin(self, number: int) -> Int[Tensor, " column"]:
+    def begin(self, numbers: list[int]) -> Int[Tensor, "prompt column"]:
+        (number,) = numbers
         self.number = number
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         self.order = torch.randperm(self.prompts.demos, generator=generator)
-        return self.prompts.answer_pos[number : number + 1]
+        return self.prompts.answer_pos[numbers][:, None]
 
     def _places(self, row: Row) -> Int[Tensor, "row demo"]:
         return self.prompts.label_pos[self.number].to(row.weights.device).expand(len(row.weights), -1)

@@ -77,9 +77,10 @@ def swap_values(
     def make(lens: InterceptableLens, sets: HeadSets) -> Sweep:
         current = torch.zeros(2, dtype=torch.long)
 
-        def begin(number: int) -> Int[Tensor, " column"]:
+        def begin(numbers: list[int]) -> Int[Tensor, "prompt column"]:
+            (number,) = numbers
             current.copy_(prompts.label_pos[number, pairs[number].clamp(min=0)])
-            return prompts.answer_pos[number : number + 1]
+            return prompts.answer_pos[numbers][:, None]
 
         def swap(row: Row, _option: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
             one, other = current.to(row.weights.device)[:, None].expand(-1, len(row.weights))

@@ -29,7 +29,7 @@ from icl_kernel_lens.interventions.variants import (
     own_tokens,
     run_variants,
 )
-from icl_kernel_lens.models import probe
+from icl_kernel_lens.models import memory, probe
 from icl_kernel_lens.models.fast import Prefix
 from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet
@@ -112,10 +112,14 @@ class Sweep:
     """Options that are tried, one after the other."""
     kinds: Mapping[str, Change]
     """The change itself under `""`, and its controls by name; they share a prompt's variants."""
-    begin: Callable[[int], Int[Tensor, " column"]]
-    """Prepare for a prompt; the query positions whose rows are changed."""
+    begin: Callable[[list[int]], Int[Tensor, "prompt column"]]
+    """Prepare for prompts; the query positions whose rows are changed."""
     alone: bool = True
     """Whether these are the answer position alone."""
+    several: bool = False
+    """Whether equally long prompts may be run together."""
+    added: Callable[[Row], Float[Tensor, "row d_head"]] | None = None
+    """What is added to z in the changed rows."""
 
 
 def run_sweep(
@@ -143,20 +147,29 @@ def run_sweep(
 
     own = own_tokens(lens, int(prompts.lengths.max()))
 
-    def one(number: int, shared: Prefix | None) -> dict[str, Tensor]:
-        at, tokens = int(prompts.answer_pos[number]), prompts.tokens[number]
-        queries = plan.begin(number)
+    # The first variant of all is unchanged.
+    every = [(-1, 0, 0), *variants]
+
+    def together(numbers: list[int], shared: Prefix | None) -> list[dict[str, Tensor]]:
+        """Equally long prompts."""
+        at, tokens = int(prompts.answer_pos[numbers[0]]), prompts.tokens[numbers]
+        queries = plan.begin(numbers)
         prefix = keep(lens, tokens, at, shared, own) if plan.alone else None
 
         def run(part: Sequence[tuple[int, int, int]]) -> Float[Tensor, "variant vocab"]:
-            which, option, kind = torch.tensor(list(part)).unbind(1)
+            which, option, kind = torch.tensor(list(part)).repeat(len(numbers), 1).unbind(1)
             masks = sets.masks[which.clamp(min=0)] & (which >= 0)[:, None, None]
-            rows = RowChange(masks, queries.expand(len(part), -1), _change(plan, kinds, option, kind))
+            change = _change(plan, kinds, option, kind)
+            rows = RowChange(masks, queries.repeat_interleave(len(part), 0), change, plan.added)
             return run_variants(lens, tokens, at, len(part), Changes(rows=rows), prefix)
 
-        # The first variant of all is unchanged.
-        every = [(-1, 0, 0), *variants]
-        logits = list(in_batches(lens, every, at + 1, prefix.end if prefix else 0, run))
+        if len(numbers) > 1:
+            logits = run(every).unflatten(0, (len(numbers), len(every)))
+            return [measured(number, [mine]) for number, mine in zip(numbers, logits, strict=True)]
+        done = prefix.end if prefix else 0
+        return [measured(numbers[0], list(in_batches(lens, every, at + 1, done, run)))]
+
+    def measured(number: int, logits: list[Tensor]) -> dict[str, Tensor]:
         base, words = logits[0][0], prompts.label_tokens[number]
         check_finite(base[None].cpu(), torch.tensor([number]), lens)
         reference = _reference(prompts, number, against, base)
@@ -168,9 +181,16 @@ def run_sweep(
             | {"reference": torch.tensor(reference)}
         )
 
+    several = plan.several and plan.alone and own is not None
+
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
-        rows = [one(number, shared) for number in numbers]
-        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        rows: dict[int, dict[str, Tensor]] = {}
+        for at in sorted({int(prompts.answer_pos[number]) for number in numbers}):
+            alike = [number for number in numbers if int(prompts.answer_pos[number]) == at]
+            size = memory.prompts_at_once(lens, at + 1, at, fast=True) // len(every) if several else 1
+            for part in (alike[i : i + max(1, size)] for i in range(0, len(alike), max(1, size))):
+                rows |= zip(part, together(part, shared), strict=True)
+        return {key: torch.stack([rows[number][key] for number in numbers]) for key in rows[numbers[0]]}
 
     results, how = run_prompts(
         prompts,
@@ -178,7 +198,7 @@ def run_sweep(
         step,
         name=name,
         settings={"what": plan.what, "sets": _digest(sets), "offsets": plan.offsets, **run_settings},
-        batch_size=1,
+        batch_size="auto" if several else 1,
         checkpoint=checkpoint,
         progress=progress,
         share=plan.alone,
@@ -198,6 +218,7 @@ def _change(
             if here.any():
                 some = Row(
                     row.layer,
+                    row.prompts[here],
                     row.variants[here],
                     row.heads[here],
                     row.column,

@@ -1,4 +1,4 @@
-"""One prompt in many variants at once, each with its own change: the one place that runs a model to change it.
+"""Prompts in many variants at once, each with its own change: the one place that runs a model to change it.
 
 A change is made between a layer's own q, k, v and its own z (`models/intercept.py`), or where the layer reads from
 and adds to the residual stream, and everything above is computed anew by the model's own code. What changes only
@@ -47,7 +47,10 @@ class Row:
     """Attention rows to be changed: one for each (variant, head) of a layer that asks for it."""
 
     layer: int
+    prompts: Int[Tensor, " row"]
+    """Counted from 0 among the prompts that are run together."""
     variants: Int[Tensor, " row"]
+    """Of all prompts, one after the other."""
     heads: Int[Tensor, " row"]
     column: int
     """Which of the changed positions."""
@@ -104,18 +107,18 @@ def own_tokens(lens: Lens, longest: int) -> int | None:
 
 
 def keep(
-    lens: Lens, tokens: Int[Tensor, " pos"], at: int, shared: Prefix | None, own: int | None
+    lens: Lens, tokens: Int[Tensor, "*prompt pos"], at: int, shared: Prefix | None, own: int | None
 ) -> Prefix | None:
     """Keys and values of all tokens before the last `own` up to the answer; None where they are not run apart."""
     if own is None:
         return None
     end, start = at + 1 - own, shared.end if shared else 0
-    return read_prefix(lens, tokens[start:end], shared) if end - start >= own else shared
+    return read_prefix(lens, tokens[..., start:end], shared) if end - start >= own else shared
 
 
 def run_variants(
     lens: Lens,
-    tokens: Int[Tensor, " pos"],
+    tokens: Int[Tensor, "*prompt pos"],
     at: int,
     count: int,
     changes: Changes,
@@ -123,7 +126,10 @@ def run_variants(
     *,
     gradients: bool = False,
 ) -> Float[Tensor, "variant vocab"]:
-    """Logits at the answer position `at` of `count` variants of one prompt; those behind the prefix are run."""
+    """Logits at the answer position `at` of `count` variants a prompt, one prompt's after the other's.
+
+    Only tokens behind the prefix are run. Several prompts are equally long, and change the same heads' rows.
+    """
     lens = editable(lens)
     start = prefix.end if prefix else 0
     seen: set[int] = set()
@@ -137,7 +143,7 @@ def run_variants(
         blocks = (*(prefix.blocks[layer] if prefix else ()), Block(k, v, start))
         z = attend_blocks(q, blocks, rule) if prefix else attend(q, k, v, rule)
         if changes.rows is not None:
-            z = _with_rows(layer, q, z, blocks, rule, changes.rows, start)
+            z = _with_rows(layer, q, z, blocks, rule, changes.rows, start, count)
         return edits["head_output"](layer, z) if "head_output" in edits else z
 
     def stream(name: StreamVector, layer: int) -> Callable[[Tensor], Tensor]:
@@ -147,8 +153,8 @@ def run_variants(
     points: Callbacks = {
         (layer, STREAMS[name]): stream(name, layer) for name in changes.streams for layer in layers
     }
-    rows = tokens[start : at + 1].expand(count, -1)
-    length = torch.full((count,), at + 1 - start)
+    rows = tokens.reshape(-1, tokens.shape[-1])[:, start : at + 1].repeat_interleave(count, 0)
+    length = torch.full((len(rows),), at + 1 - start)
     with lens.intercepting(handle, start=start), lens.editing(points) if points else nullcontext():
         logits = lens.run(rows, length, length[:, None] - 1, gradients=gradients)[:, 0]
     if missed := set(layers) - seen:
@@ -159,20 +165,28 @@ def run_variants(
 
 
 def _with_rows(
-    layer: int, q: Tensor, z: Tensor, blocks: Sequence[Block], rule: Rule, rows: RowChange, start: int
+    layer: int,
+    q: Tensor,
+    z: Tensor,
+    blocks: Sequence[Block],
+    rule: Rule,
+    rows: RowChange,
+    start: int,
+    count: int,
 ) -> Float[Tensor, "variant head pos d_head"]:
     """z with the rows of this layer's heads changed."""
     variants, heads = (x.to(z.device) for x in rows.heads[:, layer].nonzero(as_tuple=True))
     if len(variants) == 0:
         return z
     which, place = variants.unique(return_inverse=True)
-    own = [b if len(b.k) == 1 else Block(b.k[which], b.v[which], b.start) for b in blocks]
+    # Rows are chosen alike in every prompt, so that they still stand prompt by prompt before the keys of each.
+    own = [Block(b.k[which], b.v[which], b.start) if len(b.k) == len(q) else b for b in blocks]
     z = z.clone()
     for column in range(rows.positions.shape[1]):
         pos = rows.positions.to(z.device)[which, column]
         scores = answer_scores(q[which, :, pos - start], pos, own, rule)
         weights = scores.softmax(-1)
-        row = Row(layer, variants, heads, column, weights[place, heads], scores[place, heads])
+        row = Row(layer, variants // count, variants, heads, column, weights[place, heads], scores[place, heads])
         difference = torch.zeros_like(weights)
         difference[place, heads] = rows.change(row) - row.weights
         moved = mixed(difference, own)

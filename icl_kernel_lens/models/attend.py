@@ -56,10 +56,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Block:
-    """Keys and values from position `start` on: one row for all prompts, or one for each."""
+    """Keys and values from position `start` on: one row for each prompt, or for as many in a row as there are queries for it."""
 
-    k: Float[Tensor, "#batch kv_head key d_head"]
-    v: Float[Tensor, "#batch kv_head key d_head"]
+    k: Float[Tensor, "prompt kv_head key d_head"]
+    v: Float[Tensor, "prompt kv_head key d_head"]
     start: int = 0
 
     @property
@@ -110,7 +110,6 @@ def _attend_block(
     Queries are taken a stretch at a time, so that few scores are alive at once.
     """
     batch, heads, length, _ = q.shape
-    shared = block.k.shape[0] == 1 and batch > 1
     q = q * rule.scale
     most = LARGEST_BLOCK.get(q.device.type, ELSEWHERE)
     step = max(1, most // (batch * heads * block.k.shape[2]))
@@ -126,7 +125,7 @@ def _attend_block(
             z[:, :, part], lse[:, :, part] = 0, float("-inf")
             continue
         k, v = block.k[:, :, low:high], block.v[:, :, low:high]
-        dots = _dots(q[:, :, part], k, shared=shared)
+        dots = _dots(q[:, :, part], k)
         scores = rule.scores(dots, block.start + low)
         hidden = _hidden(rule, here, part.stop - part.start, block.start + low, high - low, q.device)
         if hidden is not None:
@@ -135,7 +134,7 @@ def _attend_block(
         # In place, unless a gradient needs the scores again.
         weights = (scores - top).exp() if scores.requires_grad else scores.sub_(top).exp_()
         total = weights.sum(-1, keepdim=True)
-        mixed = _mix(weights.to(v.dtype), v, shared=shared).float()
+        mixed = _mix(weights.to(v.dtype), v).float()
         z[:, :, part] = mixed / total.clamp(min=torch.finfo(total.dtype).tiny)
         lse[:, :, part] = (total.log() + top).squeeze(-1)
     return z, lse
@@ -160,8 +159,7 @@ def answer_scores(
     """What softmax makes `answer_row` of; −inf for keys that are not seen."""
     rows = []
     for block in blocks:
-        shared = block.k.shape[0] == 1 and len(q) > 1
-        dots = _dots(q[:, :, None].float() * rule.scale, block.k.float(), shared=shared)
+        dots = _dots(q[:, :, None].float() * rule.scale, block.k.float())
         keys = torch.arange(block.start, block.end, device=q.device)
         here = pos.to(q.device)[:, None]
         hidden = keys > here
@@ -177,8 +175,7 @@ def mixed(
     """Σ_s w(s) v_s over all keys of all blocks in order, in float32."""
     parts = []
     for block, part in zip(blocks, weights.split([b.k.shape[2] for b in blocks], -1), strict=True):
-        shared = block.v.shape[0] == 1 and len(weights) > 1
-        parts.append(_mix(part[:, :, None].float(), block.v.float(), shared=shared)[:, :, 0])
+        parts.append(_mix(part[:, :, None].float(), block.v.float())[:, :, 0])
     return torch.stack(parts).sum(0)
 
 
@@ -198,32 +195,31 @@ def _hidden(
 
 
 def _dots(
-    q: Float[Tensor, "batch head query d_head"],
-    k: Float[Tensor, "#batch kv_head key d_head"],
-    *,
-    shared: bool,
+    q: Float[Tensor, "batch head query d_head"], k: Float[Tensor, "prompt kv_head key d_head"]
 ) -> Float[Tensor, "batch head query key"]:
-    """⟨q, k⟩; one block's keys serve a whole group of query heads, and all prompts if shared."""
-    batch, heads, queries, _ = q.shape
-    groups = k.shape[1]
-    if shared:
-        rows = rearrange(q, "b (g r) q d -> g (b r q) d", g=groups)
-        dots = rows @ k[0].transpose(1, 2)
-        return rearrange(dots, "g (b r q) k -> b (g r) q k", b=batch, q=queries)
-    rows = rearrange(q, "b (g r) q d -> b g (r q) d", g=groups)
-    return (rows @ k.transpose(2, 3)).reshape(batch, heads, queries, k.shape[2])
+    """⟨q, k⟩; keys serve a whole group of query heads, and a prompt's all of the rows that are its."""
+    rows = _by_keys(q, k)
+    return _by_rows(rows @ k.transpose(2, 3), *q.shape[:3])
 
 
 def _mix(
-    weights: Float[Tensor, "batch head query key"],
-    v: Float[Tensor, "#batch kv_head key d_head"],
-    *,
-    shared: bool,
+    weights: Float[Tensor, "batch head query key"], v: Float[Tensor, "prompt kv_head key d_head"]
 ) -> Float[Tensor, "batch head query d_head"]:
-    batch, heads, queries, _ = weights.shape
-    groups = v.shape[1]
-    if shared:
-        rows = rearrange(weights, "b (g r) q k -> g (b r q) k", g=groups)
-        return rearrange(rows @ v[0], "g (b r q) d -> b (g r) q d", b=batch, q=queries)
-    rows = rearrange(weights, "b (g r) q k -> b g (r q) k", g=groups)
-    return (rows @ v).reshape(batch, heads, queries, v.shape[3])
+    return _by_rows(_by_keys(weights, v) @ v, *weights.shape[:3])
+
+
+def _by_keys(
+    x: Float[Tensor, "batch head query width"], keys: Float[Tensor, "prompt kv_head key d_head"]
+) -> Float[Tensor, "prompt kv_head row width"]:
+    """All that meets the same keys, as rows of one matrix."""
+    prompts, groups = keys.shape[:2]
+    return rearrange(x, "(p b) (g r) q d -> p g (b r q) d", p=prompts, g=groups)
+
+
+def _by_rows(
+    x: Float[Tensor, "prompt kv_head row width"], batch: int, heads: int, queries: int
+) -> Float[Tensor, "batch head query width"]:
+    prompts, groups = x.shape[:2]
+    return rearrange(
+        x, "p g (b r q) d -> (p b) (g r) q d", b=batch // prompts, r=heads // groups, q=queries
+    )

@@ -141,8 +141,9 @@ def read_logits(
         return lens.run(tokens, lengths - start, positions - start)
 
 
-def read_prefix(lens: Lens, tokens: Int[Tensor, " pos"], parent: Prefix | None = None) -> Prefix:
-    """Run leading tokens (those behind the parent's, if there is one) and keep their keys and values."""
+def read_prefix(lens: Lens, tokens: Int[Tensor, "*prompt pos"], parent: Prefix | None = None) -> Prefix:
+    """Run leading tokens of one prompt, or of several at once (those behind the parent's, if there is one), and keep
+    their keys and values."""
     assert isinstance(lens, InterceptableLens)
     start = parent.end if parent else 0
     kept: dict[int, tuple[Block, ...]] = {}
@@ -156,10 +157,11 @@ def read_prefix(lens: Lens, tokens: Int[Tensor, " pos"], parent: Prefix | None =
         kept[layer] = (*before, Block(k_kept, v_kept, start))
         return attend_blocks(q, (*before, Block(k, v, start)), rule) if parent else attend(q, k, v, rule)
 
-    length = torch.tensor([len(tokens)])
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    length = torch.full((len(rows),), rows.shape[1])
     with lens.intercepting(handle, start=start):
-        lens.run(tokens[None], length, length[:, None] - 1)
-    return Prefix(start + len(tokens), kept)
+        lens.run(rows, length, length[:, None] - 1)
+    return Prefix(start + rows.shape[1], kept)
 
 
 __all__ = [

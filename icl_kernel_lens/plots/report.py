@@ -1,14 +1,20 @@
-"""The report: everything one scoring run found, on one page that opens offline."""
+"""The report: everything one scoring or locating run found, on one page that opens offline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.evidence import Evidence
+from icl_kernel_lens.plots.curves import different_sets
 from icl_kernel_lens.plots.page import Page
 from icl_kernel_lens.plots.token_view import MOST_HEADS, token_view
+from icl_kernel_lens.results.circuit_curves import CircuitCurves
+from icl_kernel_lens.results.head_ranking import HEAD_CLASSES, HeadRanking
 from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.scores.in_context import TaskAccuracy
 from icl_kernel_lens.scores.notices import notices
@@ -32,17 +38,55 @@ LIMITS = (
     "on new prompts, since the best of many is too good on the prompts it was chosen on. Intervals are per "
     "head and hold for a head chosen beforehand."
 )
+LOCATING = (
+    "One half of the prompts ({choosing}) singled heads out; every number, interval, class and the band come from "
+    "the other half ({prompts} prompts in {sets} demonstration sets). A kernel head votes for the model's answer "
+    "more often than every simpler explanation would, its weights follow the inputs when labels are permuted, and "
+    "the answer needs its attention on the labels. The smallest effects that were looked for: a margin of {margin:g} "
+    "above the strongest control, a loss of {effect:.0%} of the logit difference."
+)
+CLASS_MEANS = {
+    "kernel head": "votes, its weights follow the inputs, and the answer needs its label edges",
+    "shadow": "votes, its weights follow the inputs, and the answer does not need them",
+    "driver": "the answer needs its label edges, and it is no kernel head",
+    "echo": "its weights follow the model's answer",
+    "word preference": "its weights follow the label words",
+    "neither": "none of these, or nothing in the choosing half gave reason to measure it",
+    "undetermined": "intervals too wide to say",
+}
+LOCATED_LIMITS = (
+    "What this does not show: that other heads could not take over; that a head is a kernel regression on other "
+    "tasks, templates or demonstrations; which features of the inputs its kernel compares. Heads that share one "
+    "vote so finely that each carries less than the smallest effect are shadows here. A head that was not cut in the "
+    "reporting half has no measured effect, which is not an effect of zero."
+)
+CURVES = (
+    "Necessity: the answer position's edges to the labels are cut in the first k located heads. Sufficiency: they are "
+    "cut in all heads but these. Measured on {prompts} other prompts (seed {seed}); an answer counts as right if it "
+    "is {right}."
+)
 
 
 def write_report(
-    path: str | Path, evidence: Evidence, scores: Sequence[HeadScores], accuracy: TaskAccuracy | None
+    path: str | Path,
+    evidence: Evidence,
+    scores: Sequence[HeadScores],
+    accuracy: TaskAccuracy | None,
+    *,
+    ranking: HeadRanking | None = None,
+    curves: CircuitCurves | None = None,
 ) -> Path:
-    """Write `report.html`; the first of `scores` is the main one, others are shown as tables."""
+    """Write `report.html`; the first of `scores` is the main one, others are shown as tables.
+
+    With a `ranking`, the located heads stand before the scores; with `curves`, necessity and sufficiency after them.
+    """
     path = Path(path)
     main, run = scores[0], evidence.run
     page = Page(f"Kernel-regression heads of {run.model} on {run.prompts.task}")
     page.heading("Is there in-context learning?")
-    if accuracy is None:
+    if accuracy is None and evidence.prompts.test_labels is not None:
+        page.text("Not measured in this run; icl-kernel-lens score measures it, beside its controls.")
+    elif accuracy is None:
         page.text("Not measured: the prompts have no true labels.")
     else:
         page.text(accuracy.verdict())
@@ -54,6 +98,10 @@ def write_report(
         page.table(["condition", "accuracy", "95 % interval"], rows)
         for name, why in accuracy.reasons.items():
             page.text(f"{name.replace('_', ' ')}: not measured ({why}).")
+    if ranking is not None:
+        _located(page, ranking)
+    if curves is not None:
+        _curves(page, curves)
     page.heading("Which heads vote like the answer?")
     pooling = main.settings["pooling"]
     what = POOLINGS[pooling.removesuffix("_without_first")]
@@ -78,11 +126,115 @@ def write_report(
     page.heading("How it was measured")
     page.table(
         ["setting", "value"],
-        [[name, value] for name, value in [*_settings(evidence), *main.settings.items()]],
+        [
+            [name, value]
+            for name, value in [*_settings(evidence), *main.settings.items(), *_criteria(ranking)]
+        ],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.html(), encoding="utf-8")
     return path
+
+
+def _located(page: Page, ranking: HeadRanking, k: int = 24) -> None:
+    prompts = len(ranking.agreement)
+    page.heading("Located heads")
+    page.text(
+        LOCATING.format(
+            choosing=ranking.settings.get("choosing", "not recorded"),
+            prompts=prompts,
+            sets=len(ranking.demo_set.unique()),
+            margin=ranking.criteria.margin,
+            effect=ranking.criteria.effect,
+        )
+    )
+    page.text(
+        f"Confirmed kernel heads: {', '.join(map(str, ranking.heads))}."
+        if ranking.heads
+        else "No kernel head confirmed."
+    )
+    page.text(f"The band: {ranking.band}." if ranking.band else "The band: none.")
+    for note in ranking.notes:
+        page.text(f"{note[0].upper()}{note[1:]}.")
+    count = Counter(ranking.classes.values())
+    page.table(
+        ["class", "heads"],
+        [[f"{name}: {CLASS_MEANS[name]}", str(count[name])] for name in HEAD_CLASSES if count[name]],
+    )
+    page.chart(ranking.figure())
+    table = ranking.table()
+    measured = table[table["class"].ne("neither") | table["loss"].notna()]
+    rows = [
+        [
+            str(row["head"]),
+            str(row["class"]),
+            _number(row, "agreement"),
+            f"{_number(row, 'control')} ({str(row['strongest_control']).replace('_', ' ')})",
+            _between(row, "margin"),
+            _number(row, "moved"),
+            _number(row, "within"),
+            f"{_number(row, 'loss')} ({_between(row, 'loss')})",
+            _number(row, "equal_mass_loss"),
+        ]
+        for row in measured.head(k).to_dict("records")
+    ]
+    columns = ["head", "class", "agreement", "strongest control", "above it, interval", "weights moved"]
+    columns += ["moved within classes", "loss (interval)", "loss, equal mass"]
+    page.table(
+        columns,
+        rows,
+        f"{len(rows)} of the {len(measured)} heads that were singled out; the others are in the table of all heads "
+        f"(heads.csv, or HeadRanking.table()). Weights moved: total variation when labels are permuted. Loss: share of "
+        f"the logit difference. {ranking.criteria.level:.0%} intervals.",
+    )
+    page.text(LOCATED_LIMITS)
+
+
+def _curves(page: Page, curves: CircuitCurves) -> None:
+    page.heading("Are they needed, and are they enough?")
+    truth = curves.default_reference == "truth"
+    page.text(
+        CURVES.format(
+            prompts=len(curves.base),
+            seed=curves.run.prompts.seed,
+            right="the true label" if truth else "the uncut answer",
+        )
+    )
+    for note in curves.notes():
+        page.text(f"{note[0].upper()}{note[1:]}.")
+    page.chart(curves.figure())
+    rows = [
+        [
+            str(row["cut"]),
+            str(row["side"]),
+            f"{row['k']}" + (f" (+ {row['head']})" if row["k"] else ""),
+            f"{row['right']:.1%} ({row['low']:.1%} – {row['high']:.1%})",
+            f"{row['random']:.1%} ({row['random_low']:.1%} – {row['random_high']:.1%})" if row["k"] else "",
+        ]
+        for row in curves.table().to_dict("records")
+    ]
+    page.table(
+        ["cut edges", "side", "heads", "right (interval)", "random sets: median (95 % of them)"],
+        rows,
+        f"Random sets for each number of heads: {different_sets(curves)} different.",
+    )
+
+
+def _number(row: dict[Hashable, Any], name: str) -> str:
+    return "not measured" if row[name] != row[name] else f"{row[name]:.3f}"
+
+
+def _between(row: dict[Hashable, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "not measured" if low != low or high != high else f"{low:.3f} to {high:.3f}"
+
+
+def _criteria(ranking: HeadRanking | None) -> list[tuple[str, str]]:
+    if ranking is None:
+        return []
+    named = {name.replace("_", " "): f"{value:g}" for name, value in asdict(ranking.criteria).items()}
+    settings = {f"locating: {name}": value for name, value in ranking.settings.items()}
+    return [*((f"criterion: {name}", value) for name, value in named.items()), *settings.items()]
 
 
 def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:

@@ -1,0 +1,49 @@
+"""Prompts in two halves, demonstration sets whole: one to choose heads on, the other to measure them."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from icl_kernel_lens.errors import PromptError
+
+FEWEST = 8
+"""Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
+ENOUGH = 32
+"""Sets a half should have."""
+
+
+def halves(
+    demo_set: Int[Tensor, " prompt"], *, seed: int
+) -> tuple[Int[Tensor, " choosing"], Int[Tensor, " reporting"]]:
+    """Prompt numbers of the choosing and of the reporting half; sets are dealt out at random, about equal in prompts.
+
+    Raises: PromptError: fewer than 8 demonstration sets a half. Warns: fewer than 32.
+    """
+    groups, sizes = demo_set.unique(return_counts=True)
+    few = len(groups) // 2
+    if few < FEWEST:
+        raise PromptError(
+            f"each half needs at least {FEWEST} demonstration sets, because prompts of one set are not independent; "
+            f"there are {len(groups)} sets in all, {few} a half. Draw prompts with sets={2 * ENOUGH} or more, or leave "
+            "sets= out (a fresh set for each prompt)."
+        )
+    if few < ENOUGH:
+        warnings.warn(
+            f"{few} demonstration sets a half are few: intervals are wide, and heads may stay undetermined. "
+            f"{ENOUGH} or more are better.",
+            stacklevel=3,
+        )
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    sides: tuple[list[int], list[int]] = ([], [])
+    prompts = [0, 0]
+    for at in sorted(order.tolist(), key=lambda i: -int(sizes[i])):
+        # To the half with fewer sets, and of equally many sets to that with fewer prompts.
+        to = min((0, 1), key=lambda side: (len(sides[side]), prompts[side]))
+        sides[to].append(int(groups[at]))
+        prompts[to] += int(sizes[at])
+    chosen = torch.isin(demo_set, torch.tensor(sides[0]))
+    return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]

@@ -1,0 +1,58 @@
+"""The same search on several sets of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from icl_kernel_lens.locate.locate import locate_heads
+from icl_kernel_lens.prompts import PromptSet
+from icl_kernel_lens.results.head_ranking import Criteria
+from icl_kernel_lens.results.stability import Stability
+
+
+def stability(
+    model: Any,
+    prompts: Mapping[str, PromptSet],
+    *,
+    criteria: Criteria | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Stability:
+    """`locate_heads` on several sets of prompts, by name, and how far they agree.
+
+        stability(model, {
+            "seed 0": task.prompts(model, demos=16, count=400, seed=0),
+            "seed 1": task.prompts(model, demos=16, count=400, seed=1),
+            "reordered": reorder_demos(task.prompts(model, demos=16, count=400, seed=0), seed=0, model=model),
+            "other task": other.prompts(model, demos=16, count=400, seed=0),
+        })
+
+    Another template is another task: `dataclasses.replace(task, template=...)`.
+
+    `checkpoint` names a folder in which finished prompts are kept, one folder a ranking; the same call goes on.
+    Does not show: more than the prompts given can; a kernel head in all of them may be none on another task.
+
+    Raises: as `locate_heads`, before anything is lost: a checkpoint keeps the rankings' finished prompts.
+            ResultError: fewer than two sets of prompts.
+    """
+    from icl_kernel_lens.errors import ResultError
+
+    if len(prompts) < 2:
+        raise ResultError(f"at least two sets of prompts can be compared; got {len(prompts)}.")
+    folder = None if checkpoint is None else Path(checkpoint)
+    return Stability(
+        {
+            name: locate_heads(
+                model,
+                some,
+                criteria=criteria,
+                seed=seed,
+                checkpoint=None if folder is None else folder / f"{at}",
+                progress=progress,
+            )
+            for at, (name, some) in enumerate(prompts.items())
+        }
+    )

@@ -1,0 +1,34 @@
+"""Transformers whose weights are written by hand, so that which heads are kernel regressions is known.
+
+A prompt is `BOS x₁ y₁ x₂ y₂ … xₙ yₙ x`: inputs x with unit feature vectors φ(x) about the centre of their class,
+and one label token a class. The residual stream is a set of named subspaces. A carrier in layer 0 copies each
+token's predecessor's feature, so that a label token knows its input; a planted kernel head then has, from the
+answer position to label position i,
+
+    a_i ∝ exp(φ(x)·φ(x_i) / h²) = exp(−|φ(x) − φ(x_i)|² / 2h²) · constant,    output = gain · Σ_i a_i e(y_i)
+
+a Gaussian kernel of bandwidth h over the labels, exactly, but for the attention that stands on BOS (a sink of a
+stated share). Beside such heads stand decoys: each role's attention and output are written in `ROLES`.
+
+Every attention weight, logit and knock-out effect has a closed form here (`PlantedPlan.weights`, `.logits`,
+`.effects`), computed from the world and not from the model; `expected` is every head's class by that closed form.
+
+Norms: every coordinate stands in the stream as a pair (+v, −v), so that its mean is 0, beside one pair so large
+that the norm's scale does not depend on the rest; both are divided out in the weights. What remains is float32
+rounding. Does not show: what trained models do, where heads are neither exact nor alone in their subspace.
+"""
+
+from icl_kernel_lens.worlds.planted.at_random import random_plan
+from icl_kernel_lens.worlds.planted.plan import PlantedModel, PlantedPlan, planted_model
+from icl_kernel_lens.worlds.planted.roles import ROLES, PlantedClass, PlantedHead, Role
+
+__all__ = [
+    "ROLES",
+    "PlantedClass",
+    "PlantedHead",
+    "PlantedModel",
+    "PlantedPlan",
+    "Role",
+    "planted_model",
+    "random_plan",
+]

@@ -1,0 +1,75 @@
+"""Named subspaces of the residual stream, as coordinates that norms leave alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from icl_kernel_lens.models.planted_build import EPS
+from icl_kernel_lens.worlds.planted.roles import BALLAST, FEATURES, ROTARY, SCRATCH, VOTE_UNIT
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Named subspaces of the residual stream, and their coordinates in it."""
+
+    labels: int
+    paired: bool
+    parts: Mapping[str, slice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "const": 1,
+            "is_label": 1,
+            "is_bos": 1,
+            "feature": FEATURES,
+            "previous": FEATURES,
+            "label": self.labels,
+            "vote": self.labels,
+            "taken": self.labels,
+            "position": ROTARY,
+            "scratch": SCRATCH,
+            "spill": SCRATCH,
+        }
+        at, parts = 0, {}
+        for name, size in sizes.items():
+            parts[name] = slice(at, at + size)
+            at += size
+        object.__setattr__(self, "parts", parts)
+
+    def __getitem__(self, name: str) -> slice:
+        return self.parts[name]
+
+    @property
+    def size(self) -> int:
+        return self.parts["spill"].stop
+
+    @property
+    def coordinates(self) -> int:
+        return self.size * (2 if self.paired else 1)
+
+    def units(self) -> Tensor:
+        """How large a 1 of each dimension stands in the stream."""
+        units = torch.ones(self.size, dtype=torch.float64)
+        units[self["const"]] = BALLAST if self.paired else 1.0
+        units[self["vote"]] = units[self["taken"]] = VOTE_UNIT if self.paired else 1.0
+        return units
+
+    def write(self, meaning: Tensor, width: int) -> Tensor:
+        """`(…, dimension)` as what is added to the stream, `(…, width)`."""
+        values = meaning * self.units()
+        if self.paired:
+            values = torch.stack([values, -values], -1).flatten(-2)
+        return torch.nn.functional.pad(values, (0, width - values.shape[-1])).float()
+
+    def read(self, wanted: Tensor, width: int) -> Tensor:
+        """`(…, dimension, out)` as weights on the normalised stream, `(…, width, out)`."""
+        values = wanted / self.units()[:, None]
+        if self.paired:
+            values = torch.stack([values, -values], -2).flatten(-3, -2) / 2
+            values = values * math.sqrt(2 * BALLAST**2 / width + EPS)
+        return torch.nn.functional.pad(values, (0, 0, 0, width - values.shape[-2])).float()

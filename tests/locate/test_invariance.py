@@ -1,0 +1,91 @@
+"""Whether weights follow inputs, words or answers: definitions by loops, and hand-made heads."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+
+PROMPTS, DEMOS, LABELS = 60, 6, 3
+
+
+def heads():
+    """Weights of a kernel, a word preference and an echo in two readings; the labels of both, and answers."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(LABELS, (PROMPTS, DEMOS), generator=g)
+    labels[:, :LABELS] = torch.arange(LABELS)
+    again = labels.gather(1, torch.rand(PROMPTS, DEMOS, generator=g).argsort(1))
+    answers = torch.randint(LABELS, (PROMPTS,), generator=g)
+    inputs = torch.rand(PROMPTS, DEMOS, generator=g) ** 3
+    kinds = []
+    for y in (labels, again):
+        word = (y == 1).float() + 0.02
+        echo = (y == answers[:, None]).float() + 0.02
+        kinds.append(torch.stack([inputs, word, echo], 1)[:, None])
+    return (*kinds, labels, again, answers)
+
+
+def test_definitions_by_loops():
+    from icl_kernel_lens.locate import invariance
+
+    first, second, labels, again, _ = heads()
+    k, k2 = invariance.normalised(first), invariance.normalised(second)
+    torch.testing.assert_close(k.sum(-1), torch.ones(PROMPTS, 1, 3))
+    moved = invariance.moved(k, k2)
+    assert float(moved[3, 0, 1]) == pytest.approx(sum(abs(a - b) for a, b in zip(k[3, 0, 1], k2[3, 0, 1], strict=True)) / 2)
+    within = invariance.moved_within(k, labels)
+    orders = [
+        o for o in permutations(range(DEMOS)) if all(labels[5, i] == labels[5, j] for i, j in enumerate(o))
+    ]
+    shuffled = [float((k[5, 0, 0] - k[5, 0, 0][list(o)]).abs().sum() / 2) for o in orders]
+    assert len(orders) > 1
+    assert float(within[5, 0, 0]) == pytest.approx(sum(shuffled) / len(shuffled), rel=1e-5)
+    over = invariance.excess(k2, again, LABELS)
+    mine = again[7] == 2
+    expected = float(k2[7, 0, 2][mine].sum() - mine.float().mean())
+    assert float(over[7, 0, 2, 2]) == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(over.sum(-1), torch.zeros(PROMPTS, 1, 3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", ["fixed", "drawn"])
+def test_each_kind_of_head_is_told_apart(tokens):
+    from icl_kernel_lens.locate import invariance
+
+    first, second, labels, again, answers = heads()
+    words = torch.tensor([10, 20, 30]).expand(PROMPTS, -1)
+    if tokens == "drawn":  # every prompt has its own label words: nothing is learned of a word from other prompts
+        words = torch.arange(PROMPTS * LABELS).reshape(PROMPTS, LABELS)
+    k, k2 = invariance.normalised(first), invariance.normalised(second)
+    moved, within = invariance.moved(k, k2).mean(0)[0], invariance.moved_within(k, labels).mean(0)[0]
+    follows = invariance.follows_words(k2, again, LABELS).mean(0)[0]
+    echo = invariance.follows_answer(k2, again, answers, words).mean(0)[0]
+    assert moved[0] == 0 and within[0] > 0.2
+    assert (moved[1:] > 0.3).all() and (within[1:] < 0.05).all()
+    assert abs(float(follows[0])) < 0.06 and (follows[1:] > 0.2).all()
+    assert abs(float(echo[0])) < 0.1 and float(echo[2]) > 0.4
+    assert abs(float(echo[1])) < 0.15
+
+
+def test_a_liked_word_is_no_echo():
+    """Every answer is the liked word: the head would give it the same without the answer."""
+    from icl_kernel_lens.locate import invariance
+
+    _, second, _, again, _ = heads()
+    words = torch.tensor([10, 20, 30]).expand(PROMPTS, -1)
+    k2 = invariance.normalised(second)
+    echo = invariance.follows_answer(k2, again, torch.ones(PROMPTS, dtype=torch.long), words)
+    assert abs(float(echo[:, 0, 1].mean())) < 1e-5
+
+
+def test_no_weights_are_unknown():
+    from icl_kernel_lens.locate import invariance
+
+    weights = torch.zeros(2, 1, 1, 3)
+    k = invariance.normalised(weights)
+    labels = torch.tensor([[0, 1, 0], [1, 0, 0]])
+    words = torch.tensor([[5, 6], [5, 6]])
+    assert k.isnan().all()
+    assert invariance.moved_within(k, labels).isnan().all()
+    assert invariance.follows_words(k, labels, 2).isnan().all()
+    assert invariance.follows_answer(k, labels, torch.tensor([0, 1]), words).isnan().all()

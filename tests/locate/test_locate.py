@@ -1,0 +1,223 @@
+"""Locating heads: what was planted and nothing else; the bundled model; nothing where nothing is."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from support import needs_hooked, shared_prompts, uneven_prompts
+
+SWEEP = (0, 5, 6, 9)
+"""Random planted models small enough for a test; 200 and more are in `benchmarks/locate.py`."""
+
+
+def planted(seed):
+    from icl_kernel_lens.worlds.planted import random_plan
+
+    plan = random_plan(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return plan, plan.build()
+
+
+@pytest.mark.parametrize("seed", SWEEP)
+def test_what_was_planted_is_found_and_nothing_else(seed):
+    from icl_kernel_lens import locate_heads
+
+    plan, made = planted(seed)
+    ranking = locate_heads(made.model, plan.prompts(count=400, seed=1), progress=False)
+    assert set(plan.findable) <= set(ranking.heads)
+    assert all(plan.expected[head] == "kernel head" for head in ranking.heads)
+    wrong = {
+        str(head): (plan.all_heads[head].role, found)
+        for head, found in ranking.classes.items()
+        if plan.clear[head] and found != plan.expected[head]
+    }
+    assert not wrong
+    if ranking.heads:
+        layers = {head.layer for head in ranking.heads}
+        assert ranking.band is not None
+        assert min(layers) <= ranking.band.first <= ranking.band.last <= max(layers)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("HookedTransformer", marks=needs_hooked), "TransformerBridge"])
+def test_layers_18_to_21_of_gptjs_form(kind):
+    """28 layers of 16 heads, rotary on part of the head, attention beside the MLP."""
+    from icl_kernel_lens import locate_heads, planted_model
+    from icl_kernel_lens.worlds.planted import PlantedHead
+
+    places = [(18, 3), (19, 7), (20, 0), (21, 12)]
+    heads = [PlantedHead(*place, role="kernel", gain=1.5, bandwidth=0.35) for place in places]
+    heads += [
+        PlantedHead(12, 5, "unread_kernel"),
+        PlantedHead(23, 2, "echo"),
+        PlantedHead(9, 9, "word_preference"),
+        PlantedHead(4, 4, "last_label"),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made = planted_model(
+            heads, layers=28, heads_per_layer=16, form="parallel", kind=kind, direct=0.3, demos=10, seed=3
+        )
+    ranking = locate_heads(made.model, made.prompts(count=140, seed=1), progress=False)
+    assert sorted(ranking.heads) == places
+    band = ranking.band
+    assert (band.first, band.last) == (18, 21)
+    assert band.first_interval == (18, 18) and band.last_interval == (21, 21)
+    assert ranking.classes[12, 5] == "shadow"
+    assert ranking.classes[23, 2] == "echo"
+    assert ranking.classes[9, 9] == "word preference"
+    assert "layers 18–21 of 28 (counted from 0" in repr(ranking)
+
+
+@pytest.fixture(scope="module")
+def topics(mini):
+    from icl_kernel_lens import load_task
+
+    return load_task("topics").prompts(mini, demos=16, count=240, seed=3)
+
+
+@pytest.fixture(scope="module")
+def ranking(mini, topics):
+    from icl_kernel_lens import locate_heads
+
+    return locate_heads(mini, topics, progress=False)
+
+
+def test_the_bundled_models_heads(ranking):
+    assert ranking.heads == ((2, 1),)
+    assert ranking.classes[2, 3] == "driver", "it votes for the other label"
+    assert (ranking.band.first, ranking.band.last) == (2, 2)
+    table = ranking.table().set_index("head")
+    row = table.loc["L2H1"]
+    assert row["votes"] == row["invariant"] == row["matters"] == 1
+    assert row["agreement_low"] < row["agreement"] < row["agreement_high"]
+    assert row["margin_low"] > 0.25 and row["moved_high"] < 0.1 < row["within"]
+    assert row["loss_low"] > 0.5 and row["p_adjusted"] < 1e-6
+    assert (table["loss"].isna() == ~(table["selected_votes"] | table["selected_matters"])).all()
+    assert "driver" in repr(ranking)
+
+
+def test_every_number_is_the_reporting_halfs(mini, topics, ranking):
+    """Against `head_vote` and `knock_out` on that half, which the splitting names."""
+    from icl_kernel_lens import head_vote, knock_out, read
+    from icl_kernel_lens.locate.halves import halves
+
+    first, second = halves(topics.demo_set, seed=0)
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(240))
+    half = topics.select(second.tolist())
+    vote = head_vote(read(mini, half, progress=False))
+    torch.testing.assert_close(ranking.columns["agreement"], vote.mean(), equal_nan=True)
+    torch.testing.assert_close(ranking.agreement, vote.values, equal_nan=True)
+    cut = knock_out(mini, half, heads=[(2, 1)], controls=False, progress=False)
+    lost = -cut.effect()[:, 2, 1, 0]
+    torch.testing.assert_close(ranking.loss[:, 2, 1], lost, atol=1e-4, rtol=1e-4)
+    share = float(lost.sum() / cut.base.sum())
+    assert float(ranking.columns["loss"][2, 1]) == pytest.approx(share, rel=1e-4)
+    other = head_vote(read(mini, topics.select(first.tolist()), progress=False)).mean()
+    assert not torch.equal(other, ranking.columns["agreement"])
+
+
+def test_saved_loaded_and_refused_when_damaged(ranking, tmp_path):
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    from icl_kernel_lens import HeadRanking
+    from icl_kernel_lens.errors import LoadError
+    from icl_kernel_lens.results import store
+
+    path = ranking.save(tmp_path / "ranking.safetensors")
+    again = HeadRanking.load(path)
+    assert again.table().equals(ranking.table())
+    assert again.band == ranking.band and again.heads == ranking.heads and repr(again) == repr(ranking)
+    assert len(again.to_dataframe()) == 120 * 12
+    header = store.read_header(path)
+    for key, value in (("classes", ["kernel head"]), ("classes", ["nothing"] * 12), ("order", {})):
+        meta = json.loads(json.dumps(header["meta"])) | {key: value}
+        text = json.dumps({"kind": "HeadRanking", "format": 1, "meta": meta})
+        save_file(load_file(path), tmp_path / "bad.safetensors", metadata={"icl_kernel_lens": text})
+        with pytest.raises(LoadError, match="HeadRanking"):
+            HeadRanking.load(tmp_path / "bad.safetensors")
+
+
+def test_an_interrupted_search_goes_on(mini, topics, ranking, tmp_path, monkeypatch):
+    from icl_kernel_lens import locate_heads, read
+    from icl_kernel_lens.locate import locate
+
+    with monkeypatch.context() as patch:
+        patch.setattr(locate, "_losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"read", "reread", "choosing"}
+    again = locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
+    assert again.table().equals(ranking.table())
+    given = locate_heads(mini, topics, evidence=read(mini, topics, progress=False), progress=False)
+    assert given.table().equals(ranking.table())
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gptj"])
+def test_nothing_is_located_where_nothing_is(tiny, architecture):
+    """Random weights: attention and answers owe nothing to each other."""
+    from icl_kernel_lens import locate_heads
+
+    model, _ = tiny(architecture, "bridge")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ranking = locate_heads(model, uneven_prompts(count=100, demos=6), progress=False)
+    assert ranking.heads == () and ranking.band is None
+    assert "kernel heads: none" in repr(ranking)
+
+
+def test_shared_demonstrations_stay_whole():
+    from icl_kernel_lens.locate.halves import halves
+
+    sets = torch.arange(40).repeat_interleave(torch.arange(40) % 5 + 1)
+    with pytest.warns(UserWarning, match="20 demonstration sets a half are few"):
+        first, second = halves(sets, seed=0)
+    assert not set(sets[first].tolist()) & set(sets[second].tolist())
+    assert len(sets[first].unique()) == len(sets[second].unique()) == 20
+    assert abs(len(first) - len(second)) <= 5
+
+
+def test_what_cannot_be_located_is_refused(mini, topics, tiny):
+    from icl_kernel_lens import Criteria, locate_heads, read
+    from icl_kernel_lens.errors import PromptError, ResultError
+
+    with pytest.raises(PromptError, match="at least 8 demonstration sets.*3 sets in all, 1 a half"):
+        locate_heads(tiny("gpt2", "bridge")[0], shared_prompts(), progress=False)
+    evidence = read(mini, topics.select(range(40)), progress=False)
+    with pytest.raises(ResultError, match="a reading of these 240 prompts; it is of 40 others"):
+        locate_heads(mini, topics, evidence=evidence, progress=False)
+    with pytest.raises(ResultError, match="Criteria.margin must lie between 0 and 1"):
+        Criteria(margin=1.5)
+    with pytest.raises(ResultError, match="classes are kernel head, shadow"):
+        _ranking_of(evidence).of("kernel")
+    one = replace(topics, score_on="sequence")
+    with pytest.raises(PromptError, match="first"):
+        locate_heads(mini, one, progress=False)
+
+
+def _ranking_of(evidence):
+    """A ranking of nothing, for what needs no numbers."""
+    from icl_kernel_lens import Criteria, HeadRanking
+    from icl_kernel_lens.axes import HeadRef
+    from icl_kernel_lens.results.head_ranking import COLUMNS
+
+    nan = torch.full((1, 1), float("nan"))
+    return HeadRanking(
+        classes={HeadRef(0, 0): "neither"},
+        band=None,
+        columns={name: nan for name in COLUMNS},
+        strongest=("label_prior",),
+        choosing={"loss": nan},
+        selected={"votes": torch.zeros(1, 1, dtype=torch.bool)},
+        agreement=nan[None],
+        loss=nan[None],
+        base=torch.ones(1),
+        demo_set=torch.zeros(1, dtype=torch.long),
+        criteria=Criteria(),
+        run=evidence.run,
+    )
