@@ -186,7 +186,9 @@ def _with_rows(
         pos = rows.positions.to(z.device)[which, column]
         scores = answer_scores(q[which, :, pos - start], pos, own, rule)
         weights = scores.softmax(-1)
-        row = Row(layer, variants // count, variants, heads, column, weights[place, heads], scores[place, heads])
+        row = Row(
+            layer, variants // count, variants, heads, column, weights[place, heads], scores[place, heads]
+        )
         difference = torch.zeros_like(weights)
         difference[place, heads] = rows.change(row) - row.weights
         moved = mixed(difference, own)

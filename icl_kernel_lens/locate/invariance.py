@@ -7,10 +7,11 @@ k′ those of the second reading, and y′ its labels:
     within    ½ Σ_c 1/n_c Σ_{i,j in c} |k_i − k_j|      the same for weights shuffled among demonstrations of one class
     words     ½ Σ_c |m_c − n_c/n|, m_c = Σ_i k′_i [y′_i = c], minus its mean when y′ is shuffled:
               how much more the weights gather on some label than they would if they did not know the labels
+    preferred m_b − n_b/n for that label b shown whose token the head gives most beyond its number, in prompts of other demonstration sets
     echo      m_a − n_a/n for the model's answer a to the permuted prompt, minus the mean of the same for a's label
-              token over other prompts: how much the weights follow the answer, beyond liking its word
+              token over prompts of other sets: how much the weights follow the answer, beyond liking its word
 
-A kernel's weights follow the inputs: moved is small beside within, words and echo are 0.
+A kernel's weights follow the inputs: moved is small beside within, and the others are 0.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 SHUFFLES = 16
 """Shuffles of the labels that the mean of `words` is taken over."""
 FEWEST = 5
-"""Other prompts that a label token must be in, for what the head gives it there to be counted as a preference."""
+"""Other prompts a label token must be in for what the head gives it there to count as a preference."""
 Weights = Float[Tensor, "prompt layer head demo"]
 PerPrompt = Float[Tensor, "prompt layer head"]
 
@@ -74,18 +75,56 @@ def follows_answer(
     labels: Int[Tensor, "prompt demo"],
     answer: Int[Tensor, " prompt"],
     label_tokens: Int[Tensor, "prompt label"],
+    demo_set: Int[Tensor, " prompt"],
 ) -> PerPrompt:
     """`echo`: how far the weights follow the answer, beyond what the head gives that answer's word elsewhere."""
     over = excess(reread, labels, label_tokens.shape[1])
-    _, token = label_tokens.unique(return_inverse=True)
-    flat, known = over.movedim(-1, 1).flatten(0, 1), token.flatten()
-    valid = ~flat.isnan()
-    kinds = int(known.max()) + 1
-    total = torch.zeros(kinds, *flat.shape[1:]).index_add(0, known, flat.nan_to_num())
-    number = torch.zeros(kinds, *flat.shape[1:]).index_add(0, known, valid.to(flat.dtype))
+    liked, others = _elsewhere(over, label_tokens, demo_set)
     index = answer[:, None, None, None].expand(*over.shape[:3], 1)
-    mine = over.gather(-1, index)[..., 0]
-    chosen = token.gather(1, answer[:, None])[:, 0]
-    others = number[chosen] - (~mine.isnan()).to(mine.dtype)
-    liked = (total[chosen] - mine.nan_to_num()) / others.clamp(min=1)
-    return mine - liked.masked_fill(others < FEWEST, 0)
+    liked = liked.masked_fill(others < FEWEST, 0)
+    return (over - liked).gather(-1, index)[..., 0]
+
+
+def prefers_word(
+    reread: Weights,
+    labels: Int[Tensor, "prompt demo"],
+    label_tokens: Int[Tensor, "prompt label"],
+    demo_set: Int[Tensor, " prompt"],
+) -> PerPrompt:
+    """`preferred`: what the weights give, beyond its number, to the label shown whose word the head likes best elsewhere.
+
+    NaN where fewer than two labels shown are known from `FEWEST` other prompts.
+    """
+    over = excess(reread, labels, label_tokens.shape[1])
+    liked, others = _elsewhere(over, label_tokens, demo_set)
+    shown = torch.nn.functional.one_hot(labels, label_tokens.shape[1]).any(1)[:, None, None]
+    known = shown & (others >= FEWEST)
+    best = liked.masked_fill(~known, -torch.inf).argmax(-1, keepdim=True)
+    return over.gather(-1, best)[..., 0].masked_fill(known.sum(-1) < 2, float("nan"))
+
+
+def _elsewhere(
+    over: Float[Tensor, "prompt layer head label"],
+    label_tokens: Int[Tensor, "prompt label"],
+    demo_set: Int[Tensor, " prompt"],
+) -> tuple[Float[Tensor, "prompt layer head label"], Float[Tensor, "prompt layer head label"]]:
+    """The mean of `excess` of each label's token over prompts of other demonstration sets, and how many these are."""
+    _, token = label_tokens.unique(return_inverse=True)
+    _, mine = (
+        torch.stack([token, demo_set[:, None].expand_as(token)], -1)
+        .flatten(0, 1)
+        .unique(dim=0, return_inverse=True)
+    )
+    flat = over.movedim(-1, 1).flatten(0, 1)
+    valid = (~flat.isnan()).to(flat.dtype)
+
+    def others(values: Tensor) -> Tensor:
+        """Sums over prompts with the token, without those of the same set."""
+        sums = []
+        for group in (token.flatten(), mine):
+            whole = torch.zeros(int(group.max()) + 1, *values.shape[1:]).index_add(0, group, values)
+            sums.append(whole[group])
+        return (sums[0] - sums[1]).unflatten(0, token.shape).movedim(1, -1)
+
+    number = others(valid)
+    return others(flat.nan_to_num()) / number.clamp(min=1), number

@@ -78,14 +78,13 @@ def locate_heads(
         return None if folder is None else folder / name
 
     if evidence is None:
-        evidence = read(
-            model, prompts, keep=("label",), checkpoint=place("read"), progress=progress
-        )
+        evidence = read(model, prompts, keep=("label",), checkpoint=place("read"), progress=progress)
     _check_evidence(evidence, prompts)
-    reread = read(
-        model, permuted, keep=("label",), checkpoint=place("reread"), progress=progress
-    )
-    if evidence.run.model != reread.run.model or evidence.pooled("label").shape != reread.pooled("label").shape:
+    reread = read(model, permuted, keep=("label",), checkpoint=place("reread"), progress=progress)
+    if (
+        evidence.run.model != reread.run.model
+        or evidence.pooled("label").shape != reread.pooled("label").shape
+    ):
         raise ResultError(
             f"evidence must be a reading of this model; it is of {evidence.run.model}, and the model is "
             f"{reread.run.model}. Leave evidence= out, or read these prompts with read(model, prompts)."
@@ -96,8 +95,12 @@ def locate_heads(
     )
     selected, choosing = select(chosen, -cut.effect()[..., 0], cut.base, criteria)
     loss, equal_mass, base = _losses(
-        model, prompts.select(second.tolist()), selected["votes"] | selected["matters"], seed,
-        place("reporting"), progress,
+        model,
+        prompts.select(second.tolist()),
+        selected["votes"] | selected["matters"],
+        seed,
+        place("reporting"),
+        progress,
     )
     found = Fidelity.of(evidence, reread, second, seed + 10)
     columns, strongest = report(found, selected, loss, equal_mass, base, criteria)
@@ -142,7 +145,12 @@ def _losses(
     heads = [(layer, head) for layer, head in selected.nonzero().tolist()]
     # With nothing selected one head is run all the same, for the base; its effect is not kept.
     cut = knock_out(
-        model, prompts, heads=heads or [_first_head(model)], seed=seed, checkpoint=checkpoint, progress=progress
+        model,
+        prompts,
+        heads=heads or [_first_head(model)],
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
     )
     base = cut.base[:, None, None]
     lost = (base - cut.values[..., 0]).masked_fill(~selected, torch.nan)

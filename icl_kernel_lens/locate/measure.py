@@ -29,6 +29,7 @@ class Fidelity:
     moved: PerPrompt
     within: PerPrompt
     words: PerPrompt
+    preferred: PerPrompt
     echo: PerPrompt
     label_mass: PerPrompt
     p: Mapping[str, PerHead]
@@ -50,8 +51,15 @@ class Fidelity:
             moved=invariance.moved(kernel, kernel_again),
             within=invariance.moved_within(kernel, labels),
             words=invariance.follows_words(kernel_again, again.demo_labels, count, seed=seed),
+            preferred=invariance.prefers_word(
+                kernel_again, again.demo_labels, prompts.label_tokens, prompts.demo_set
+            ),
             echo=invariance.follows_answer(
-                kernel_again, again.demo_labels, reread.answers[numbers], prompts.label_tokens
+                kernel_again,
+                again.demo_labels,
+                reread.answers[numbers],
+                prompts.label_tokens,
+                prompts.demo_set,
             ),
             label_mass=weights.sum(-1),
             p=_p_values(weights, permuted, labels, answer, prompts.demo_set, count, seed),
@@ -94,9 +102,9 @@ def _simple_weights(labels: Int[Tensor, "prompt demo"]) -> dict[str, Float[Tenso
     return {"label_prior": uniform, "last_label": last, "first_demo": first}
 
 
-def select(fidelity: Fidelity, loss: PerPrompt, base: Float[Tensor, " prompt"], criteria: Criteria) -> tuple[
-    dict[str, Tensor], dict[str, PerHead]
-]:
+def select(
+    fidelity: Fidelity, loss: PerPrompt, base: Float[Tensor, " prompt"], criteria: Criteria
+) -> tuple[dict[str, Tensor], dict[str, PerHead]]:
     """What the choosing half gives reason to measure again, by the reason; and the p-values it went by."""
     p = nulls.hardest(fidelity.p)
     adjusted = nulls.benjamini_hochberg(p.flatten()).reshape(p.shape)
@@ -110,11 +118,16 @@ def select(fidelity: Fidelity, loss: PerPrompt, base: Float[Tensor, " prompt"], 
     low, _ = _interval(fidelity.moved, fidelity.demo_set, criteria)
     over, _ = _interval(fidelity.moved - criteria.moved * fidelity.within, fidelity.demo_set, criteria)
     selected = {
-        "votes": reads & (adjusted <= criteria.false_discovery),
+        "votes": reads & (adjusted <= criteria.candidates),
         "moved": reads & (low > criteria.least_moved) & (over > 0),
-        "matters": (loss_adjusted <= criteria.false_discovery) & (ratio.abs() >= criteria.effect / 2),
+        "matters": (loss_adjusted <= criteria.candidates) & (ratio.abs() >= criteria.effect / 2),
     }
-    numbers = dict(fidelity.p) | {"p": p, "p_adjusted": adjusted, "loss": ratio, "loss_p_adjusted": loss_adjusted}
+    numbers = dict(fidelity.p) | {
+        "p": p,
+        "p_adjusted": adjusted,
+        "loss": ratio,
+        "loss_p_adjusted": loss_adjusted,
+    }
     return selected, {name: values.float() if name == "loss" else values for name, values in numbers.items()}
 
 
@@ -133,7 +146,10 @@ def report(
     names = list(fidelity.controls)
     scored = ~agreement.isnan()
     controls = torch.stack(
-        [c[:, None, None].expand_as(agreement).masked_fill(~scored, torch.nan) for c in fidelity.controls.values()]
+        [
+            c[:, None, None].expand_as(agreement).masked_fill(~scored, torch.nan)
+            for c in fidelity.controls.values()
+        ]
     )
     means = controls.nanmean(1)
     control, which = means.nan_to_num(nan=-torch.inf).max(0)
@@ -143,17 +159,18 @@ def report(
     candidate = selected["votes"]
     p = nulls.hardest(fidelity.p).masked_fill(~candidate, torch.nan)
     adjusted = nulls.benjamini_hochberg(p.flatten()).reshape(shape)
-    low, high = (
-        x.reshape(shape) for x in wilson(agreement.flatten(1), sets, level=level)
-    )
+    low, high = (x.reshape(shape) for x in wilson(agreement.flatten(1), sets, level=level))
     moved_low, moved_high = _interval(fidelity.moved, sets, criteria)
     over_low, over_high = _interval(fidelity.moved - criteria.moved * fidelity.within, sets, criteria)
-    words_low, words_high = _interval(fidelity.words, sets, criteria)
-    echo_low, echo_high = _interval(fidelity.echo, sets, criteria)
+    words_low, _ = _interval(fidelity.words, sets, criteria)
+    preferred_low, _ = _interval(fidelity.preferred, sets, criteria)
+    echo_low, _ = _interval(fidelity.echo, sets, criteria)
     ratio, error, used = ratio_mean(loss, base, sets)
     reach = error * _student(level, used)
     p_loss = student_tail((ratio.abs() - criteria.effect) / error.clamp(min=1e-12), used - 1)
-    loss_adjusted = nulls.benjamini_hochberg(p_loss.masked_fill(ratio.isnan(), torch.nan).flatten()).reshape(shape)
+    loss_adjusted = nulls.benjamini_hochberg(p_loss.masked_fill(ratio.isnan(), torch.nan).flatten()).reshape(
+        shape
+    )
     side = torch.where(ratio < 0, -1.0, 1.0)
     beyond, beyond_error, beyond_used = ratio_mean(loss * side - equal_mass * side, base, sets)
     beyond_low = beyond - beyond_error * _student(level, beyond_used)
@@ -173,6 +190,8 @@ def report(
         "within": fidelity.within.nanmean(0),
         "words": fidelity.words.nanmean(0),
         "words_low": words_low,
+        "preferred": fidelity.preferred.nanmean(0),
+        "preferred_low": preferred_low,
         "echo": fidelity.echo.nanmean(0),
         "echo_low": echo_low,
         "label_mass": fidelity.label_mass.nanmean(0),
@@ -205,7 +224,9 @@ def report(
     return found, tuple(names[i] for i in which.flatten().tolist())
 
 
-def classify(columns: Mapping[str, PerHead], selected: Mapping[str, Tensor], criteria: Criteria) -> list[HeadClass]:
+def classify(
+    columns: Mapping[str, PerHead], selected: Mapping[str, Tensor], criteria: Criteria
+) -> list[HeadClass]:
     """Every head's class, in order of layer and head (see `HeadClass`)."""
     looked_at = torch.stack(list(selected.values())).any(0).flatten().tolist()
     flat = {name: values.flatten().tolist() for name, values in columns.items()}
@@ -220,7 +241,7 @@ def _class(head: Mapping[str, float], criteria: Criteria) -> HeadClass:
     reads = head["label_mass"] >= criteria.label_mass
     if reads and invariant == 0 and head["echo_low"] > criteria.follows:
         return "echo"
-    if reads and invariant == 0 and head["words_low"] > criteria.follows:
+    if reads and invariant == 0 and max(head["words_low"], head["preferred_low"]) > criteria.follows:
         return "word preference"
     if votes == 1 and invariant == 1 and matters == 1:
         return "kernel head"

@@ -192,6 +192,8 @@ def _upper_tail(factors: list[Tensor], observed: Int[Tensor, " head"]) -> Float[
     return _tail(distribution, observed)
 
 
-def _tail(distribution: Float[Tensor, "head count"], observed: Int[Tensor, " head"]) -> Float[Tensor, " head"]:
+def _tail(
+    distribution: Float[Tensor, "head count"], observed: Int[Tensor, " head"]
+) -> Float[Tensor, " head"]:
     reached = torch.arange(distribution.shape[1]) >= observed[:, None]
     return (distribution * reached).sum(1).clamp(max=1)

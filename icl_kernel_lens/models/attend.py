@@ -220,6 +220,4 @@ def _by_rows(
     x: Float[Tensor, "prompt kv_head row width"], batch: int, heads: int, queries: int
 ) -> Float[Tensor, "batch head query width"]:
     prompts, groups = x.shape[:2]
-    return rearrange(
-        x, "p g (b r q) d -> (p b) (g r) q d", b=batch // prompts, r=heads // groups, q=queries
-    )
+    return rearrange(x, "p g (b r q) d -> (p b) (g r) q d", b=batch // prompts, r=heads // groups, q=queries)

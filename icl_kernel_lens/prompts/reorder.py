@@ -23,14 +23,18 @@ def reorder_demos(prompts: PromptSet, *, seed: int, model: Any = None) -> Prompt
     Raises: PromptError: prompts made from text, and no model; fewer than two demonstrations.
     """
     if prompts.demos < 2:
-        raise PromptError(f"at least two demonstrations can be reordered; these prompts have {prompts.demos}.")
+        raise PromptError(
+            f"at least two demonstrations can be reordered; these prompts have {prompts.demos}."
+        )
     orders = [_order(seed, int(group), prompts.demos) for group in prompts.demo_set]
     before = f"{prompts.info.corruption}; then " if prompts.info.corruption else ""
     info = replace(prompts.info, corruption=f"{before}demonstrations reordered, seed {seed}")
     if prompts.episodes is None or prompts.info.template is None:
         return _moved(replace(prompts, info=info), orders)
     if model is None:
-        raise PromptError("prompts made from text are written anew in another order; pass model= for its tokenizer.")
+        raise PromptError(
+            "prompts made from text are written anew in another order; pass model= for its tokenizer."
+        )
     episodes = [
         replace(episode, demos=tuple(episode.demos[i] for i in order))
         for episode, order in zip(prompts.episodes, orders, strict=True)

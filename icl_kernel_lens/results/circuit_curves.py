@@ -186,20 +186,27 @@ class CircuitCurves:
         """
         tensors, meta = store.read(path, "CircuitCurves")
         try:
-            groups = {g: {side: tensors[f"{g}.{side}"] for side in get_args(Side)} for g in _GROUPS}
+            sides: tuple[Side, ...] = get_args(Side)
+            groups = {g: {side: tensors[f"{g}.{side}"] for side in sides} for g in _GROUPS}
             heads = tuple(HeadRef(int(layer), int(head)) for layer, head in meta["heads"])
             shape = (len(meta["cuts"]), len(tensors["base"]))
             for side in get_args(Side):
                 if tuple(groups["answers"][side].shape) != (*shape, len(heads) + 1):
                     raise ValueError(f"answers of {side} have shape {tuple(groups['answers'][side].shape)}")
                 if tuple(groups["random"][side].shape) != (*shape, *tensors["matched"].shape):
-                    raise ValueError(f"random sets of {side} have shape {tuple(groups['random'][side].shape)}")
-            if not set(meta["cuts"]) <= set(get_args(Cut)) or tensors["sets"].shape[:2] != tensors["matched"].shape:
+                    raise ValueError(
+                        f"random sets of {side} have shape {tuple(groups['random'][side].shape)}"
+                    )
+            if (
+                not set(meta["cuts"]) <= set(get_args(Cut))
+                or tensors["sets"].shape[:2] != tensors["matched"].shape
+            ):
                 raise ValueError(f"cuts are {meta['cuts']}")
             return cls(
                 heads=heads,
                 cuts=tuple(meta["cuts"]),
-                **groups,
+                answers=groups["answers"],
+                random=groups["random"],
                 **{name: tensors[name] for name in _TENSORS},
                 truth=tensors.get("truth"),
                 labels=int(meta["labels"]),

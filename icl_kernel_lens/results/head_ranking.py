@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
     from icl_kernel_lens.plots.figure import Figure
 
-HeadClass = Literal[
-    "kernel head", "shadow", "driver", "echo", "word preference", "neither", "undetermined"
-]
+HeadClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither", "undetermined"]
 """What a head is, by the intervals of three questions (see `locate_heads`).
 
     kernel head        votes, its weights follow the inputs, and the answer needs its label edges
@@ -56,7 +54,9 @@ class Criteria:
     label_mass: float = 0.02
     """Least mean attention on label positions of a head that can vote."""
     false_discovery: float = 0.05
-    """Rate q of Benjamini & Hochberg's procedure, in each half."""
+    """Rate q of Benjamini & Hochberg's procedure over the candidates, in the reporting half."""
+    candidates: float = 0.2
+    """The same over all heads, in the choosing half, whose candidates are tested again."""
     level: float = 0.95
     """Of all intervals."""
     band_share: float = 0.9
@@ -151,9 +151,7 @@ class HeadRanking:
         """One row a head: its class and every number of the reporting half; kernel heads and large effects first."""
         import pandas as pd
 
-        frame = pd.DataFrame(
-            {"head": [str(h) for h in self.classes], "class": list(self.classes.values())}
-        )
+        frame = pd.DataFrame({"head": [str(h) for h in self.classes], "class": list(self.classes.values())})
         for name, values in self.columns.items():
             frame[name] = values.flatten().numpy()
             if name == "control":
@@ -285,8 +283,10 @@ COLUMNS: Mapping[str, str] = {
     "moved_low": "",
     "moved_high": "",
     "within": "total variation when weights are shuffled within classes",
-    "words": "share of the weights that follows label words",
+    "words": "share of the weights that gathers on some label word",
     "words_low": "",
+    "preferred": "share of the weights that goes to the word preferred in other prompts",
+    "preferred_low": "",
     "echo": "share of the weights that follows the answer",
     "echo_low": "",
     "label_mass": "attention on label positions",

@@ -102,13 +102,13 @@ def compare(first: HeadRanking, second: HeadRanking) -> Comparison:
 
 
 def _spearman(x: torch.Tensor, y: torch.Tensor) -> float:
-    from scipy.stats import spearmanr
+    import pandas as pd
 
     kept = ~(x.isnan() | y.isnan())
     x, y = x[kept], y[kept]
     if len(x) < 3 or x.unique().numel() < 2 or y.unique().numel() < 2:
         return float("nan")
-    return float(spearmanr(x.double().numpy(), y.double().numpy()).statistic)
+    return float(pd.Series(x.numpy()).corr(pd.Series(y.numpy()), method="spearman"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,7 +188,9 @@ class Stability:
             raise LoadError(
                 f"a saved comparison is a folder with stability.json; {folder} is not, or is damaged ({error})."
             ) from error
-        return cls({name: HeadRanking.load(folder / f"ranking-{at}.safetensors") for at, name in enumerate(names)})
+        return cls(
+            {name: HeadRanking.load(folder / f"ranking-{at}.safetensors") for at, name in enumerate(names)}
+        )
 
     def __repr__(self) -> str:
         lines = [f"Stability({len(self.rankings)} rankings: {', '.join(self.rankings)})"]

@@ -127,7 +127,9 @@ def test_controls_cut_other_keys(tiny, monkeypatch):
 
         def noting(self, row, option, original=original, kind=kind):
             new = original(self, row, option)
-            seen.append((kind, row, new, self.keys[row.prompts, 0, row.column], self.free[row.prompts, row.column]))
+            seen.append(
+                (kind, row, new, self.keys[row.prompts, 0, row.column], self.free[row.prompts, row.column])
+            )
             return new
 
         monkeypatch.setattr(Cutter, kind, noting)

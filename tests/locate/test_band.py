@@ -32,12 +32,14 @@ def test_the_band_and_its_intervals():
     base = torch.full((120,), 5.0)
     band = find_band(loss, base, torch.arange(120), 0.9)
     assert (band.first, band.last) == (18, 21)
-    assert band.first_interval == (18, 18) and band.last_interval == (21, 21)
+    assert band.first_interval == (18, 18)
+    assert band.last_interval == (21, 21)
     assert band.depth == pytest.approx((18 / 27, 21 / 27))
     assert band.by_layer[18] == pytest.approx(float(loss[:, 18].mean()) / 5)
     assert band.share == pytest.approx(1.0)
     text = str(band)
-    assert "layers 18–21 of 28" in text and "counted from 0" in text
+    assert "layers 18–21 of 28" in text
+    assert "counted from 0" in text
     # A layer that holds about what is asked for is in in some draws and out in others.
     loss[:, 22] = 0.42 * torch.rand(120, generator=g) * 2
     unsure = find_band(loss, base, torch.arange(120) // 10, 0.9)

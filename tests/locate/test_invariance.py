@@ -33,7 +33,9 @@ def test_definitions_by_loops():
     k, k2 = invariance.normalised(first), invariance.normalised(second)
     torch.testing.assert_close(k.sum(-1), torch.ones(PROMPTS, 1, 3))
     moved = invariance.moved(k, k2)
-    assert float(moved[3, 0, 1]) == pytest.approx(sum(abs(a - b) for a, b in zip(k[3, 0, 1], k2[3, 0, 1], strict=True)) / 2)
+    assert float(moved[3, 0, 1]) == pytest.approx(
+        sum(abs(a - b) for a, b in zip(k[3, 0, 1], k2[3, 0, 1], strict=True)) / 2
+    )
     within = invariance.moved_within(k, labels)
     orders = [
         o for o in permutations(range(DEMOS)) if all(labels[5, i] == labels[5, j] for i, j in enumerate(o))
@@ -54,17 +56,30 @@ def test_each_kind_of_head_is_told_apart(tokens):
 
     first, second, labels, again, answers = heads()
     words = torch.tensor([10, 20, 30]).expand(PROMPTS, -1)
-    if tokens == "drawn":  # every prompt has its own label words: nothing is learned of a word from other prompts
+    if (
+        tokens == "drawn"
+    ):  # every prompt has its own label words: nothing is learned of a word from other prompts
         words = torch.arange(PROMPTS * LABELS).reshape(PROMPTS, LABELS)
     k, k2 = invariance.normalised(first), invariance.normalised(second)
     moved, within = invariance.moved(k, k2).mean(0)[0], invariance.moved_within(k, labels).mean(0)[0]
     follows = invariance.follows_words(k2, again, LABELS).mean(0)[0]
-    echo = invariance.follows_answer(k2, again, answers, words).mean(0)[0]
-    assert moved[0] == 0 and within[0] > 0.2
-    assert (moved[1:] > 0.3).all() and (within[1:] < 0.05).all()
-    assert abs(float(follows[0])) < 0.06 and (follows[1:] > 0.2).all()
-    assert abs(float(echo[0])) < 0.1 and float(echo[2]) > 0.4
+    sets = torch.arange(PROMPTS) // 2
+    echo = invariance.follows_answer(k2, again, answers, words, sets).mean(0)[0]
+    preferred = invariance.prefers_word(k2, again, words, sets).nanmean(0)[0]
+    assert moved[0] == 0
+    assert within[0] > 0.2
+    assert (moved[1:] > 0.3).all()
+    assert (within[1:] < 0.05).all()
+    assert abs(float(follows[0])) < 0.06
+    assert (follows[1:] > 0.2).all()
+    assert abs(float(echo[0])) < 0.1
+    assert float(echo[2]) > 0.4
     assert abs(float(echo[1])) < 0.15
+    if tokens == "fixed":
+        assert float(preferred[1]) > 0.4
+        assert (preferred[[0, 2]] < 0.15).all()
+    else:
+        assert preferred.isnan().all(), "no word is in another prompt"
 
 
 def test_a_liked_word_is_no_echo():
@@ -74,7 +89,8 @@ def test_a_liked_word_is_no_echo():
     _, second, _, again, _ = heads()
     words = torch.tensor([10, 20, 30]).expand(PROMPTS, -1)
     k2 = invariance.normalised(second)
-    echo = invariance.follows_answer(k2, again, torch.ones(PROMPTS, dtype=torch.long), words)
+    ones, sets = torch.ones(PROMPTS, dtype=torch.long), torch.arange(PROMPTS)
+    echo = invariance.follows_answer(k2, again, ones, words, sets)
     assert abs(float(echo[:, 0, 1].mean())) < 1e-5
 
 
@@ -88,4 +104,22 @@ def test_no_weights_are_unknown():
     assert k.isnan().all()
     assert invariance.moved_within(k, labels).isnan().all()
     assert invariance.follows_words(k, labels, 2).isnan().all()
-    assert invariance.follows_answer(k, labels, torch.tensor([0, 1]), words).isnan().all()
+    sets = torch.arange(2)
+    assert invariance.follows_answer(k, labels, torch.tensor([0, 1]), words, sets).isnan().all()
+    assert invariance.prefers_word(k, labels, words, sets).isnan().all()
+
+
+def test_prompts_of_one_set_are_no_witnesses_of_each_other():
+    """A sharp kernel gives all prompts of a set the same weights: its favourite there is no preference."""
+    from icl_kernel_lens.locate import invariance
+
+    g = torch.Generator().manual_seed(1)
+    sets = torch.arange(8).repeat_interleave(10)
+    labels = torch.randint(2, (8, DEMOS), generator=g)[sets]
+    labels[:, :2] = torch.tensor([0, 1])
+    weights = torch.nn.functional.one_hot(torch.randint(DEMOS, (8,), generator=g), DEMOS).float()[sets]
+    words = torch.stack([10 + 2 * sets, 11 + 2 * sets], 1)
+    found = invariance.prefers_word(weights[:, None, None], labels, words, sets)
+    assert found.isnan().all(), "each set has words of its own"
+    alone = invariance.prefers_word(weights[:, None, None], labels, words, torch.arange(80))
+    assert float(alone.mean()) > 0.2, "or this test shows nothing"

@@ -53,7 +53,7 @@ def test_layers_18_to_21_of_gptjs_form(kind):
     heads += [
         PlantedHead(12, 5, "unread_kernel"),
         PlantedHead(23, 2, "echo"),
-        PlantedHead(9, 9, "word_preference"),
+        PlantedHead(9, 9, "word_preference", label=1),
         PlantedHead(4, 4, "last_label"),
     ]
     with warnings.catch_warnings():
@@ -65,7 +65,8 @@ def test_layers_18_to_21_of_gptjs_form(kind):
     assert sorted(ranking.heads) == places
     band = ranking.band
     assert (band.first, band.last) == (18, 21)
-    assert band.first_interval == (18, 18) and band.last_interval == (21, 21)
+    assert band.first_interval == (18, 18)
+    assert band.last_interval == (21, 21)
     assert ranking.classes[12, 5] == "shadow"
     assert ranking.classes[23, 2] == "echo"
     assert ranking.classes[9, 9] == "word preference"
@@ -94,8 +95,10 @@ def test_the_bundled_models_heads(ranking):
     row = table.loc["L2H1"]
     assert row["votes"] == row["invariant"] == row["matters"] == 1
     assert row["agreement_low"] < row["agreement"] < row["agreement_high"]
-    assert row["margin_low"] > 0.25 and row["moved_high"] < 0.1 < row["within"]
-    assert row["loss_low"] > 0.5 and row["p_adjusted"] < 1e-6
+    assert row["margin_low"] > 0.25
+    assert row["moved_high"] < 0.1 < row["within"]
+    assert row["loss_low"] > 0.5
+    assert row["p_adjusted"] < 1e-6
     assert (table["loss"].isna() == ~(table["selected_votes"] | table["selected_matters"])).all()
     assert "driver" in repr(ranking)
 
@@ -132,7 +135,9 @@ def test_saved_loaded_and_refused_when_damaged(ranking, tmp_path):
     path = ranking.save(tmp_path / "ranking.safetensors")
     again = HeadRanking.load(path)
     assert again.table().equals(ranking.table())
-    assert again.band == ranking.band and again.heads == ranking.heads and repr(again) == repr(ranking)
+    assert again.band == ranking.band
+    assert again.heads == ranking.heads
+    assert repr(again) == repr(ranking)
     assert len(again.to_dataframe()) == 120 * 12
     header = store.read_header(path)
     for key, value in (("classes", ["kernel head"]), ("classes", ["nothing"] * 12), ("order", {})):
@@ -167,7 +172,8 @@ def test_nothing_is_located_where_nothing_is(tiny, architecture):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         ranking = locate_heads(model, uneven_prompts(count=100, demos=6), progress=False)
-    assert ranking.heads == () and ranking.band is None
+    assert ranking.heads == ()
+    assert ranking.band is None
     assert "kernel heads: none" in repr(ranking)
 
 
@@ -193,31 +199,6 @@ def test_what_cannot_be_located_is_refused(mini, topics, tiny):
         locate_heads(mini, topics, evidence=evidence, progress=False)
     with pytest.raises(ResultError, match="Criteria.margin must lie between 0 and 1"):
         Criteria(margin=1.5)
-    with pytest.raises(ResultError, match="classes are kernel head, shadow"):
-        _ranking_of(evidence).of("kernel")
     one = replace(topics, score_on="sequence")
     with pytest.raises(PromptError, match="first"):
         locate_heads(mini, one, progress=False)
-
-
-def _ranking_of(evidence):
-    """A ranking of nothing, for what needs no numbers."""
-    from icl_kernel_lens import Criteria, HeadRanking
-    from icl_kernel_lens.axes import HeadRef
-    from icl_kernel_lens.results.head_ranking import COLUMNS
-
-    nan = torch.full((1, 1), float("nan"))
-    return HeadRanking(
-        classes={HeadRef(0, 0): "neither"},
-        band=None,
-        columns={name: nan for name in COLUMNS},
-        strongest=("label_prior",),
-        choosing={"loss": nan},
-        selected={"votes": torch.zeros(1, 1, dtype=torch.bool)},
-        agreement=nan[None],
-        loss=nan[None],
-        base=torch.ones(1),
-        demo_set=torch.zeros(1, dtype=torch.long),
-        criteria=Criteria(),
-        run=evidence.run,
-    )

@@ -23,7 +23,7 @@ def draws(rate, sets, per_set, correlation, seed):
 
 
 @pytest.mark.parametrize(
-    "sets, per_set, correlation, low, high",
+    ("sets", "per_set", "correlation", "low", "high"),
     [
         (100, 1, 0.0, 0.925, 0.975),
         (200, 1, 0.0, 0.925, 0.975),
@@ -69,7 +69,8 @@ def test_means_are_covered_and_nothing_is_known_of_one_set():
         covered = float(((low <= 1) & (high >= 1)).double().mean())
         assert 0.93 <= covered <= 0.97
     low, high = cluster_t(torch.rand(5, 2), torch.zeros(5, dtype=torch.long))
-    assert low.isnan().all() and high.isnan().all()
+    assert low.isnan().all()
+    assert high.isnan().all()
 
 
 def test_standard_errors_are_those_of_ols_on_a_constant():
