@@ -187,7 +187,9 @@ class CircuitCurves:
         tensors, meta = store.read(path, "CircuitCurves")
         try:
             sides: tuple[Side, ...] = get_args(Side)
-            groups = {g: {side: tensors[f"{g}.{side}"] for side in sides} for g in _GROUPS}
+            groups: dict[str, dict[Side, Tensor]] = {
+                g: {side: tensors[f"{g}.{side}"] for side in sides} for g in _GROUPS
+            }
             heads = tuple(HeadRef(int(layer), int(head)) for layer, head in meta["heads"])
             shape = (len(meta["cuts"]), len(tensors["base"]))
             for side in get_args(Side):
