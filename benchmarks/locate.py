@@ -2,7 +2,7 @@
 
 *Recovery*: transformers with hand-written weights, drawn at random (2–12 layers, 2–16 heads, 0–4 kernel heads, every
 decoy, 2–6 labels, 4–32 demonstrations, bandwidths from 0.2 to 1.5, three forms, norms on and off), 400 prompts each,
-of every other model two by two with shared demonstrations. What must be found is said by closed forms, before any model is run: a kernel head that
+some two by two with shared demonstrations (the table says how many models). What must be found is said by closed forms, before any model is run: a kernel head that
 agrees with the model's answer 0.25 oftener than the best simple explanation, and without whose label edges at least
 10 % of the logit difference go.
 
@@ -41,7 +41,7 @@ def recover(seed: int, prompts: int) -> dict[str, Any]:
     """One planted model: what was to be found, what was, and the class of every head."""
     plan = random_plan(seed)
     made = plan.build()
-    sharing = 2 if seed % 2 else 1
+    sharing = 2 if seed % 10 == 1 else 1
     if plan.demos + sharing > plan.inputs:
         sharing = 1
     shown = plan.prompts(count=prompts, tests_per_set=sharing, seed=1)
@@ -111,7 +111,12 @@ def recovery(found: list[dict[str, Any]]) -> tuple[Table, Table, dict[str, float
     ]
     numbers |= {f"class of {role}": right[role] / count for role, count in whole.items()}
     return (
-        Table(f"{len(found)} planted models", ["what", "asked", "measured"], rows),
+        Table(
+            f"{len(found)} planted models",
+            ["what", "asked", "measured"],
+            rows,
+            f"In {sum(m['prompts a set'] > 1 for m in found)} of them prompts share demonstrations two by two.",
+        ),
         Table(
             "Heads classed as the closed form says",
             ["role", "heads", "share", "otherwise"],

@@ -47,6 +47,8 @@ LOCATE_WRITTEN = (
     EVIDENCE, RANKING, TABLE, *RANKING_FIGURES, CURVES, CURVES_TABLE, *CURVES_FIGURES, REPORT,
 )  # fmt: skip
 """Every file a locating run may leave in its folder."""
+THEOREM = "theorem.safetensors"
+World = Literal["han2025", "block", "leaky", "short", "long", "wide", "sparse"]
 UNFINISHED = "unfinished"
 """Folder inside it for a run that has not ended; what an interrupted run had finished stays here."""
 FINISHED = "finished"
@@ -447,11 +449,58 @@ def _present_effects(folder: Path, top: int) -> None:
             figure.save(folder / Path(name).with_suffix(suffix).name)
 
 
+def theory(
+    out: Path,
+    preset: World = "han2025",
+    trials: int = 300,
+    seed: int = 0,
+    experiments: bool = True,
+    progress: bool = True,
+) -> None:
+    """Compute the theory on a hidden Markov world: kernel regression against exact Bayesian prediction.
+
+    No language model is needed. Prints Theorem 1 as measured for n = 1 … 128 beside the paper's Table 3, with what
+    differs and what the bound says, and writes into OUT: report.html, and for every part a table (csv), a figure (png, svg) and
+    the result itself (*.safetensors, read by `icl-kernel-lens show OUT` or by theory.study.Study.load).
+
+    icl-kernel-lens theory --preset han2025 --out theory
+
+    Args:
+        out: Folder for the results; it must be empty, absent, or hold results of an earlier run.
+        preset: han2025 has the paper's size (8 tasks, 80 states, 100 symbols); the others are small.
+        trials: Prompts, each with a task of its own.
+        seed: Seed of the prompts; worlds have their own.
+        experiments: Run the paper's consequences too (retrieval, labels, representative inputs, noise, softmax).
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens.theory.presets import preset as world_named
+    from icl_kernel_lens.theory.study import FILES, LEAST_TRIALS, study
+
+    if trials < LEAST_TRIALS:
+        raise ResultError(f"--trials must be at least {LEAST_TRIALS}, or no interval says anything; got {trials}.")
+    _check_folder(out, FILES)
+    new = _unfinished_folder(out, FILES, clear=True)
+    found = study(world_named(preset), trials=trials, seed=seed, experiments=experiments, progress=progress)
+    found.save(new)
+    _present_theory(new)
+    _move_results(new, out, FILES)
+    _say_where(out, FILES)
+
+
+def _present_theory(folder: Path) -> None:
+    """Print what a folder says of the theory, and write its tables, figures and report."""
+    from icl_kernel_lens.theory.study import Study
+
+    found = Study.load(folder)
+    print(found.describe())
+    found.write(folder)
+
+
 def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
     """Print a saved result, and draw its figures and report again.
 
     Args:
-        folder: Folder that `icl-kernel-lens score`, `patch` or `locate` wrote.
+        folder: Folder that `icl-kernel-lens score`, `patch`, `locate` or `theory` wrote.
         top: Heads to print.
     """
     if (folder / PATCHED).exists():
@@ -461,10 +510,16 @@ def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
         _present_located(folder, top)
         _say_where(folder, LOCATE_WRITTEN)
         return
+    if (folder / THEOREM).exists():
+        from icl_kernel_lens.theory.study import FILES
+
+        _present_theory(folder)
+        _say_where(folder, FILES)
+        return
     if not (folder / VOTE).exists():
         raise ResultError(
-            f"a folder of results holds {VOTE}, {PATCHED} or {RANKING}; {folder} does not"
-            f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}, or patch, or locate."
+            f"a folder of results holds {VOTE}, {PATCHED}, {RANKING} or {THEOREM}; {folder} does not"
+            f"{'' if folder.exists() else ' exist'}. Write one with: icl-kernel-lens score --out {folder}, or patch, locate or theory."
         )
     _present(folder, top)
     _say_where(folder, WRITTEN)
@@ -566,7 +621,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; an error the user can mend is one message on standard error, and exit code 1."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"score": score, "patch": patch, "locate": locate, "show": show, "train-mini": train_mini},
+            {
+                "score": score,
+                "patch": patch,
+                "locate": locate,
+                "theory": theory,
+                "show": show,
+                "train-mini": train_mini,
+            },
             args=list(sys.argv[1:] if argv is None else argv),
             prog="icl-kernel-lens",
             description="Which attention heads answer a few-shot prompt like a kernel regression?",

@@ -11,17 +11,26 @@ prediction is conditional on the answer not being the delimiter.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from icl_kernel_lens.results import store
+from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.checks import TheoryError, at_least
 from icl_kernel_lens.theory.hmm import log_matmul
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
 from icl_kernel_lens.theory.operators import all_sequences, log_answers, log_start_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from icl_kernel_lens.plots.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +209,7 @@ def _sampled_divergences(world: TaskMixture, length: int, samples: int, seed: in
     return TaskDivergences(length, torch.stack(means), torch.stack(errors), world.kl_threshold)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Concentration:
     """How the posterior closes in on the task that demonstrations are drawn from."""
 
@@ -211,6 +220,9 @@ class Concentration:
     log_odds: Float64[Tensor, "trial count"]
     """log P(θ*) / P(any other), given n demonstrations; +inf where the others are impossible."""
     divergences: TaskDivergences
+    world: Mapping[str, Any]
+    seed: int
+    versions: Mapping[str, str]
 
     @property
     def bound(self) -> Float64[Tensor, " count"]:
@@ -218,8 +230,111 @@ class Concentration:
 
         Vacuous where it is not above 0: then the bound does not say that the task is found.
         """
-        slope = self.divergences.eps_kl - self.divergences.threshold
+        eps_kl, threshold = self.divergences.eps_kl, self.divergences.threshold
+        # ε_KL = ∞ says that a rival will be ruled out at some time, a threshold of ∞ that the task can be lost.
+        slope = -math.inf if threshold == math.inf else eps_kl - threshold
         return torch.tensor([n * slope if n else 0.0 for n in self.counts], dtype=torch.float64)
+
+    def table(self) -> pd.DataFrame:
+        """One row per number of demonstrations."""
+        import pandas as pd
+
+        edges = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+        low, middle, high = _quantiles(self.log_odds, edges)
+        return pd.DataFrame(
+            {
+                "n": self.counts,
+                "posterior": self.posterior.mean(0).numpy(),
+                "posterior_least": self.posterior.min(0).values.numpy(),
+                "log_odds_10": low.numpy(),
+                "log_odds_50": middle.numpy(),
+                "log_odds_90": high.numpy(),
+                "ruled_out": self.log_odds.isposinf().double().mean(0).numpy(),
+                "bound": self.bound.numpy(),
+            }
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long form: one row a trial and number of demonstrations."""
+        import pandas as pd
+
+        trials, counts = self.posterior.shape
+        return pd.DataFrame(
+            {
+                "trial": torch.arange(trials).repeat_interleave(counts).numpy(),
+                "task": self.tasks.repeat_interleave(counts).numpy(),
+                "n": self.counts * trials,
+                "posterior": self.posterior.flatten().numpy(),
+                "log_odds": self.log_odds.flatten().numpy(),
+            }
+        )
+
+    def figure(self) -> Figure:
+        """The log-odds beside the bound, and the divergences beside the threshold."""
+        from icl_kernel_lens.plots.theory import concentration_figure
+
+        return concentration_figure(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole result; `load` reads it back."""
+        tensors = {
+            "tasks": self.tasks,
+            "posterior": self.posterior,
+            "log_odds": self.log_odds,
+            "divergences": self.divergences.values,
+            "divergences_error": self.divergences.standard_error,
+            "threshold": torch.tensor([self.divergences.threshold], dtype=torch.float64),
+        }
+        meta = {
+            "counts": list(self.counts),
+            "length": self.divergences.length,
+            "world": dict(self.world),
+            "seed": self.seed,
+            "run": {"versions": dict(self.versions)},
+        }
+        return store.write(path, "Concentration", tensors, meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Concentration:
+        """Read what `save` wrote.
+
+        Raises: LoadError: another kind of file, another format version, or a damaged one.
+        """
+        tensors, meta = store.read(path, "Concentration")
+        try:
+            return cls(
+                counts=tuple(meta["counts"]),
+                tasks=tensors["tasks"],
+                posterior=tensors["posterior"],
+                log_odds=tensors["log_odds"],
+                divergences=TaskDivergences(
+                    meta["length"],
+                    tensors["divergences"],
+                    tensors["divergences_error"],
+                    float(tensors["threshold"]),
+                ),
+                world=meta["world"],
+                seed=meta["seed"],
+                versions=meta["run"]["versions"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise store.missing_field(path, "Concentration", error) from error
+
+    def __repr__(self) -> str:
+        found = self.divergences
+        return (
+            f"Concentration({self.world['name']}: {len(self.posterior)} trials; ε_KL = {found.eps_kl:.3g}, threshold "
+            f"{found.threshold:.3g}: A2 {'holds' if found.holds else 'does not hold'})\n"
+            + self.table().to_string(index=False, float_format=lambda x: f"{x:.4g}")
+        )
+
+
+def _quantiles(
+    values: Float64[Tensor, "trial count"], edges: Float64[Tensor, " edge"]
+) -> Float64[Tensor, "edge count"]:
+    """Order statistics, so that +inf is one of the values and not arithmetic."""
+    rank = (edges * (len(values) - 1)).round().long()
+    return values.sort(0).values[rank]
 
 
 def posterior_concentration(
@@ -238,4 +353,7 @@ def posterior_concentration(
         posterior=(own - torch.logsumexp(weights, -1)).exp(),
         log_odds=own - others,
         divergences=task_divergences(world),
+        world=world.describe(),
+        seed=seed,
+        versions=versions(),
     )

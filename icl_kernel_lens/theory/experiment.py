@@ -134,10 +134,7 @@ class Experiment:
                 values={name: tensors[name] for name in meta["measures"]},
                 versions=meta["run"]["versions"],
                 **{name: tuple(meta[name]) for name in ("settings", "series", "findings")},
-                **{
-                    name: meta[name]
-                    for name in ("name", "question", "axis", "measures", "facts", "options")
-                },
+                **{name: meta[name] for name in ("name", "question", "axis", "measures", "facts", "options")},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise store.missing_field(path, KIND, error) from error
@@ -151,7 +148,7 @@ class Experiment:
 def change(
     values: Float64[Tensor, " trial"], before: Float64[Tensor, " trial"], *, seed: int = 0
 ) -> tuple[str, float, float, float]:
-    """"falls", "rises" or "shows no change" in paired trials, with the mean difference and its 95 % interval."""
+    """ "falls", "rises" or "shows no change" in paired trials, with the mean difference and its 95 % interval."""
     difference = (values - before)[:, None]
     low, high = cluster_bootstrap(difference, torch.arange(len(difference)), draws=1000, seed=seed)
     mean, low, high = float(difference.nanmean()), float(low), float(high)

@@ -22,19 +22,27 @@ The other choices (`VARIANTS`) are here to be compared with.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from icl_kernel_lens.results import store
+from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.bayes import check_counts
 from icl_kernel_lens.theory.checks import TheoryError, at_least, tokens_in_range
 from icl_kernel_lens.theory.hmm import make_generator
 from icl_kernel_lens.theory.mixture import TaskMixture
 from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs, log_answers, sequence_index
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from icl_kernel_lens.plots.figure import Figure
 
 EPS = torch.finfo(torch.float64).eps
 SPAN_TOLERANCE = 1e-6
@@ -217,6 +225,11 @@ def fit_kernel(
     if variant.centred:
         values = values - (weight[used] / weight[used].sum()) @ values
     design = root[:, None] * values
+    if not design.isfinite().all():
+        raise TheoryError(
+            "v(x) must be finite; some input's is beyond 1e308. It is likely under one task and all but impossible under the "
+            'task that this variant divides by. Use divide="pre".'
+        )
     filled = (design != 0).any(0)
     if not filled.any():
         raise TheoryError(
@@ -435,7 +448,8 @@ def population_regression(
     can = probability > 0
     numerator = phi[can] @ (phi.T @ joint)
     denominator = (phi[can] @ (phi.T @ probability)).masked_fill(~inside[can], float("nan"))
-    size = phi[can].norm(dim=-1) * (phi.norm(dim=-1) @ probability)
+    length = _length(phi)
+    size = length[can] * (length @ probability)
     rounding = torch.where(denominator > 0, EPS * size / denominator, math.inf)
     if kernel.variant.readout == "ratio":
         prediction, fine = numerator / denominator[:, None], rounding <= accuracy
@@ -453,6 +467,12 @@ def population_regression(
     )
 
 
+def _length(rows: Float64[Tensor, "row entry"]) -> Float64[Tensor, " row"]:
+    """‖row‖ without squaring what is beyond 1e154."""
+    largest = rows.abs().amax(-1)
+    return largest * (rows / largest.masked_fill(largest == 0, 1.0)[:, None]).norm(dim=-1)
+
+
 @dataclass(frozen=True)
 class VariantScore:
     """How far one variant is from P(Y | x, θ) with infinitely many demonstrations of θ."""
@@ -467,20 +487,129 @@ class VariantScore:
     """L1, over all inputs that θ can give, however rarely."""
     refused: float
     """P(x | θ) of the inputs without a prediction; the distances leave them out."""
+    why: str = ""
+    """Why there is no kernel, where there is none: rank 0, NaN for what rests on it."""
 
 
-def compare_variants(world: TaskMixture, variants: Sequence[Variant] = VARIANTS) -> list[VariantScore]:
-    """Which choices make the identity behind Theorem 1 exact: every variant, for every task.
+@dataclass(frozen=True, eq=False, repr=False)
+class VariantTable:
+    """Which operator, moment and readout give P(Y | x, θ) as n → ∞: one score a variant and task."""
+
+    scores: tuple[VariantScore, ...]
+    world: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[VariantScore]:
+        return iter(self.scores)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a variant and task."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(s.variant) | _plain(s) for s in self.scores])
+
+    def table(self) -> pd.DataFrame:
+        """One row a variant: means over tasks (of the distance, weighted alike), the worst input, the share refused."""
+        import pandas as pd
+
+        rows = []
+        for variant in dict.fromkeys(s.variant for s in self.scores):
+            own = [s for s in self.scores if s.variant == variant]
+            scored = [s for s in own if not math.isnan(s.mean_distance)]
+            rows.append(
+                asdict(variant)
+                | {
+                    "mean_distance": _mean([s.mean_distance for s in scored]),
+                    "least": min((s.mean_distance for s in scored), default=math.nan),
+                    "most": max((s.mean_distance for s in scored), default=math.nan),
+                    "worst_input": max((s.worst_distance for s in scored), default=math.nan),
+                    "refused": _mean([s.refused for s in own]),
+                    "condition": max((s.condition for s in own if s.rank), default=math.nan),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def figure(self) -> Figure:
+        """The distances on a logarithmic axis, one dot a task."""
+        from icl_kernel_lens.plots.theory import variants_figure
+
+        return variants_figure(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole result; `load` reads it back."""
+        numbers = {
+            name: torch.tensor([getattr(s, name) for s in self.scores], dtype=torch.float64)
+            for name in ("condition", "mean_distance", "worst_distance", "refused")
+        }
+        meta = {
+            "scores": [[asdict(s.variant), s.task, s.rank, s.why] for s in self.scores],
+            "world": dict(self.world),
+            "run": {"versions": dict(self.versions)},
+        }
+        return store.write(path, "VariantTable", numbers, meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> VariantTable:
+        """Read what `save` wrote.
+
+        Raises: LoadError: another kind of file, another format version, or a damaged one.
+        """
+        numbers, meta = store.read(path, "VariantTable")
+        try:
+            scores = tuple(
+                VariantScore(
+                    Variant(**variant),
+                    task,
+                    rank,
+                    why=why,
+                    **{name: float(values[i]) for name, values in numbers.items()},
+                )
+                for i, (variant, task, rank, why) in enumerate(meta["scores"])
+            )
+            return cls(scores, meta["world"], meta["run"]["versions"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise store.missing_field(path, "VariantTable", error) from error
+
+    def __repr__(self) -> str:
+        table = self.table().to_string(index=False, float_format=lambda x: f"{x:.2g}")
+        return f"VariantTable({self.world['name']}: L1 distance to P(Y | x, θ) as n → ∞)\n{table}"
+
+
+def _plain(score: VariantScore) -> dict[str, Any]:
+    return {name: value for name, value in asdict(score).items() if name != "variant"}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def compare_variants(
+    world: TaskMixture, variants: Sequence[Variant] = VARIANTS, *, tasks: Sequence[int] | None = None
+) -> VariantTable:
+    """Which choices make the identity behind Theorem 1 exact: every variant, for every task (or for `tasks`).
 
     With `[Variant()]` alone: the error of the exact one, beside the condition of its design.
     """
     inputs = enumerate_inputs(world)
     found = []
+    fitted: dict[tuple[Divide, Moment, bool, int | None], OperatorKernel | TheoryError] = {}
     for variant in variants:
-        shared = None if variant.needs_task else fit_kernel(world, variant, inputs=inputs)
-        for task in range(world.tasks):
-            kernel = shared or fit_kernel(world, variant, task=task, inputs=inputs)
-            result = population_regression(kernel, task, inputs=inputs)
+        for task in range(world.tasks) if tasks is None else tasks:
+            # The readout does not change the kernel, and one that needs no task serves all of them.
+            at = (variant.divide, variant.moment, variant.centred, task if variant.needs_task else None)
+            if at not in fitted:
+                try:
+                    fitted[at] = fit_kernel(world, variant, task=task, inputs=inputs)
+                except TheoryError as error:
+                    fitted[at] = error
+            kernel = fitted[at]
+            if isinstance(kernel, TheoryError):
+                found.append(VariantScore(variant, task, 0, math.nan, math.nan, math.nan, 1.0, str(kernel)))
+                continue
+            result = population_regression(replace(kernel, variant=variant), task, inputs=inputs)
             distance = result.distance
             found.append(
                 VariantScore(
@@ -495,4 +624,4 @@ def compare_variants(world: TaskMixture, variants: Sequence[Variant] = VARIANTS)
                     refused=result.refused,
                 )
             )
-    return found
+    return VariantTable(tuple(found), world.describe(), versions())

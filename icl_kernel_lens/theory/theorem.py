@@ -22,6 +22,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from icl_kernel_lens.results import store
+from icl_kernel_lens.results.resample import cluster_bootstrap
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.bayes import bayesian_prediction, check_counts, task_prediction
 from icl_kernel_lens.theory.checks import TheoryError, at_least
@@ -40,7 +41,14 @@ from icl_kernel_lens.theory.operators import enumerate_inputs
 if TYPE_CHECKING:
     import pandas as pd
 
+    from icl_kernel_lens.plots.figure import Figure
+
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+PAPER: Mapping[str, tuple[float, ...]] = {
+    "distance": (1.322, 0.942, 0.519, 0.218, 0.163, 0.085, 0.093, 0.083),
+    "accuracy": (0.337, 0.532, 0.745, 0.901, 0.926, 0.968, 0.961, 0.964),
+}
+"""The paper's Table 3, at the numbers of demonstrations of `COUNTS`; which distance it is, it does not say."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +80,28 @@ class TheoremTerms:
     def vacuous(self, n: int) -> bool:
         """Whether the bound is 1 or more for every task: no two predictions are further apart."""
         return bool((self.bound(n) >= 1).all())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole result; `load` reads it back."""
+        meta = {name: getattr(self, name) for name in ("eta", "symbols", "delta")}
+        meta |= {"variant": asdict(self.variant), "run": {"versions": versions()}}
+        return store.write(path, "TheoremTerms", {"eps_theta": self.eps_theta}, meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TheoremTerms:
+        """Read what `save` wrote.
+
+        Raises: LoadError: another kind of file, another format version, or a damaged one.
+        """
+        tensors, meta = store.read(path, "TheoremTerms")
+        try:
+            return cls(
+                variant=Variant(**meta["variant"]),
+                eps_theta=tensors["eps_theta"],
+                **{name: meta[name] for name in ("eta", "symbols", "delta")},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise store.missing_field(path, "TheoremTerms", error) from error
 
     def __str__(self) -> str:
         always = int((self.bias >= 1).sum())
@@ -236,6 +266,40 @@ class TheoremResult:
             }
         )
 
+    def interval(
+        self,
+        name: Distance | Literal["agree"] = "l1",
+        *,
+        level: float = 0.95,
+        draws: int = 1000,
+        seed: int = 0,
+    ) -> tuple[Float64[Tensor, " count"], Float64[Tensor, " count"]]:
+        """Bootstrap interval over trials, of `mean`, or for "agree" of `agreement`. The world is the same in all."""
+        values = getattr(self, name)
+        values = values.nan_to_num(0.0) if name == "agree" else values
+        return cluster_bootstrap(values, torch.arange(len(values)), level=level, draws=draws, seed=seed)
+
+    def beside_paper(self) -> pd.DataFrame:
+        """Ours beside the paper's Table 3, for the numbers of demonstrations that both have."""
+        import pandas as pd
+
+        rows = []
+        columns = self.mean("l1"), self.mean("linf"), self.agreement()
+        for i, n in enumerate(self.counts):
+            if n in COUNTS:
+                at = COUNTS.index(n)
+                l1, linf, agreement = (float(column[i]) for column in columns)
+                rows.append([n, l1, linf, PAPER["distance"][at], agreement, PAPER["accuracy"][at]])
+        return pd.DataFrame(
+            rows, columns=["n", "l1", "linf", "paper_distance", "agreement", "paper_accuracy"]
+        )
+
+    def figure(self, *, letter: TheoremResult | None = None, terms: TheoremTerms | None = None) -> Figure:
+        """Distance and agreement against n; beside them the paper's, Eq. 6 by its letter, and the bound's terms."""
+        from icl_kernel_lens.plots.theory import theorem_figure
+
+        return theorem_figure(self, letter, terms)
+
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: one row a trial and number of demonstrations."""
         import pandas as pd
@@ -303,6 +367,10 @@ _ARRAYS = (
 )
 
 
+LETTER: Mapping[str, Any] = {"guard": 0.0, "negative": "keep", "floor": 0.0}
+"""Options of `measure_theorem` with which nothing is refused that can be divided."""
+
+
 def measure_theorem(
     world: TaskMixture,
     n: Sequence[int] = COUNTS,
@@ -314,17 +382,23 @@ def measure_theorem(
     negative: Literal["refuse", "keep"] = "refuse",
     floor: float | None = None,
     samples: int | None = None,
+    kernel: OperatorKernel | None = None,
 ) -> TheoremResult:
     """Distance and argmax agreement of kernel regression and exact Bayes, against n.
 
     Each trial draws θ* from the prior and one prompt of max(n) demonstrations, which is cut to every n. The
-    moment is over all inputs, or over `samples` of them. A variant that needs the task is fitted to each
+    moment is over all inputs, or over `samples` of them; a `kernel` fitted before, to this world, saves doing it again. A variant that needs the task is fitted to each
     trial's own. `guard` and `negative` are those of `kernel_regression`, `floor` that of
-    `OperatorKernel.weights`; guard=0, negative="keep", floor=0 is Eq. 6 by its letter. Ties of the argmax go to the lower symbol, in both.
+    `OperatorKernel.weights`; `**LETTER` (guard=0, negative="keep", floor=0) is Eq. 6 by its letter. Ties of the argmax go to the lower symbol, in both.
 
     Raises: TheoryError: numbers that do not rise or are below 1, no trials, too many inputs to enumerate.
     """
-    variant = variant or Variant()
+    variant = variant or (Variant() if kernel is None else kernel.variant)
+    if kernel is not None and (kernel.world is not world or kernel.variant != variant or variant.needs_task):
+        raise TheoryError(
+            "a kernel fitted before must be of this very world and variant, and of one that needs no task; fit it with "
+            "fit_kernel(world, variant), or leave it out."
+        )
     at_least(trials, 1, "trials")
     if not n or min(n) < 1:
         raise TheoryError(f"n must be numbers of at least one demonstration; got {tuple(n)}.")
@@ -341,7 +415,7 @@ def measure_theorem(
             mine = tasks == task
             weights[mine] = kernels[-1].weights(prompts.test_inputs[mine], prompts.inputs[mine], floor=floor)
     else:
-        kernels.append(fit_kernel(world, variant, samples=samples, seed=seed))
+        kernels.append(kernel or fit_kernel(world, variant, samples=samples, seed=seed))
         weights = kernels[0].weights(prompts.test_inputs, prompts.inputs, floor=floor)
     regression = kernel_regression(
         weights,

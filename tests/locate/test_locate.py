@@ -61,7 +61,7 @@ def test_layers_18_to_21_of_gptjs_form(kind):
         made = planted_model(
             heads, layers=28, heads_per_layer=16, form="parallel", kind=kind, direct=0.3, demos=10, seed=3
         )
-    ranking = locate_heads(made.model, made.prompts(count=140, seed=1), progress=False)
+    ranking = locate_heads(made.model, made.prompts(count=72, seed=1), progress=False)
     assert sorted(ranking.heads) == places
     band = ranking.band
     assert (band.first, band.last) == (18, 21)

@@ -1,0 +1,90 @@
+"""Rankings side by side: what they share, and what cannot be compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def found(mini):
+    from icl_kernel_lens import load_task, reorder_demos, stability
+
+    prompts = load_task("topics").prompts(mini, demos=8, count=80, seed=0)
+    reordered = reorder_demos(prompts, seed=1, model=mini)
+    return stability(mini, {"as drawn": prompts, "reordered": reordered}, progress=False)
+
+
+def test_orders_agree_on_the_bundled_model(found):
+    table = found.table()
+    assert list(table["head"]) == ["L2H1"]
+    assert int(table["kernel_head_in"][0]) == 2
+    pair = found.pairs().iloc[0]
+    assert pair["overlap"] == pair["depth_overlap"] == 1
+    assert pair["loss"] > 0.3
+    assert "L2H1" in repr(found)
+    spec = found.figure().spec()
+    assert "2/2" not in str(spec)
+    assert "1/1" in str(spec)
+
+
+def test_saved_and_loaded(found, tmp_path):
+    from icl_kernel_lens import Stability
+    from icl_kernel_lens.errors import LoadError
+
+    again = Stability.load(found.save(tmp_path / "both"))
+    assert again.pairs().equals(found.pairs())
+    assert list(again.rankings) == ["as drawn", "reordered"]
+    with pytest.raises(LoadError, match=r"a folder with stability\.json"):
+        Stability.load(tmp_path)
+    (tmp_path / "both" / "stability.json").write_text('["one"]')
+    with pytest.raises(LoadError, match="its names are"):
+        Stability.load(tmp_path / "both")
+
+
+def test_comparisons_by_hand(found):
+    """Rank correlation against scipy, overlaps by counting, models of another shape by their bands alone."""
+    from scipy.stats import spearmanr
+
+    from icl_kernel_lens import compare
+    from icl_kernel_lens.axes import HeadRef
+
+    a, b = found.rankings.values()
+    pair = compare(a, b)
+    margin = [r.columns["margin"].flatten().numpy() for r in (a, b)]
+    assert pair.correlation["margin"] == pytest.approx(spearmanr(*margin).statistic)
+    assert (pair.both, pair.only_first, pair.only_second) == (((2, 1),), (), ())
+    other = replace(b, classes={**b.classes, HeadRef(2, 1): "shadow", HeadRef(1, 0): "kernel head"})
+    pair = compare(a, other)
+    assert (pair.both, pair.only_first, pair.only_second) == ((), ((2, 1),), ((1, 0),))
+    assert pair.overlap == 0
+    whole = torch.zeros(len(b.base), 6, 4)
+    wide = replace(
+        b,
+        classes={HeadRef(layer, head): "neither" for layer in range(6) for head in range(4)},
+        columns=dict.fromkeys(b.columns, whole[0]),
+        choosing=dict.fromkeys(b.choosing, whole[0]),
+        selected={name: whole[0].bool() for name in b.selected},
+        agreement=whole,
+        loss=whole,
+        band=replace(b.band, first=2, last=4, layers=6),
+    )
+    pair = compare(a, wide)
+    assert not pair.same_shape
+    assert pair.overlap != pair.overlap, "NaN"
+    assert pair.depths == ((1.0, 1.0), (0.4, 0.8))
+    assert pair.depth_overlap == 0
+    assert "do not correspond" in str(pair)
+    assert compare(a, replace(b, band=None)).depth_overlap != 0
+
+
+def test_one_ranking_is_no_comparison(mini, found):
+    from icl_kernel_lens import Stability, stability
+    from icl_kernel_lens.errors import ResultError
+
+    with pytest.raises(ResultError, match="at least two sets of prompts"):
+        stability(mini, {})
+    with pytest.raises(ResultError, match="at least two rankings"):
+        Stability({"a": found.rankings["as drawn"]})
