@@ -14,6 +14,7 @@ Layers, heads, positions and demonstrations are counted from 0 everywhere, also 
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple, get_args
 
 from icl_kernel_lens.errors import ResultError
@@ -30,6 +31,21 @@ class HeadRef(NamedTuple):
 
     def __repr__(self) -> str:
         return str(self)
+
+    @classmethod
+    def of(cls, head: Head | str) -> HeadRef:
+        """A head from its name ("L3H7") or from a pair.
+
+        Raises: ResultError: it is neither.
+        """
+        if isinstance(head, str):
+            if (found := re.fullmatch(r"L(\d+)H(\d+)", head)) is not None:
+                return cls(int(found[1]), int(found[2]))
+        elif isinstance(head, tuple) and len(head) == 2:
+            return cls(*head)
+        raise ResultError(
+            f'a head is a pair (layer, head) or a name such as "L3H7", both from 0; got {head!r}.'
+        )
 
 
 Head = tuple[int, int]

@@ -477,7 +477,9 @@ def theory(
     from icl_kernel_lens.theory.study import FILES, LEAST_TRIALS, study
 
     if trials < LEAST_TRIALS:
-        raise ResultError(f"--trials must be at least {LEAST_TRIALS}, or no interval says anything; got {trials}.")
+        raise ResultError(
+            f"--trials must be at least {LEAST_TRIALS}, or no interval says anything; got {trials}."
+        )
     _check_folder(out, FILES)
     new = _unfinished_folder(out, FILES, clear=True)
     found = study(world_named(preset), trials=trials, seed=seed, experiments=experiments, progress=progress)

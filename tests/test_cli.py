@@ -333,6 +333,43 @@ def test_locate_refuses(tmp_path, capsys):
     assert "Criteria.effect must lie between 0 and 1; got 5.0" in " ".join(capsys.readouterr().err.split())
 
 
+def test_theory_then_show(tmp_path, capsys):
+    from typing import get_args
+
+    from icl_kernel_lens import cli
+    from icl_kernel_lens.theory import PRESETS, Study
+    from icl_kernel_lens.theory.study import FILES
+
+    assert get_args(cli.World) == tuple(PRESETS)
+    out = tmp_path / "out"
+    options = ("--preset", "sparse", "--trials", 12, "--no-experiments", "--no-progress")
+    assert run("theory", "--out", out, *options) == 0
+    printed = capsys.readouterr().out
+    parts = {"theorem", "variants", "variants_small", "concentration"}
+    assert {p.name for p in out.iterdir()} == {
+        f"{part}{suffix}" for part in parts for suffix in (".png", ".svg", ".csv", ".safetensors")
+    } | {"letter.safetensors", "terms.safetensors", "report.html"}
+    assert Study.load(out).describe() in printed
+    assert "the paper's" not in printed, "another world than the paper's"
+    table = pd.read_csv(out / "theorem.csv")
+    assert table["l1"].tolist() == pytest.approx(Study.load(out).theorem.mean("l1").tolist())
+    page = (out / "report.html").read_text()
+    for text in ("Theorem 1 measured", "says nothing whatever n is", "How demonstrations tell the task"):
+        assert text in page
+    drawn = (out / "theorem.svg").read_text()
+    (out / "theorem.svg").unlink()
+    (out / "noise.txt").write_text("x")
+    assert run("theory", "--out", out, *options) == 1
+    assert "must be empty or hold earlier results" in capsys.readouterr().err
+    (out / "noise.txt").unlink()
+    assert run("show", out) == 0
+    assert Study.load(out).describe() in capsys.readouterr().out
+    assert len((out / "theorem.svg").read_text()) == len(drawn)
+    assert run("theory", "--out", tmp_path / "a", "--trials", 3) == 1
+    assert "--trials must be at least 10" in capsys.readouterr().err
+    assert {p.name for p in out.iterdir()} < set(FILES)
+
+
 @pytest.mark.parametrize("command", ["score", "patch", "locate"])
 def test_every_command_takes_the_same_model_task_and_prompts(command, capsys):
     from dataclasses import fields

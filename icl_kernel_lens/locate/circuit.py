@@ -20,6 +20,7 @@ from icl_kernel_lens.interventions.knock_out import Cutter
 from icl_kernel_lens.interventions.patch import check_heads, check_intervened
 from icl_kernel_lens.interventions.sweep import HeadSets, Sweep, run_sweep
 from icl_kernel_lens.interventions.variants import Row, editable, keep, look_at, own_tokens
+from icl_kernel_lens.locate.locate import prompts_digest
 from icl_kernel_lens.models import probe
 from icl_kernel_lens.models.fast import Prefix
 from icl_kernel_lens.models.lens import InterceptableLens
@@ -34,7 +35,7 @@ TRIES = 50
 def necessity_and_sufficiency(
     model: Any,
     prompts: PromptSet,
-    heads: HeadRanking | Sequence[Head],
+    heads: HeadRanking | Sequence[Head | str],
     *,
     cuts: Sequence[Cut] = ("renormalised",),
     random_sets: int = 100,
@@ -48,8 +49,8 @@ def necessity_and_sufficiency(
         sufficiency(k)    cut in all heads but 1..k;   (accuracy − floor) / (ceiling − floor) as a share
         floor, ceiling    cut in every head, in none
 
-    `heads` is a ranking (its confirmed kernel heads, the largest effect first) or heads in an order of your own. What
-    takes the place of the edges, one or several of:
+    `heads` is a ranking (its confirmed kernel heads, the largest effect first) or heads in an order of your own, such as
+    `[*ranking.heads, *ranking.of("driver")]` or `["L2H1", (2, 3)]`. What takes the place of the edges, one or several of:
 
         renormalised    the head's weights on everything else, scaled up to the same sum
         zeroed          nothing: z' = z − Σ_i A_i v_i
@@ -67,7 +68,7 @@ def necessity_and_sufficiency(
     """
     check_intervened(prompts, "model")
     lens = editable(model)
-    order = list(heads.heads) if isinstance(heads, HeadRanking) else [HeadRef(*head) for head in heads]
+    order = list(heads.heads) if isinstance(heads, HeadRanking) else [HeadRef.of(head) for head in heads]
     if not order:
         raise ResultError(
             "there must be heads to cut; none were confirmed by this ranking. Give heads as [(layer, head), ...]."
@@ -114,8 +115,13 @@ def necessity_and_sufficiency(
         labels=prompts.labels,
         demo_set=prompts.demo_set,
         run=answers[0][1].run,
-        settings={"seed": str(seed), "random_sets": str(random_sets)},
+        settings={"seed": str(seed), "random_sets": str(random_sets)}
+        | ({"located on": "these prompts"} if _chosen_on(heads, prompts) else {}),
     )
+
+
+def _chosen_on(heads: HeadRanking | Sequence[Head | str], prompts: PromptSet) -> bool:
+    return isinstance(heads, HeadRanking) and heads.settings.get("prompts") == prompts_digest(prompts)
 
 
 def draw_sets(

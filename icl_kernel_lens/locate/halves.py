@@ -28,8 +28,8 @@ def halves(
     if few < FEWEST:
         raise PromptError(
             f"each half needs at least {FEWEST} demonstration sets, because prompts of one set are not independent; "
-            f"there are {len(groups)} sets in all, {few} a half. Draw prompts with sets={2 * ENOUGH} or more, or leave "
-            "sets= out (a fresh set for each prompt)."
+            f"there are {len(groups)} sets in all, {few} a half. Draw {2 * FEWEST} prompts or more with demonstrations of "
+            f"their own, or sets={2 * FEWEST} or more; {2 * ENOUGH} are better."
         )
     if few < ENOUGH:
         warnings.warn(

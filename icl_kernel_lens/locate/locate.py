@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from icl_kernel_lens.evidence import Evidence, read
 from icl_kernel_lens.interventions.knock_out import knock_out
 from icl_kernel_lens.interventions.patch import check_intervened
 from icl_kernel_lens.locate.band import find_band
-from icl_kernel_lens.locate.halves import halves
+from icl_kernel_lens.locate.halves import ENOUGH, halves
 from icl_kernel_lens.locate.measure import Fidelity, classify, report, select
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.prompts.corrupt import corrupt
@@ -41,8 +42,9 @@ def locate_heads(
         moved      weights that move when the labels of every prompt are permuted (`locate.invariance`)
         matters    logit difference lost when the answer position no longer reads any label (`knock_out`)
 
-    What any of these singles out is measured again in the *reporting half*, beside cuts of other edges of equal
-    mass, and tested over these alone; every number, interval, class and the band come from there. Classes go by
+    What any of these singles out is measured again in the *reporting half*, tested over these alone, and cut beside other
+    edges of equal mass (but for heads that were only moved: their class needs no cut); every number, interval, class and
+    the band come from there. Classes go by
     intervals against `Criteria`, the smallest effects of interest:
 
         votes      the interval of agreement − strongest control lies above `criteria.margin`, and p_adjusted ≤ q
@@ -123,13 +125,15 @@ def locate_heads(
         loss=loss,
         base=base,
         demo_set=found.demo_set,
+        numbers=second,
         criteria=criteria,
         run=evidence.run,
         settings={
             "seed": str(seed),
             "choosing": f"{len(first)} prompts in {len(chosen.demo_set.unique())} demonstration sets",
+            "prompts": prompts_digest(prompts),
         },
-        notes=_notes(evidence, base, columns, selected),
+        notes=_notes(evidence, columns, selected, len(found.demo_set.unique())),
     )
 
 
@@ -179,22 +183,34 @@ def _check_evidence(evidence: Evidence, prompts: PromptSet) -> None:
     evidence.pooled("label")
 
 
+def prompts_digest(prompts: PromptSet) -> str:
+    """Tells prompts apart."""
+    return hashlib.sha256(prompts.tokens.numpy().tobytes()).hexdigest()
+
+
 def _notes(
-    evidence: Evidence, base: Tensor, columns: dict[str, Tensor], selected: dict[str, Tensor]
+    evidence: Evidence, columns: dict[str, Tensor], selected: dict[str, Tensor], sets: int
 ) -> tuple[str, ...]:
     notes = []
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
     share = float(answers.max() / answers.sum())
     if share > 0.9:
         notes.append(
-            f"the model gives one answer in {share:.0%} of the prompts: a vote that is no more than this cannot show"
+            f"the model gives one answer in {share:.0%} of the prompts: no vote can be told from always giving it, and "
+            '"neither" here says nothing about the heads'
         )
     if (truth := evidence.prompts.test_labels) is not None:
         right = float((evidence.answers == truth).float().mean())
         notes.append(f"the model answers {right:.1%} of the test inputs right")
-    lacking = selected["votes"] & columns["beyond_equal_mass_low"].isnan()
-    if n := int(lacking.sum()):
+    if sets < ENOUGH:
+        notes.append(f"{sets} demonstration sets a half are few: intervals are wide")
+    causes = (selected["votes"] | selected["matters"]) & (columns["matters"] == 1)
+    lacking = [
+        str(HeadRef(*head)) for head in (causes & columns["beyond_equal_mass_low"].isnan()).nonzero().tolist()
+    ]
+    if lacking:
         notes.append(
-            f"{n} of the heads selected for their votes read too little besides labels for a cut of equal mass"
+            f"without the comparison with other edges of equal mass, of which there were too few: {', '.join(lacking[:8])}"
+            + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
         )
     return tuple(notes)

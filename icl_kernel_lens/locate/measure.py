@@ -156,7 +156,7 @@ def report(
     margins = [_interval(agreement - c, sets, criteria) for c in controls]
     margin_low = torch.stack([low for low, _ in margins]).amin(0)
     margin_high = torch.stack([high for _, high in margins]).amin(0)
-    candidate = selected["votes"]
+    candidate = selected["votes"] | selected["matters"]
     p = nulls.hardest(fidelity.p).masked_fill(~candidate, torch.nan)
     adjusted = nulls.benjamini_hochberg(p.flatten()).reshape(shape)
     low, high = (x.reshape(shape) for x in wilson(agreement.flatten(1), sets, level=level))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.locate.locate import locate_heads
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.results.head_ranking import Criteria
@@ -38,10 +39,11 @@ def stability(
     Raises: as `locate_heads`, before anything is lost: a checkpoint keeps the rankings' finished prompts.
             ResultError: fewer than two sets of prompts.
     """
-    from icl_kernel_lens.errors import ResultError
-
-    if len(prompts) < 2:
-        raise ResultError(f"at least two sets of prompts can be compared; got {len(prompts)}.")
+    if not isinstance(prompts, Mapping) or len(prompts) < 2:
+        raise ResultError(
+            'at least two sets of prompts can be compared, each with its name: {"seed 0": prompts, "seed 1": others}; got '
+            f"{len(prompts)} in a {type(prompts).__name__}."
+        )
     folder = None if checkpoint is None else Path(checkpoint)
     return Stability(
         {

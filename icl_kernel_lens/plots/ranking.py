@@ -171,8 +171,13 @@ def _points(ranking: HeadRanking, rows: list[dict[str, Any]], present: list[Head
         *_lines("x", fidelity, [criteria.margin]),
         *_lines("y", effect, [-criteria.effect, criteria.effect]),
     ]
-    named = [row for row in rows if row["class"] == "kernel head" and "loss" in row]
-    named = sorted(named, key=lambda row: -row["loss"])[:NAMED]
+    # The kernel heads, and whatever else the answer needs.
+    named = [
+        row
+        for row in rows
+        if "loss" in row and (row["class"] == "kernel head" or abs(row["loss"]) > criteria.effect)
+    ]
+    named = sorted(named, key=lambda row: (row["class"] != "kernel head", -abs(row["loss"])))[:NAMED]
     names = _names(named, rows, across, up)
     label = alt.Chart(alt.InlineData(values=names))
     layers = [

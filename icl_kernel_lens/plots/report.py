@@ -221,12 +221,12 @@ def _curves(page: Page, curves: CircuitCurves) -> None:
 
 
 def _number(row: dict[Hashable, Any], name: str) -> str:
-    return "not measured" if row[name] != row[name] else f"{row[name]:.3f}"
+    return "–" if row[name] != row[name] else f"{row[name]:.3f}"
 
 
 def _between(row: dict[Hashable, Any], name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "not measured" if low != low or high != high else f"{low:.3f} to {high:.3f}"
+    return "–" if low != low or high != high else f"{low:.3f} to {high:.3f}"
 
 
 def _criteria(ranking: HeadRanking | None) -> list[tuple[str, str]]:

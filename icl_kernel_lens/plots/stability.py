@@ -33,6 +33,7 @@ def stability_figure(stability: Stability) -> Figure:
                         "by": WORDS[by],
                         "correlation": None if math.isnan(value) else value,
                         "shared": f"{len(found.both)}/{either}" if found.same_shape else "–",
+                        "shown": "" if math.isnan(value) else f"{value:.2f}",
                     }
                 )
     base = alt.Chart(alt.InlineData(values=rows)).encode(
@@ -49,19 +50,18 @@ def stability_figure(stability: Stability) -> Figure:
         ),
         tooltip=["first:N", "second:N", alt.Tooltip("correlation:Q", format=".3f"), "shared:N"],
     )
-    text = base.mark_text(fontSize=11).encode(
-        text="shared:N",
-        color=alt.condition("abs(datum.correlation) > 0.7", alt.value("white"), alt.value("black")),
-    )
+    dark = alt.condition("abs(datum.correlation) > 0.7", alt.value("white"), alt.value("black"))
+    text = base.mark_text(fontSize=12, dy=-6).encode(text="shown:N", color=dark)
+    shared = base.mark_text(fontSize=10, dy=9).encode(text="shared:N", color=dark)
     side = max(90, 46 * len(names))
     chart = (
-        alt.layer(cells, text)
+        alt.layer(cells, text, shared)
         .properties(width=side, height=side)
         .facet(column=alt.Column("by:N", title=None, sort=list(WORDS.values())))
         .properties(
             title=alt.TitleParams(
                 "Rankings compared",
-                subtitle="colour: Spearman's correlation over all heads; numbers: kernel heads of both / of either",
+                subtitle="Spearman's correlation over all heads (most of them idle); below, kernel heads of both / of either",
                 anchor="start",
             )
         )

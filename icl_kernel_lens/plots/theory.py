@@ -178,10 +178,11 @@ def theorem_figure(result: TheoremResult, letter: TheoremResult | None, terms: T
             x,
             scale("L1 distance to exact Bayes", l1),
             title="Distance (the paper's norm is not stated)",
+            axis="L1 distance to exact Bayes",
         )
     ]
+    distance = "L∞ distance to exact Bayes"
     if terms is not None:
-        distance = "L∞ distance to exact Bayes"
         bound = [{"series": TERM, "x": n, "y": terms.sampling(n)} for n in counts]
         middle_names = [*middle_names, TERM]
         empty = alt.Chart(alt.Data(values=[{"from": 1, "to": max(1.0, terms.sampling(min(counts))) * 1.2}]))
@@ -195,7 +196,7 @@ def theorem_figure(result: TheoremResult, letter: TheoremResult | None, terms: T
         middle = alt.layer(
             area,
             word,
-            _lines(linf + bound, middle_names, x, scale(distance, linf + bound), title=""),
+            _lines(linf + bound, middle_names, x, scale(distance, linf + bound), title="", axis=distance),
         ).properties(
             width=WIDTH,
             height=HEIGHT,
@@ -213,9 +214,7 @@ def theorem_figure(result: TheoremResult, letter: TheoremResult | None, terms: T
         )
         said.append(f"the bound's other term, η²ε_θ, is {low:.2g} to {high:.2g}: {verdict}")
     else:
-        middle = _lines(
-            linf, middle_names, x, scale("L∞ distance to exact Bayes", linf), title="Eq. 7's distance"
-        )
+        middle = _lines(linf, middle_names, x, scale(distance, linf), title="Eq. 7's distance", axis=distance)
     panels.append(middle)
     y = alt.Y(
         "y:Q",
@@ -223,7 +222,7 @@ def theorem_figure(result: TheoremResult, letter: TheoremResult | None, terms: T
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(format="%", tickCount=5),
     )
-    panels.append(_lines(agree, names, x, y, title="Agreement with exact Bayes"))
+    panels.append(_lines(agree, names, x, y, title="Agreement with exact Bayes", axis="same first answer"))
     chart = (
         alt.hconcat(*panels, spacing=26)
         .resolve_scale(color="independent", shape="independent", strokeDash="independent")
@@ -336,10 +335,17 @@ def concentration_figure(found: Concentration) -> Figure:
         "x:Q", title="demonstrations n", axis=alt.Axis(values=list(found.counts), format="d", grid=False)
     )
     y = alt.Y("y:Q", title="log-odds of the true task (nats)")
-    left = _lines([r for r in rows if r["y"] is not None], names, x, y, title="The posterior")
+    left = _lines(
+        [r for r in rows if r["y"] is not None],
+        names,
+        x,
+        y,
+        title="The posterior",
+        axis="log-odds of the true task (nats)",
+    )
     values = divergences.values
     pairs = [
-        {"pair": f"{i} → {j}", "task": i, "kl": _number(float(values[i, j])), "shown": "∞"}
+        {"pair": f"{i} → {j}", "task": i, "kl": _number(float(values[i, j]))}
         for i in range(len(values))
         for j in range(len(values))
         if i != j
@@ -423,7 +429,10 @@ def experiment_figure(found: Experiment) -> Figure:
         )
     else:
         x = alt.X(
-            "x:N", title=found.axis, sort=[str(s) for s in found.settings], axis=alt.Axis(labelAngle=-25, labelLimit=160)
+            "x:N",
+            title=found.axis,
+            sort=[str(s) for s in found.settings],
+            axis=alt.Axis(labelAngle=-25, labelLimit=160),
         )
     table = found.table()
     panels = []
@@ -445,7 +454,7 @@ def experiment_figure(found: Experiment) -> Figure:
             scale=alt.Scale(zero=not measure.startswith(("l1_", "agree_"))),
             axis=alt.Axis(tickCount=5, format=".2~g"),
         )
-        panels.append(_lines(rows, names, x, y, title="", offset=not numbers))
+        panels.append(_lines(rows, names, x, y, title="", axis=title, offset=not numbers))
     columns = 2 if len(panels) == 4 else 3
     world, unit = found.options["world"], found.options.get("unit", "trials")
     chart = alt.concat(*panels, columns=columns, spacing=22).properties(

@@ -97,8 +97,13 @@ class CircuitCurves:
         value = (kept - kept[:, :1]).mean(0) / whole.mean(0)
         # A ratio's interval: of Σ (part − r · whole), linearised.
         left = (kept - kept[:, :1] - value * whole) / whole.mean(0)
-        edges = cluster_bootstrap(left, self.demo_set, level=level)
-        return value, value + edges[0], value + edges[1]
+        low, high = (value + edge for edge in cluster_bootstrap(left, self.demo_set, level=level))
+        # Where all prompts say the same there is no spread: what is sure then is how rarely one could say otherwise.
+        least, _ = wilson(torch.ones(len(left), 1), self.demo_set, level=level)
+        slack = float((1 - least) / whole.mean())
+        same = ((left - left[:1]).abs() < 1e-6).all(0)
+        same[0] = False  # the floor itself: 0 by definition
+        return value, torch.where(same, value - slack, low), torch.where(same, value + slack, high)
 
     def table(self, *, against: Reference | None = None) -> pd.DataFrame:
         """One row a cut, side and k: how often right, its interval, and the random sets' middle and ends."""
@@ -145,6 +150,10 @@ class CircuitCurves:
     def notes(self) -> list[str]:
         """What must be said beside the curves."""
         notes, against = [], self.default_reference
+        if "located on" in self.settings:
+            notes.append(
+                "the heads were located on these very prompts: draw others for what is to be believed"
+            )
         for cut in self.cuts:
             floor, chance = self.floor(cut=cut, against=against), self.chance(against)
             right = self.right("sufficiency", cut=cut, against=against)[:, :1]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.results import store
 from icl_kernel_lens.results.run_info import RunInfo
@@ -98,9 +98,13 @@ class Band:
     def __str__(self) -> str:
         (a, b), (c, d) = self.first_interval, self.last_interval
         low, high = self.depth
+        one = self.first == self.last
         return (
-            f"layers {self.first}–{self.last} of {self.layers} (counted from 0; relative depth {low:.2f}–{high:.2f}) hold "
-            f"{self.share:.0%} of the confirmed effect (asked: {self.wanted:.0%}); intervals: first {a}–{b}, last {c}–{d}"
+            (f"layer {self.first}" if one else f"layers {self.first}–{self.last}")
+            + f" of {self.layers} (counted from 0; relative depth {low:.2f}"
+            + ("" if one else f"–{high:.2f}")
+            + f") hold{'s' * one} {self.share:.0%} of the confirmed effect (asked: {self.wanted:.0%}); intervals: first "
+            f"{a}–{b}, last {c}–{d}"
         )
 
 
@@ -127,6 +131,8 @@ class HeadRanking:
     base: Float[Tensor, " prompt"]
     """The logit difference, uncut."""
     demo_set: Int[Tensor, " prompt"]
+    numbers: Int[Tensor, " prompt"]
+    """Which of the prompts given are the reporting half."""
     criteria: Criteria
     run: RunInfo
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -148,24 +154,51 @@ class HeadRanking:
         )
 
     def table(self) -> pd.DataFrame:
-        """One row a head: its class and every number of the reporting half; kernel heads and large effects first."""
+        """One row a head: its class, why if that is not all, and every number of the reporting half (`COLUMNS`).
+
+        Kernel heads first, then the largest effects.
+        """
         import pandas as pd
 
-        frame = pd.DataFrame({"head": [str(h) for h in self.classes], "class": list(self.classes.values())})
+        frame = pd.DataFrame(
+            {
+                "head": [str(h) for h in self.classes],
+                "class": list(self.classes.values()),
+                "why": [self.why(head) for head in self.classes],
+            }
+        )
         for name, values in self.columns.items():
             frame[name] = values.flatten().numpy()
             if name == "control":
                 frame["strongest_control"] = self.strongest
         for name, chosen in self.selected.items():
             frame[f"selected_{name}"] = chosen.flatten().numpy()
-        order = frame["class"].map({name: at for at, name in enumerate(HEAD_CLASSES)})
-        size = frame["loss"].abs().fillna(-1)
-        frame = frame.assign(_order=order, _size=-size)
-        frame = frame.sort_values(["_order", "_size", "margin"], ascending=[True, True, False], kind="stable")
-        return frame.drop(columns=["_order", "_size"]).reset_index(drop=True)
+        frame = frame.assign(_other=frame["class"] != "kernel head", _size=-frame["loss"].abs().fillna(-1))
+        frame = frame.sort_values(["_other", "_size", "margin"], ascending=[True, True, False], kind="stable")
+        return frame.drop(columns=["_other", "_size"]).reset_index(drop=True)
+
+    def why(self, head: Head) -> str:
+        """What kept a head from a clearer class; empty where its class says it all."""
+        layer, number = head
+        if (name := self.classes[HeadRef(layer, number)]) not in ("undetermined", "neither"):
+            return ""
+        if not any(bool(chosen[layer, number]) for chosen in self.selected.values()):
+            return "the choosing half gave no reason to look"
+        if name == "neither":
+            return ""
+        unknown = {
+            "votes": "whether it votes",
+            "invariant": "whether its weights follow the inputs",
+            "matters": "whether the answer needs it",
+        }
+        lacking = [words for name, words in unknown.items() if self.columns[name][layer, number].isnan()]
+        if not lacking:
+            return "its weights move with the labels, and follow neither words nor answers by much"
+        return "not sure " + ", ".join(lacking) + ": more prompts would say"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Long form of the reporting half: prompt, layer, head, class, agreement, loss, base."""
+        """Long form of the reporting half: prompt (its number among those given), layer, head, class, agreement, and in
+        logits `loss` and `base`, the logit difference uncut."""
         import pandas as pd
 
         prompts, layers, heads = self.agreement.shape
@@ -173,9 +206,21 @@ class HeadRanking:
         frame = pd.DataFrame(index.numpy(), columns=["prompt", "layer", "head"])
         frame["class"] = list(self.classes.values()) * prompts
         frame["agreement"] = self.agreement.flatten().numpy()
-        frame["loss"] = self.loss.flatten().numpy()
-        frame["base"] = self.base[index[:, 0]].numpy()
+        frame["loss_logits"] = self.loss.flatten().numpy()
+        frame["base_logits"] = self.base[index[:, 0]].numpy()
+        frame["prompt"] = self.numbers[index[:, 0]].numpy()
         return frame
+
+    def choosing_table(self) -> pd.DataFrame:
+        """One row a head: what the choosing half said, every p-value by its name, and what it was selected for."""
+        import pandas as pd
+
+        frame = pd.DataFrame({"head": [str(h) for h in self.classes]})
+        for name, values in self.choosing.items():
+            frame[name] = values.flatten().numpy()
+        for name, chosen in self.selected.items():
+            frame[f"selected_{name}"] = chosen.flatten().numpy()
+        return frame.sort_values("p", kind="stable", ignore_index=True)
 
     def save(self, path: str | Path) -> Path:
         """Write the whole result; `load` reads it back."""
@@ -212,7 +257,7 @@ class HeadRanking:
                 or set(groups["columns"]) != set(COLUMNS)
                 or any(tuple(t.shape) != shape for group in groups.values() for t in group.values())
                 or tensors["loss"].shape != tensors["agreement"].shape
-                or any(len(tensors[n]) != len(tensors["agreement"]) for n in ("base", "demo_set"))
+                or any(len(tensors[n]) != len(tensors["agreement"]) for n in ("base", "demo_set", "numbers"))
             ):
                 raise ValueError("classes, columns and prompts are not those of one ranking")
             band = meta["band"]
@@ -260,9 +305,10 @@ class HeadRanking:
         measured = shown["class"].ne("neither") | shown["loss"].notna()
         names = ["head", "class", "agreement", "control", "margin_low", "margin_high", "moved", "within"]
         names += ["loss", "loss_low", "loss_high"]
-        if len(rows := shown[measured].head(top)[names]):
-            lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
         lines += [f"  {note}" for note in self.notes]
+        if len(rows := shown[measured].head(top)[names]):
+            lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"))
+        lines += [f"  {head}: {self.why(head)}" for head in self.of("undetermined")[:top]]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -277,8 +323,8 @@ COLUMNS: Mapping[str, str] = {
     "margin": "agreement minus control",
     "margin_low": "",
     "margin_high": "the lowest of the intervals against each control",
-    "p": "of agreement by chance: the largest of the tests in `locate.nulls`; NaN for heads not selected for their votes",
-    "p_adjusted": "Benjamini–Hochberg, over the heads selected for their votes",
+    "p": "of agreement by chance: the largest of the tests in `locate.nulls`; NaN for heads not tested again",
+    "p_adjusted": "Benjamini–Hochberg, over the heads selected for their votes or effects",
     "moved": "total variation of the weights when labels are permuted",
     "moved_low": "",
     "moved_high": "",
@@ -301,5 +347,5 @@ COLUMNS: Mapping[str, str] = {
     "matters": "1 yes, −1 yes but against the answer, 0 no, NaN undetermined or not measured",
 }
 """What each column of a ranking is."""
-_TENSORS = ("agreement", "loss", "base", "demo_set")
+_TENSORS = ("agreement", "loss", "base", "demo_set", "numbers")
 _GROUPS = ("columns", "choosing", "selected")

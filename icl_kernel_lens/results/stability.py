@@ -122,7 +122,7 @@ class Stability:
             raise ResultError(f"at least two rankings can be compared; got {len(self.rankings)}.")
 
     def table(self) -> pd.DataFrame:
-        """One row a head that is a kernel head in some ranking: in how many, and its class in each.
+        """One row a head that is more than neither in some ranking: in how many it is a kernel head, and its class in each.
 
         Of models of different shape there is no such table.
         """
@@ -131,10 +131,11 @@ class Stability:
         if len({r.agreement.shape[1:] for r in self.rankings.values()}) > 1:
             raise ResultError("these rankings are of models of different shape; use pairs() for their bands.")
         count = Counter(head for ranking in self.rankings.values() for head in ranking.heads)
+        some = {head for r in self.rankings.values() for head, name in r.classes.items() if name != "neither"}
         rows = [
-            {"head": str(head), "kernel_head_in": number}
+            {"head": str(head), "kernel_head_in": count[head]}
             | {name: ranking.classes[head] for name, ranking in self.rankings.items()}
-            for head, number in sorted(count.items(), key=lambda item: (-item[1], item[0]))
+            for head in sorted(some, key=lambda head: (-count[head], head))
         ]
         return pd.DataFrame(rows, columns=["head", "kernel_head_in", *self.rankings])
 
@@ -151,8 +152,8 @@ class Stability:
                         "first": first,
                         "second": second,
                         "overlap": found.overlap,
-                        "margin": found.correlation["margin"],
-                        "loss": found.correlation["loss"],
+                        "margin_rank_correlation": found.correlation["margin"],
+                        "loss_rank_correlation": found.correlation["loss"],
                         "depth_overlap": found.depth_overlap,
                     }
                 )
@@ -196,7 +197,7 @@ class Stability:
         lines = [f"Stability({len(self.rankings)} rankings: {', '.join(self.rankings)})"]
         if len({r.agreement.shape[1:] for r in self.rankings.values()}) == 1:
             table = self.table()
-            lines.append(table.to_string(index=False) if len(table) else "  no kernel head in any")
+            lines.append(table.to_string(index=False) if len(table) else "  nothing located in any")
         lines.append(self.pairs().to_string(index=False, float_format=lambda x: f"{x:.2f}"))
         return "\n".join(lines)
 

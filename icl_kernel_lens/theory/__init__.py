@@ -7,7 +7,8 @@ Han, Wang, Zhao, Ji, "Understanding Emergent In-Context Learning from a Kernel R
     presets    worlds with known parameters             ginc       the generator of Xie et al. (2022)
     bayes      P(Y | prompt), posterior over tasks      operators  T_x
     kernel     K, kernel regression, its variants       theorem    Theorem 1 measured
-    enumerate  all of it again, by listing every path
+    experiments  what the paper draws from it (results: experiment)
+    study      all of that on one world             enumerate  all of it again, by listing every path
 """
 
 from icl_kernel_lens.theory.bayes import (
@@ -20,6 +21,15 @@ from icl_kernel_lens.theory.bayes import (
     task_prediction,
 )
 from icl_kernel_lens.theory.checks import TheoryError
+from icl_kernel_lens.theory.experiment import Experiment
+from icl_kernel_lens.theory.experiments import (
+    label_noise,
+    output_format,
+    representative,
+    retrieve_similar,
+    softmax_kernels,
+    worlds_of_the_paper,
+)
 from icl_kernel_lens.theory.ginc import Ginc, ginc
 from icl_kernel_lens.theory.hmm import HMM
 from icl_kernel_lens.theory.kernel import (
@@ -29,6 +39,7 @@ from icl_kernel_lens.theory.kernel import (
     Regression,
     Variant,
     VariantScore,
+    VariantTable,
     compare_variants,
     fit_kernel,
     kernel_regression,
@@ -38,7 +49,9 @@ from icl_kernel_lens.theory.kernel import (
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
 from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs
 from icl_kernel_lens.theory.presets import PRESETS, han2025, preset, random_world
+from icl_kernel_lens.theory.study import Study, study
 from icl_kernel_lens.theory.theorem import (
+    LETTER,
     Rate,
     TheoremResult,
     TheoremTerms,
@@ -48,10 +61,12 @@ from icl_kernel_lens.theory.theorem import (
 
 __all__ = [
     "HMM",
+    "LETTER",
     "PRESETS",
     "VARIANTS",
     "BayesPrediction",
     "Concentration",
+    "Experiment",
     "Ginc",
     "Inputs",
     "OperatorKernel",
@@ -59,6 +74,7 @@ __all__ = [
     "Prompts",
     "Rate",
     "Regression",
+    "Study",
     "TaskDivergences",
     "TaskMixture",
     "TheoremResult",
@@ -66,6 +82,7 @@ __all__ = [
     "TheoryError",
     "Variant",
     "VariantScore",
+    "VariantTable",
     "bayesian_prediction",
     "compare_variants",
     "enumerate_inputs",
@@ -73,13 +90,20 @@ __all__ = [
     "ginc",
     "han2025",
     "kernel_regression",
+    "label_noise",
     "measure_theorem",
     "operator_features",
+    "output_format",
     "population_regression",
     "posterior_concentration",
     "preset",
     "random_world",
+    "representative",
+    "retrieve_similar",
+    "softmax_kernels",
+    "study",
     "task_divergences",
     "task_prediction",
     "theorem_terms",
+    "worlds_of_the_paper",
 ]

@@ -140,8 +140,8 @@ class Experiment:
             raise store.missing_field(path, KIND, error) from error
 
     def __repr__(self) -> str:
-        world = self.options["world"]["name"]
-        lines = [f"{self.question} ({self.name}, world {world}, {self.trials} trials)"]
+        world, unit = self.options["world"]["name"], self.options.get("unit", "trials")
+        lines = [f"{self.question} ({self.name}, world {world}, {self.trials} {unit})"]
         return "\n".join([*lines, *(f"  {finding}" for finding in self.findings)])
 
 

@@ -23,7 +23,6 @@ from torch import Tensor
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.bayes import (
     bayesian_prediction,
-    log_task_weights,
     task_prediction,
 )
 from icl_kernel_lens.theory.checks import TheoryError, at_least
@@ -293,6 +292,8 @@ def output_format(
         shown = torch.zeros(trials, symbols, dtype=torch.float64).scatter_(1, labels, 1.0)
         follow = torch.zeros(trials, symbols, dtype=torch.float64).index_copy(1, renamed, truth)
         keep = torch.cat([truth, torch.zeros_like(truth)], 1)
+        rest = torch.ones(symbols, dtype=torch.bool).index_fill(0, renamed, False)
+        order = torch.cat([renamed, rest.nonzero().flatten()])
         changed = Prompts(prompts.inputs, labels, prompts.test_inputs, tasks=prompts.tasks)
         doubting, _ = noisy_prediction(world, changed, doubt, symbols)
         exact = (
@@ -306,7 +307,8 @@ def output_format(
             (1 - doubt) * torch.cat([doubting, torch.zeros_like(doubting)], 1) + doubt / symbols,
         )
         for j, guess in enumerate(guesses):
-            values["follows"][:, i, j] = _agree(guess, follow)
+            # The renamed in the order of the old, so that ties are broken alike.
+            values["follows"][:, i, j] = _agree(guess[:, order], follow[:, order])
             values["keeps"][:, i, j] = _agree(guess, keep)
             values["mass"][:, i, j] = (guess * shown).sum(-1)
     findings = []
@@ -702,7 +704,7 @@ def worlds_of_the_paper(
     names = {
         "l1": "L1 distance to exact Bayes",
         "agree": "same first answer",
-        "posterior": "posterior of the true task",
+        "linf": "L∞ distance to exact Bayes",
     }
     values = {name: torch.full((len(seeds), len(counts), 2), math.nan, dtype=torch.float64) for name in names}
     for i, world_seed in enumerate(seeds):
@@ -712,7 +714,7 @@ def worlds_of_the_paper(
             found = measure_theorem(world, counts, trials, seed, kernel=kernel, **options)
             values["l1"][i, :, j] = found.mean("l1")
             values["agree"][i, :, j] = found.agreement()
-            values["posterior"][i, :, j] = found.posterior.mean(0)
+            values["linf"][i, :, j] = found.mean("linf")
     findings = []
     for name, row in (("l1", PAPER["distance"]), ("agree", PAPER["accuracy"])):
         for k in (0, len(counts) - 1):

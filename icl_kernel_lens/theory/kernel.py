@@ -157,9 +157,12 @@ class OperatorKernel:
         return self._project(rows)[where]
 
     def _project(self, rows: Float64[Tensor, "input feature"]) -> Float64[Tensor, "input direction"]:
-        seen = rows @ self.directions
+        # Most features are 0 in every input and every direction: states that no task's start leads to.
+        used = ((rows != 0) & ~rows.isnan()).any(0) | (self.directions != 0).any(1)
+        rows, directions = rows[:, used], self.directions[used]
+        seen = rows @ directions
         if not self.variant.centred:
-            outside = (rows - seen @ self.directions.T).norm(dim=-1)
+            outside = (rows - seen @ directions.T).norm(dim=-1)
             seen = seen.masked_fill((outside > SPAN_TOLERANCE * rows.norm(dim=-1))[:, None], float("nan"))
         return seen / self.singular_values
 

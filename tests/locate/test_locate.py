@@ -138,7 +138,11 @@ def test_saved_loaded_and_refused_when_damaged(ranking, tmp_path):
     assert again.band == ranking.band
     assert again.heads == ranking.heads
     assert repr(again) == repr(ranking)
-    assert len(again.to_dataframe()) == 120 * 12
+    frame = again.to_dataframe()
+    assert len(frame) == 120 * 12
+    assert sorted(set(frame["prompt"])) == ranking.numbers.tolist()
+    assert frame.loc[13, "base_logits"] == pytest.approx(float(ranking.base[1]))
+    assert next(iter(again.choosing_table()["head"])) == "L2H1"
     header = store.read_header(path)
     for key, value in (("classes", ["kernel head"]), ("classes", ["nothing"] * 12), ("order", {})):
         meta = json.loads(json.dumps(header["meta"])) | {key: value}

@@ -58,6 +58,7 @@ def ranking(
         loss=loss,
         base=base,
         demo_set=sets,
+        numbers=torch.arange(len(sets)) * 2,
         criteria=Criteria(),
         run=run_info(layers, heads, model, task),
         settings={"choosing": "41 prompts in 31 demonstration sets"},

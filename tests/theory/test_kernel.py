@@ -243,6 +243,19 @@ def test_a_sampled_moment_comes_near_and_says_how_near(world_of):
     assert torch.equal(few.singular_values, again.singular_values)
 
 
+@pytest.mark.parametrize("moment", ["pre", "task"])
+def test_a_sampled_moment_is_of_all_that_was_drawn(world_of, moment):
+    from icl_kernel_lens.theory import Inputs, Variant, fit_kernel, operator_features
+
+    world = world_of("block")
+    kernel = fit_kernel(world, Variant("pre", moment), task=1, samples=50, seed=3)
+    start = world.hmm.initial if moment == "pre" else world.start[1]
+    drawn, _ = world.hmm.sample_with_states(50, 2, seed=3, initial=start.expand(50, -1))
+    v = operator_features(Inputs.of(world, drawn))
+    singular = torch.linalg.svdvals(v) / math.sqrt(50)
+    torch.testing.assert_close(kernel.singular_values, singular[: kernel.rank], rtol=1e-9, atol=1e-12)
+
+
 def test_a_sampled_moment_refuses_directions_never_drawn(world_of):
     from icl_kernel_lens.theory import enumerate_inputs, fit_kernel
 
@@ -290,6 +303,18 @@ def test_the_identity_on_random_worlds(leak):
             assert score.mean_distance < 1e-9
             assert score.worst_distance < (1e-9 if score.condition <= 1e5 else 1e-6)
             assert score.refused < 1e-4
+
+
+def test_peaked_worlds_keep_their_digits():
+    """Condition 1e13: S⁻¹Vᵀv(x) alone is off by 2 at rare inputs, and by 1e-5 on average."""
+    from icl_kernel_lens.theory import Variant, compare_variants
+    from icl_kernel_lens.theory.presets import random_world
+
+    world = random_world("peaked", 2, 3, 8, 2, seed=0, concentration=0.1)
+    for score in compare_variants(world, [Variant()]):
+        assert score.condition > 1e12
+        assert score.mean_distance < 1e-12
+        assert score.worst_distance < 1e-8
 
 
 def test_the_denominator_is_a_ratio_of_probabilities(world):

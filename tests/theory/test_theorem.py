@@ -118,6 +118,20 @@ def test_a_variant_of_the_tasks_own(world_of):
     torch.testing.assert_close(found.l1[p, 1], (guess - exact).abs().sum(-1)[0, 1])
 
 
+@pytest.mark.parametrize("divide", ["pre", "task"])
+def test_the_floor_is_passed_on(world_of, divide):
+    """Half of the largest kernel there could be: few demonstrations are left, and prompts without any are refused."""
+    from icl_kernel_lens.theory import Variant, measure_theorem
+    from icl_kernel_lens.theory.kernel import NO_WEIGHT
+
+    found, plain = (
+        measure_theorem(world_of("block"), (1, 4), trials=30, variant=Variant(divide), floor=floor)
+        for floor in (0.9, None)
+    )
+    assert found.reasons[NO_WEIGHT] > plain.reasons.get(NO_WEIGHT, 0) + 5
+    assert found.settings["floor"] == 0.9
+
+
 def test_a_sampled_moment_is_said_to_be_one(world_of):
     from icl_kernel_lens.theory import measure_theorem
 
