@@ -26,6 +26,7 @@ from icl_kernel_lens.models.fast import Prefix, read_prefix, reads_fast
 from icl_kernel_lens.models.lens import InterceptableLens
 from icl_kernel_lens.prompts import PromptSet, check_fits
 
+LARGEST = memory.LARGEST_BATCH
 BatchSize = int | Literal["auto"]
 Step = Callable[[list[int], Prefix | None], dict[str, Tensor]]
 """Prompt numbers, and the prefix they share → tensors on the CPU with one row a prompt, in that order; those
@@ -41,6 +42,7 @@ def run_prompts(
     settings: Mapping[str, Any],
     sums: Mapping[str, Tensor] | None = None,
     batch_size: BatchSize = "auto",
+    most: int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     share: bool = True,
@@ -49,7 +51,8 @@ def run_prompts(
 
     `settings` is what the results depend on beside model and prompts: a checkpoint is only resumed with the same.
     `sums` are zeros in the shape of each result that is added up; a step may leave those out. Without `share`,
-    every step is given whole prompts, and no prefix.
+    every step is given whole prompts, and no prefix. `most` caps an automatic batch, for steps that hold more than a
+    forward pass does.
 
     Raises: PromptError: prompts do not fit the model. RunError: not even one prompt fits into memory; the
             checkpoint is another run's; a process was lost.
@@ -93,7 +96,7 @@ def run_prompts(
         disable=not (progress and processes.first),
     ) as bar:
         try:
-            for numbers, prefix in _batches(prompts, lens, whole, done, batch_size):
+            for numbers, prefix in _batches(prompts, lens, whole, done, batch_size, most):
                 for part, result in _halving(lens, step, numbers, prefix):
                     results.take(torch.tensor(part), result, add=True)
                     kept.add(part, result)
@@ -162,7 +165,7 @@ def _placed_by_length(prompts: PromptSet, lens: Lens) -> int | None:
 
 
 def _batches(
-    prompts: PromptSet, lens: Lens, whole: Branch, done: set[int], batch_size: BatchSize
+    prompts: PromptSet, lens: Lens, whole: Branch, done: set[int], batch_size: BatchSize, most: int | None
 ) -> Iterator[tuple[list[int], Prefix | None]]:
     """Unfinished prompts in batches of like length, longest first, each with its prefix."""
     run: dict[Branch, Prefix] = {}
@@ -185,7 +188,7 @@ def _batches(
             longest = int(prompts.lengths[numbers[0]])
             size = batch_size
             if size == "auto":
-                size = memory.prompts_at_once(lens, longest, branch.end, fast=fast)
+                size = min(memory.prompts_at_once(lens, longest, branch.end, fast=fast), most or LARGEST)
             yield numbers[:size], prefix
             numbers = numbers[size:]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -182,13 +183,16 @@ def run_sweep(
         )
 
     several = plan.several and plan.alone and own is not None
+    longest = int(prompts.answer_pos.max())
+    most = (
+        max(1, memory.prompts_at_once(lens, longest + 1, longest, fast=True) // len(every)) if several else 1
+    )
 
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
         rows: dict[int, dict[str, Tensor]] = {}
         for at in sorted({int(prompts.answer_pos[number]) for number in numbers}):
             alike = [number for number in numbers if int(prompts.answer_pos[number]) == at]
-            size = memory.prompts_at_once(lens, at + 1, at, fast=True) // len(every) if several else 1
-            for part in (alike[i : i + max(1, size)] for i in range(0, len(alike), max(1, size))):
+            for part in (alike[i : i + most] for i in range(0, len(alike), most)):
                 rows |= zip(part, together(part, shared), strict=True)
         return {key: torch.stack([rows[number][key] for number in numbers]) for key in rows[numbers[0]]}
 
@@ -199,6 +203,7 @@ def run_sweep(
         name=name,
         settings={"what": plan.what, "sets": _digest(sets), "offsets": plan.offsets, **run_settings},
         batch_size="auto" if several else 1,
+        most=most,
         checkpoint=checkpoint,
         progress=progress,
         share=plan.alone,
@@ -239,7 +244,7 @@ def _reference(prompts: PromptSet, number: int, against: Reference, base: Float[
 
 
 def _digest(sets: HeadSets) -> str:
-    return str([mask.nonzero().tolist() for mask in sets.masks])
+    return f"{len(sets.masks)} sets, " + hashlib.sha256(sets.masks.numpy().tobytes()).hexdigest()
 
 
 def _result(

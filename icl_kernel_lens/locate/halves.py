@@ -24,19 +24,6 @@ def halves(
     Raises: PromptError: fewer than 8 demonstration sets a half. Warns: fewer than 32.
     """
     groups, sizes = demo_set.unique(return_counts=True)
-    few = len(groups) // 2
-    if few < FEWEST:
-        raise PromptError(
-            f"each half needs at least {FEWEST} demonstration sets, because prompts of one set are not independent; "
-            f"there are {len(groups)} sets in all, {few} a half. Draw {2 * FEWEST} prompts or more with demonstrations of "
-            f"their own, or sets={2 * FEWEST} or more; {2 * ENOUGH} are better."
-        )
-    if few < ENOUGH:
-        warnings.warn(
-            f"{few} demonstration sets a half are few: intervals are wide, and heads may stay undetermined. "
-            f"{ENOUGH} or more are better.",
-            stacklevel=3,
-        )
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
     sides: tuple[list[int], list[int]] = ([], [])
     prompts = [0, 0]
@@ -46,4 +33,23 @@ def halves(
         sides[to].append(int(groups[at]))
         prompts[to] += int(sizes[at])
     chosen = torch.isin(demo_set, torch.tensor(sides[0]))
+    few = min(int(_effective(demo_set[side])) for side in (chosen, ~chosen)) if len(groups) > 1 else 0
+    if few < FEWEST:
+        raise PromptError(
+            f"each half needs at least {FEWEST} demonstration sets, because prompts of one set are not independent; "
+            f"there are {len(groups)} sets in all, worth {few} of equal size a half. Draw {2 * FEWEST} prompts or more "
+            f"with demonstrations of their own, or sets={2 * FEWEST} or more; {2 * ENOUGH} are better."
+        )
+    if few < ENOUGH:
+        warnings.warn(
+            f"{few} demonstration sets a half are few: intervals are wide, and heads may stay undetermined. "
+            f"{ENOUGH} or more are better.",
+            stacklevel=3,
+        )
     return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
+
+
+def _effective(demo_set: Int[Tensor, " prompt"]) -> float:
+    """How many sets of equal size these are worth: (Σ n)² / Σ n²."""
+    _, sizes = demo_set.unique(return_counts=True)
+    return float(sizes.sum()) ** 2 / float(sizes.square().sum()) + 1e-9

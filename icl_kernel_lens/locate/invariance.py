@@ -4,6 +4,8 @@ Every prompt is read once more with its labels permuted. With k a head's weights
 k′ those of the second reading, and y′ its labels:
 
     moved     ½ Σ_i |k_i − k′_i|                        total variation between the two readings
+    carried   ½ Σ_{i in M} mean over j in M with y_j = y′_i of |k_i − k_j|, M those whose label changed:
+              the same if each weight had gone where its label word went
     within    ½ Σ_c 1/n_c Σ_{i,j in c} |k_i − k_j|      the same for weights shuffled among demonstrations of one class
     words     ½ Σ_c |m_c − n_c/n|, m_c = Σ_i k′_i [y′_i = c], minus its mean when y′ is shuffled:
               how much more the weights gather on some label than they would if they did not know the labels
@@ -11,7 +13,7 @@ k′ those of the second reading, and y′ its labels:
     echo      m_a − n_a/n for the model's answer a to the permuted prompt, minus the mean of the same for a's label
               token over prompts of other sets: how much the weights follow the answer, beyond liking its word
 
-A kernel's weights follow the inputs: moved is small beside within, and the others are 0.
+A kernel's weights follow the inputs: moved is small beside carried, and the last three are 0.
 """
 
 from __future__ import annotations
@@ -37,6 +39,19 @@ def normalised(weights: Weights) -> Weights:
 def moved(kernel: Weights, reread: Weights) -> PerPrompt:
     """Total variation between a prompt's weights and those with its labels permuted: 0 not moved, 1 all of it."""
     return (kernel - reread).abs().sum(-1) / 2
+
+
+def carried(
+    kernel: Weights, labels: Int[Tensor, "prompt demo"], permuted: Int[Tensor, "prompt demo"]
+) -> PerPrompt:
+    """The mean total variation, had each weight gone with its label word; 0 where no label changed."""
+    changed = labels != permuted
+    total = torch.zeros(kernel.shape[:3])
+    for i in range(kernel.shape[-1]):
+        mine = changed & changed[:, i : i + 1] & (labels == permuted[:, i : i + 1])
+        share = mine.to(kernel.dtype) / mine.sum(-1, keepdim=True).clamp(min=1)
+        total += ((kernel - kernel[..., i : i + 1]).abs() * share[:, None, None]).sum(-1)
+    return total / 2
 
 
 def moved_within(kernel: Weights, labels: Int[Tensor, "prompt demo"]) -> PerPrompt:

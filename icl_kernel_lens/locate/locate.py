@@ -21,6 +21,7 @@ from icl_kernel_lens.locate.measure import Fidelity, classify, report, select
 from icl_kernel_lens.prompts import PromptSet
 from icl_kernel_lens.prompts.corrupt import corrupt
 from icl_kernel_lens.results.head_ranking import Criteria, HeadRanking
+from icl_kernel_lens.results.patch_effects import PatchEffects
 
 
 def locate_heads(
@@ -48,7 +49,7 @@ def locate_heads(
     intervals against `Criteria`, the smallest effects of interest:
 
         votes      the interval of agreement − strongest control lies above `criteria.margin`, and p_adjusted ≤ q
-        invariant  that of moved − ½ within lies below 0
+        invariant  that of moved − ½ carried lies below 0 (half of what would move if weights went with label words)
         matters    that of the loss lies beyond `criteria.effect` of the logit difference, and of what equal mass costs
 
     Kernel head: all three. Han et al. (TMLR 2025, section 5.2) take the head of the best agreement on the data it is
@@ -95,6 +96,7 @@ def locate_heads(
     cut = knock_out(
         model, prompts.select(first.tolist()), controls=False, checkpoint=place("choosing"), progress=progress
     )
+    _check_answers(evidence, first, cut)
     selected, choosing = select(chosen, -cut.effect()[..., 0], cut.base, criteria)
     loss, equal_mass, base = _losses(
         model,
@@ -173,14 +175,24 @@ def _check_evidence(evidence: Evidence, prompts: PromptSet) -> None:
     same = len(evidence.prompts) == len(prompts) and all(
         torch.equal(getattr(evidence.prompts, name), getattr(prompts, name))
         for name in ("tokens", "answer_pos", "label_spans", "demo_labels", "label_tokens", "demo_set")
-        if getattr(evidence.prompts, name).shape == getattr(prompts, name).shape
     )
-    if not same or evidence.prompts.tokens.shape != prompts.tokens.shape:
+    if not same:
         raise ResultError(
             f"evidence must be a reading of these {len(prompts)} prompts; it is of {len(evidence.prompts)} others. Leave "
             "evidence= out, or read them with read(model, prompts)."
         )
     evidence.pooled("label")
+
+
+def _check_answers(evidence: Evidence, numbers: Tensor, cut: PatchEffects) -> None:
+    """Evidence of other weights under the same name would be believed otherwise."""
+    read, found = evidence.label_scores[numbers], cut.base_label_scores
+    off = float((read - found).abs().mean() / found.std().clamp(min=1e-12))
+    if off > (0.01 if evidence.run.dtype == "float32" else 0.1):
+        raise ResultError(
+            f"evidence must be a reading of this model; its label scores differ from the model's by {off:.0%} of their "
+            "spread. Is it of another checkpoint, or of other settings? Leave evidence= out, or read these prompts anew."
+        )
 
 
 def prompts_digest(prompts: PromptSet) -> str:

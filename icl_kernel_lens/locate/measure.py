@@ -12,10 +12,13 @@ from torch import Tensor
 from icl_kernel_lens.evidence import Evidence
 from icl_kernel_lens.kernels.regression import credit, hard_vote, kernel_regression
 from icl_kernel_lens.locate import invariance, nulls
+from icl_kernel_lens.locate.halves import FEWEST
 from icl_kernel_lens.results.head_ranking import Criteria, HeadClass
 from icl_kernel_lens.results.resample import cluster_mean, cluster_t, student_tail, wilson
 from icl_kernel_lens.scores.controls import simple_votes
 
+COVERED = 0.5
+"""Least share of the logit difference in prompts where edges of equal mass could be cut, for these to be compared."""
 PerHead = Float[Tensor, "layer head"]
 PerPrompt = Float[Tensor, "prompt layer head"]
 
@@ -25,8 +28,9 @@ class Fidelity:
     """What a half's two readings say of every head, per prompt."""
 
     agreement: PerPrompt
-    controls: Mapping[str, Float[Tensor, " prompt"]]
+    controls: Mapping[str, Float[Tensor, "prompt #layer #head"]]
     moved: PerPrompt
+    carried: PerPrompt
     within: PerPrompt
     words: PerPrompt
     preferred: PerPrompt
@@ -45,10 +49,13 @@ class Fidelity:
         vote = hard_vote(kernel_regression(weights, labels, count))
         simple = simple_votes(labels, answer, count)
         kernel, kernel_again = invariance.normalised(weights), invariance.normalised(permuted)
+        places = nulls.by_position(kernel.flatten(1, 2), prompts.demo_set).unflatten(1, weights.shape[1:3])
+        placed = hard_vote(kernel_regression(places, labels, count))
         return cls(
             agreement=credit(vote, answer),
-            controls={name: credit(v, answer)[:, 0, 0] for name, v in simple.items()},
+            controls={name: credit(v, answer) for name, v in (simple | {"positions": placed}).items()},
             moved=invariance.moved(kernel, kernel_again),
+            carried=invariance.carried(kernel, labels, again.demo_labels),
             within=invariance.moved_within(kernel, labels),
             words=invariance.follows_words(kernel_again, again.demo_labels, count, seed=seed),
             preferred=invariance.prefers_word(
@@ -89,9 +96,12 @@ def _p_values(
     agree = vote == answer[:, None]
     for name, simple in _simple_weights(labels).items():
         control = nulls.broken_ties(simple, labels, noise)[:, 0]
-        found[name] = nulls.p_against(agree, control == answer, demo_set)
+        found[name] = nulls.p_against(agree, (control == answer)[:, None], demo_set)
     commonest = answer.bincount(minlength=count).argmax()
-    found["commonest_answer"] = nulls.p_against(agree, answer == commonest, demo_set)
+    found["commonest_answer"] = nulls.p_against(agree, (answer == commonest)[:, None], demo_set)
+    kernel = w / w.sum(-1, keepdim=True)
+    placed = nulls.broken_ties(nulls.by_position(kernel, demo_set), labels, noise)
+    found["positions"] = nulls.p_against(agree, placed == answer[:, None], demo_set)
     return {name: p.unflatten(0, shape) for name, p in found.items()}
 
 
@@ -116,7 +126,7 @@ def select(
     p_loss = p_loss.clamp(max=1).masked_fill(ratio.isnan(), float("nan"))
     loss_adjusted = nulls.benjamini_hochberg(p_loss.flatten()).reshape(p.shape)
     low, _ = _interval(fidelity.moved, fidelity.demo_set, criteria)
-    over, _ = _interval(fidelity.moved - criteria.moved * fidelity.within, fidelity.demo_set, criteria)
+    over, _ = _interval(fidelity.moved - criteria.moved * fidelity.carried, fidelity.demo_set, criteria)
     selected = {
         "votes": reads & (adjusted <= criteria.candidates),
         "moved": reads & (low > criteria.least_moved) & (over > 0),
@@ -146,10 +156,7 @@ def report(
     names = list(fidelity.controls)
     scored = ~agreement.isnan()
     controls = torch.stack(
-        [
-            c[:, None, None].expand_as(agreement).masked_fill(~scored, torch.nan)
-            for c in fidelity.controls.values()
-        ]
+        [c.expand_as(agreement).masked_fill(~scored, torch.nan) for c in fidelity.controls.values()]
     )
     means = controls.nanmean(1)
     control, which = means.nan_to_num(nan=-torch.inf).max(0)
@@ -161,7 +168,7 @@ def report(
     adjusted = nulls.benjamini_hochberg(p.flatten()).reshape(shape)
     low, high = (x.reshape(shape) for x in wilson(agreement.flatten(1), sets, level=level))
     moved_low, moved_high = _interval(fidelity.moved, sets, criteria)
-    over_low, over_high = _interval(fidelity.moved - criteria.moved * fidelity.within, sets, criteria)
+    over_low, over_high = _interval(fidelity.moved - criteria.moved * fidelity.carried, sets, criteria)
     words_low, _ = _interval(fidelity.words, sets, criteria)
     preferred_low, _ = _interval(fidelity.preferred, sets, criteria)
     echo_low, _ = _interval(fidelity.echo, sets, criteria)
@@ -172,8 +179,12 @@ def report(
         shape
     )
     side = torch.where(ratio < 0, -1.0, 1.0)
-    beyond, beyond_error, beyond_used = ratio_mean(loss * side - equal_mass * side, base, sets)
+    # Edges of equal mass can be cut in some prompts only; in few of them, they are no comparison.
+    there = ~equal_mass.isnan()
+    covered = (base[:, None, None] * there).sum(0) / base.sum()
+    beyond, beyond_error, beyond_used = ratio_mean((loss - equal_mass) * side, base, sets)
     beyond_low = beyond - beyond_error * _student(level, beyond_used)
+    beyond_low = beyond_low.masked_fill((covered < COVERED) | (beyond_used < FEWEST), torch.nan)
     found = {
         "agreement": agreement.nanmean(0),
         "agreement_low": low,
@@ -187,6 +198,7 @@ def report(
         "moved": fidelity.moved.nanmean(0),
         "moved_low": moved_low,
         "moved_high": moved_high,
+        "carried": fidelity.carried.nanmean(0),
         "within": fidelity.within.nanmean(0),
         "words": fidelity.words.nanmean(0),
         "words_low": words_low,
@@ -200,6 +212,7 @@ def report(
         "loss_high": ratio + reach,
         "loss_p_adjusted": loss_adjusted,
         "equal_mass_loss": ratio_mean(equal_mass, base, sets)[0],
+        "equal_mass_covers": covered.masked_fill(ratio.isnan(), torch.nan),
         "beyond_equal_mass_low": beyond_low,
     }
     q = criteria.false_discovery
@@ -249,8 +262,8 @@ def _class(head: Mapping[str, float], criteria: Criteria) -> HeadClass:
         return "shadow"
     if abs(matters) == 1 and (votes == 0 or invariant == 0 or matters == -1):
         return "driver"
-    if votes == 0 and matters == 0:
-        return "neither"
+    if votes == 0 and (matters == 0 or head["loss"] != head["loss"]):
+        return "neither"  # not measured: in the choosing half the answer did not need it
     return "undetermined"
 
 

@@ -7,8 +7,9 @@ for the others). Each is exact given the prompts, up to draws that include what 
     labels_reread      the same of the weights that the head has when the *prompt's* labels are dealt out anew, voting
                        with the labels as they were: weights that follow label words, or an answer, fail here
     answers_permuted   the model's answers dealt out anew among prompts that show the same demonstrations
-    label_prior, last_label, first_demo, commonest_answer
-                       the head against a simple vote, signs of the paired differences flipped
+    label_prior, last_label, first_demo, commonest_answer, positions
+                       the head against a simple vote, signs of the paired differences flipped; `positions` votes with
+                       the head's own mean weights at each place in the prompt, over other demonstration sets
 
 Prompts that share their demonstrations are one factor: its distribution is enumerated or drawn, and those of all
 factors are convolved, so that no number of draws limits how small a p-value can be.
@@ -104,14 +105,16 @@ def p_answers_permuted(
 
 
 def p_against(
-    agree: Bool[Tensor, "prompt head"], control: Bool[Tensor, " prompt"], demo_set: Int[Tensor, " prompt"]
+    agree: Bool[Tensor, "prompt head"],
+    control: Bool[Tensor, "prompt #head"],
+    demo_set: Int[Tensor, " prompt"],
 ) -> Float[Tensor, " head"]:
     """P(Σ_s ±|d_s| ≥ Σ_s d_s), d_s the difference of the two agreements in set s, signs fair and independent.
 
     With a set for each prompt this is the exact one-sided McNemar test. With larger sets it is exact where d_s is
-    symmetric about 0.
+    symmetric about 0; with few sets of skewed differences it is somewhat too small.
     """
-    sets = torch.stack([(agree.long() - control[:, None].long())[m].sum(0) for m in _members(demo_set)])
+    sets = torch.stack([(agree.long() - control.long())[m].sum(0) for m in _members(demo_set)])
     most = int(sets.abs().sum(0).max())
     heads = sets.shape[1]
     distribution = torch.zeros(heads, 2 * most + 1, dtype=torch.float64)
@@ -152,6 +155,22 @@ def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
 def hardest(parts: Mapping[str, Float[Tensor, "*head"]]) -> Float[Tensor, "*head"]:
     """The intersection–union test: the largest of the p-values."""
     return torch.stack(list(parts.values())).amax(0)
+
+
+def by_position(
+    kernel: Float[Tensor, "prompt head demo"], demo_set: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt head demo"]:
+    """Each head's mean weights at each place among the demonstrations, over prompts of other sets."""
+    _, member = demo_set.unique(return_inverse=True)
+    known = (~kernel.isnan()).to(kernel.dtype)
+    sums = [
+        torch.zeros(int(member.max()) + 1, *kernel.shape[1:], dtype=torch.float64).index_add(
+            0, member, part.double()
+        )
+        for part in (kernel.nan_to_num(), known)
+    ]
+    total, count = (part.sum(0) - part[member] for part in sums)
+    return (total / count.clamp(min=1)).to(kernel.dtype)
 
 
 def _members(demo_set: Int[Tensor, " prompt"]) -> list[Int[Tensor, " member"]]:

@@ -115,7 +115,7 @@ class CircuitCurves:
             for side in get_args(Side):
                 right = self.right(side, cut=cut, against=against)
                 low, high = wilson(right, self.demo_set)
-                drawn = self.random_right(side, cut=cut, against=against).mean(0)
+                drawn = self.random_right(side, cut=cut, against=against).mean(0)  # (k, draw)
                 for k in range(right.shape[1]):
                     row: dict[str, object] = {
                         "cut": cut,
@@ -127,10 +127,10 @@ class CircuitCurves:
                         "high": float(high[k]),
                     }
                     if k:
-                        edges = drawn[k - 1].quantile(torch.tensor([0.025, 0.5, 0.975]))
+                        different, first = self.different(k)
+                        edges = drawn[k - 1][first].quantile(torch.tensor([0.025, 0.5, 0.975]))
                         names = ("random_low", "random", "random_high")
                         row |= dict(zip(names, map(float, edges), strict=True))
-                        different, first = self.different(k)
                         row["random_sets"] = different
                         row["matched_by_layer"] = float(self.matched[k - 1][first].float().mean())
                     rows.append(row)
@@ -213,6 +213,15 @@ class CircuitCurves:
                 or tensors["sets"].shape[:2] != tensors["matched"].shape
             ):
                 raise ValueError(f"cuts are {meta['cuts']}")
+            whole = len(tensors["base"])
+            layers, width = tensors["sets"].shape[2:]
+            if (
+                any(len(tensors[name]) != whole for name in ("demo_set", "truth") if name in tensors)
+                or any(not (0 <= h.layer < layers and 0 <= h.head < width) for h in heads)
+                or not 0 <= int(tensors["base"].min()) <= int(tensors["base"].max()) < int(meta["labels"])
+                or len(set(meta["cuts"])) < len(meta["cuts"])
+            ):
+                raise ValueError("its prompts, heads and answers are not those of one run")
             return cls(
                 heads=heads,
                 cuts=tuple(meta["cuts"]),

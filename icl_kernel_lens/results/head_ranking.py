@@ -46,7 +46,7 @@ class Criteria:
     effect: float = 0.05
     """A head matters if cutting its label edges costs more than this share of the logit difference."""
     moved: float = 0.5
-    """Weights follow the inputs if permuted labels move them by less than this share of a shuffle within classes."""
+    """Weights follow the inputs if permuted labels move them by less than this share of what words would carry."""
     least_moved: float = 0.02
     """Total variation; weights that move less are not moved, however even they are."""
     follows: float = 0.1
@@ -257,6 +257,9 @@ class HeadRanking:
                 or set(groups["columns"]) != set(COLUMNS)
                 or any(tuple(t.shape) != shape for group in groups.values() for t in group.values())
                 or tensors["loss"].shape != tensors["agreement"].shape
+                or "loss" not in groups["choosing"]
+                or not groups["selected"]
+                or not isinstance(meta["settings"], dict)
                 or any(len(tensors[n]) != len(tensors["agreement"]) for n in ("base", "demo_set", "numbers"))
             ):
                 raise ValueError("classes, columns and prompts are not those of one ranking")
@@ -303,7 +306,7 @@ class HeadRanking:
         ]
         shown = self.table()
         measured = shown["class"].ne("neither") | shown["loss"].notna()
-        names = ["head", "class", "agreement", "control", "margin_low", "margin_high", "moved", "within"]
+        names = ["head", "class", "agreement", "control", "margin_low", "margin_high", "moved", "carried"]
         names += ["loss", "loss_low", "loss_high"]
         lines += [f"  {note}" for note in self.notes]
         if len(rows := shown[measured].head(top)[names]):
@@ -328,7 +331,8 @@ COLUMNS: Mapping[str, str] = {
     "moved": "total variation of the weights when labels are permuted",
     "moved_low": "",
     "moved_high": "",
-    "within": "total variation when weights are shuffled within classes",
+    "carried": "the same, had each weight gone where its label word went",
+    "within": "the same, weights shuffled within classes",
     "words": "share of the weights that gathers on some label word",
     "words_low": "",
     "preferred": "share of the weights that goes to the word preferred in other prompts",
@@ -341,7 +345,8 @@ COLUMNS: Mapping[str, str] = {
     "loss_high": "",
     "loss_p_adjusted": "of a loss no larger than `Criteria.effect`, Benjamini–Hochberg over the selected heads",
     "equal_mass_loss": "what cutting other edges of the same head and as much attention costs",
-    "beyond_equal_mass_low": "lower end of the interval of the difference between the two losses' sizes",
+    "equal_mass_covers": "share of the logit difference in prompts where such edges could be cut",
+    "beyond_equal_mass_low": "lower end of the interval of the difference between the two losses; NaN: too few such prompts",
     "votes": "1 yes, 0 no, NaN undetermined",
     "invariant": "1: its weights follow the inputs; 0 no, NaN undetermined",
     "matters": "1 yes, −1 yes but against the answer, 0 no, NaN undetermined or not measured",

@@ -14,7 +14,7 @@ import torch
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import LoadError, ResultError
-from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.head_ranking import Band, HeadRanking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +38,7 @@ class Comparison:
     """Spearman's rank correlation over all heads; NaN where the models have not the same layers and heads, or all heads
     are tied."""
     same_shape: bool
-    depths: tuple[tuple[float, float] | None, tuple[float, float] | None]
-    """Relative depth of both bands."""
+    bands: tuple[Band | None, Band | None]
 
     @property
     def overlap(self) -> float:
@@ -49,16 +48,18 @@ class Comparison:
 
     @property
     def depth_overlap(self) -> float:
-        """How much of the two bands' common extent both hold, in relative depth; NaN where a band is missing.
+        """Of the depth that either band covers, the share that both do; NaN where a band is missing.
 
-        Of bands of a single layer: 1 where the depths are equal, else 0.
+        A layer covers 1/layers of the depth, so that bands of models of different shape can be compared.
         """
-        first, second = self.depths
+        first, second = self.bands
         if first is None or second is None:
             return float("nan")
-        together = max(first[1], second[1]) - min(first[0], second[0])
-        shared = min(first[1], second[1]) - max(first[0], second[0])
-        return max(0.0, shared) / together if together > 0 else 1.0
+        (a, b), (c, d) = (
+            (band.first / band.layers, (band.last + 1) / band.layers) for band in (first, second)
+        )
+        shared = max(0.0, min(b, d) - max(a, c))
+        return shared / (b - a + d - c - shared)
 
     def __str__(self) -> str:
         named = {"both": self.both, "first only": self.only_first, "second only": self.only_second}
@@ -66,7 +67,9 @@ class Comparison:
         if not self.same_shape:
             return (
                 "heads of models of different shape do not correspond; bands, in relative depth: "
-                + " and ".join("none" if d is None else f"{d[0]:.2f}–{d[1]:.2f}" for d in self.depths)
+                + " and ".join(
+                    "none" if b is None else f"{b.depth[0]:.2f}–{b.depth[1]:.2f}" for b in self.bands
+                )
                 + f", overlap {self.depth_overlap:.2f}"
             )
         by = ", ".join(f"{name} {value:.2f}" for name, value in self.correlation.items())
@@ -90,14 +93,13 @@ def compare(first: HeadRanking, second: HeadRanking) -> Comparison:
     }
     for name, (x, y) in pairs.items():
         correlation[name] = _spearman(x, y) if same else float("nan")
-    depths = tuple(None if r.band is None else r.band.depth for r in (first, second))
     return Comparison(
         both=tuple(sorted(a & b)) if same else (),
         only_first=tuple(sorted(a - b if same else a)),
         only_second=tuple(sorted(b - a if same else b)),
         correlation=correlation,
         same_shape=same,
-        depths=(depths[0], depths[1]),
+        bands=(first.band, second.band),
     )
 
 
@@ -183,7 +185,11 @@ class Stability:
         folder = Path(folder)
         try:
             names = json.loads((folder / "stability.json").read_text(encoding="utf-8"))
-            if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(names) < 2:
+            if (
+                not isinstance(names, list)
+                or not all(isinstance(n, str) for n in names)
+                or len(set(names)) < 2
+            ):
                 raise ValueError(f"its names are {names!r}")
         except (OSError, ValueError) as error:
             raise LoadError(

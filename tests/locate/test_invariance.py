@@ -62,6 +62,7 @@ def test_each_kind_of_head_is_told_apart(tokens):
         words = torch.arange(PROMPTS * LABELS).reshape(PROMPTS, LABELS)
     k, k2 = invariance.normalised(first), invariance.normalised(second)
     moved, within = invariance.moved(k, k2).mean(0)[0], invariance.moved_within(k, labels).mean(0)[0]
+    carried = invariance.carried(k, labels, again).mean(0)[0]
     follows = invariance.follows_words(k2, again, LABELS).mean(0)[0]
     sets = torch.arange(PROMPTS) // 2
     echo = invariance.follows_answer(k2, again, answers, words, sets).mean(0)[0]
@@ -70,6 +71,8 @@ def test_each_kind_of_head_is_told_apart(tokens):
     assert within[0] > 0.2
     assert (moved[1:] > 0.3).all()
     assert (within[1:] < 0.05).all()
+    assert carried[0] > 0.3
+    torch.testing.assert_close(carried[1:], moved[1:], atol=1e-5, rtol=0)
     assert abs(float(follows[0])) < 0.06
     assert (follows[1:] > 0.2).all()
     assert abs(float(echo[0])) < 0.1
@@ -123,3 +126,22 @@ def test_prompts_of_one_set_are_no_witnesses_of_each_other():
     assert found.isnan().all(), "each set has words of its own"
     alone = invariance.prefers_word(weights[:, None, None], labels, words, torch.arange(80))
     assert float(alone.mean()) > 0.2, "or this test shows nothing"
+
+
+def test_carried_by_loops():
+    """Every way to deal the weights that moved out again, each with its label word; 0 where no label changed."""
+    from icl_kernel_lens.locate import invariance
+
+    k = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
+    old, new = [0, 1, 1, 0, 2], [1, 1, 0, 2, 0]
+    moving = [i for i in range(5) if old[i] != new[i]]
+    ways = []
+    for order in permutations(moving):
+        if all(old[j] == new[i] for i, j in zip(moving, order, strict=True)):
+            dealt = k.clone()
+            dealt[moving] = k[list(order)]
+            ways.append(float((k - dealt).abs().sum() / 2))
+    assert len(ways) == 2
+    found = invariance.carried(k[None, None, None], torch.tensor([old]), torch.tensor([new]))
+    assert float(found) == pytest.approx(sum(ways) / 2, rel=1e-5)
+    assert float(invariance.carried(k[None, None, None], torch.tensor([old]), torch.tensor([old]))) == 0

@@ -96,7 +96,7 @@ def test_the_bundled_models_heads(ranking):
     assert row["votes"] == row["invariant"] == row["matters"] == 1
     assert row["agreement_low"] < row["agreement"] < row["agreement_high"]
     assert row["margin_low"] > 0.25
-    assert row["moved_high"] < 0.1 < row["within"]
+    assert row["moved_high"] < 0.1 < row["carried"]
     assert row["loss_low"] > 0.5
     assert row["p_adjusted"] < 1e-6
     assert (table["loss"].isna() == ~(table["selected_votes"] | table["selected_matters"])).all()
@@ -185,7 +185,7 @@ def test_shared_demonstrations_stay_whole():
     from icl_kernel_lens.locate.halves import halves
 
     sets = torch.arange(40).repeat_interleave(torch.arange(40) % 5 + 1)
-    with pytest.warns(UserWarning, match="20 demonstration sets a half are few"):
+    with pytest.warns(UserWarning, match="demonstration sets a half are few"):
         first, second = halves(sets, seed=0)
     assert not set(sets[first].tolist()) & set(sets[second].tolist())
     assert len(sets[first].unique()) == len(sets[second].unique()) == 20
@@ -196,7 +196,9 @@ def test_what_cannot_be_located_is_refused(mini, topics, tiny):
     from icl_kernel_lens import Criteria, locate_heads, read
     from icl_kernel_lens.errors import PromptError, ResultError
 
-    with pytest.raises(PromptError, match="at least 8 demonstration sets.*3 sets in all, 1 a half"):
+    with pytest.raises(
+        PromptError, match="at least 8 demonstration sets.*3 sets in all, worth 1 of equal size a half"
+    ):
         locate_heads(tiny("gpt2", "bridge")[0], shared_prompts(), progress=False)
     evidence = read(mini, topics.select(range(40)), progress=False)
     with pytest.raises(ResultError, match="a reading of these 240 prompts; it is of 40 others"):

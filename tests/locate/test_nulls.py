@@ -86,6 +86,7 @@ def test_a_kernel_is_seen():
         "last_label",
         "first_demo",
         "commonest_answer",
+        "positions",
     }
     assert float(p) < 0.01, "twelve sets: signs can be 4,096"
     p, single = p_value(weights, weights, labels, answer, torch.arange(60), 0)
@@ -147,7 +148,7 @@ def test_against_a_control_is_the_exact_mcnemar_test():
     generator = torch.Generator().manual_seed(0)
     agree = torch.rand(80, 3, generator=generator) < torch.tensor([0.5, 0.7, 0.9])
     control = torch.rand(80, generator=generator) < 0.5
-    found = p_against(agree, control, torch.arange(80))
+    found = p_against(agree, control[:, None], torch.arange(80))
     for head in range(3):
         better = int((agree[:, head] & ~control).sum())
         differ = int((agree[:, head] != control).sum())
@@ -155,7 +156,7 @@ def test_against_a_control_is_the_exact_mcnemar_test():
         assert float(found[head]) == pytest.approx(expected, rel=1e-9)
     # Sets whole: signs of the sets' sums, enumerated.
     sets = torch.arange(80) // 10
-    found = p_against(agree, control, sets)
+    found = p_against(agree, control[:, None], sets)
     sums = torch.zeros(8, 3).index_add(0, sets, agree.float() - control[:, None].float())
     signs = torch.tensor(list(product((-1.0, 1.0), repeat=8)))
     expected = ((signs @ sums.abs()) >= sums.sum(0) - 1e-6).double().mean(0)
@@ -177,3 +178,15 @@ def test_a_head_without_weights_has_no_vote():
     weights = torch.tensor([[[0.0, 0.0], [0.5, 0.1]]])
     vote = broken_ties(weights, torch.tensor([[1, 0]]), torch.zeros(1, 2))
     assert vote.tolist() == [[-1, 1]]
+
+
+def test_a_place_in_the_prompt_is_no_kernel():
+    """The answer is the second-to-last label, and so is the vote: only the head's own places say so."""
+    generator = torch.Generator().manual_seed(0)
+    sets, labels, _ = world(generator, per_set=1, reps=1, prompts=60)
+    answer = labels[:, -2]
+    weights = 0.01 * torch.rand(60, 1, DEMOS, generator=generator)
+    weights[..., -2] = 1
+    p, parts = p_value(weights, weights, labels, answer, sets, 0)
+    assert float(p) == float(parts["positions"]) == 1
+    assert max(float(value) for name, value in parts.items() if name != "positions") < 0.01

@@ -75,8 +75,8 @@ def test_comparisons_by_hand(found):
     pair = compare(a, wide)
     assert not pair.same_shape
     assert pair.overlap != pair.overlap, "NaN"
-    assert pair.depths == ((1.0, 1.0), (0.4, 0.8))
-    assert pair.depth_overlap == 0
+    # Layer 2 of 3 is the last third of the depth; layers 2 to 4 of 6 are the middle half: a sixth in common.
+    assert pair.depth_overlap == pytest.approx((1 / 6) / (5 / 6 - 1 / 3 + 1 / 3 - 1 / 6))
     assert "do not correspond" in str(pair)
     assert compare(a, replace(b, band=None)).depth_overlap != 0
 

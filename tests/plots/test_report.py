@@ -48,7 +48,7 @@ def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
     for words in (
         "Not measured in this run",
         "Confirmed kernel heads: L2H1.",
-        "The band: layers 2–2 of 4 (counted from 0;",
+        "The band: layer 2 of 4 (counted from 0;",
         "41 prompts in 31 demonstration sets",
         "the other half (40 prompts in 30 demonstration sets)",
         "Something must be said.",
