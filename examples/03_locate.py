@@ -28,7 +28,7 @@ print("the band:", ranking.band)
 # effect of interest stays undetermined.
 
 # %%
-columns = ["head", "class", "agreement", "control", "margin_low", "moved", "within", "loss", "loss_low"]
+columns = ["head", "class", "agreement", "control", "margin_low", "moved", "carried", "loss", "loss_low"]
 print(ranking.table()[columns].to_string(index=False, float_format="%.2f"))
 print(ranking.criteria)
 

@@ -352,13 +352,14 @@ def locate(
     from icl_kernel_lens.prompts.corrupt import corrupt
 
     source.check()
+    _check_top(top)
     _check_folder(out, LOCATE_WRITTEN)
     with processes.joined() as group:
         say = print if group.first else _silent
         lens, task = source.load(group)
         chosen = source.draw(lens, task)
         say(chosen)
-        # What locating would refuse after the reading, before it; its warning is given there.
+        # What locating would refuse after the reading, before it.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             halves(chosen.demo_set, seed=source.seed)
@@ -371,15 +372,18 @@ def locate(
             checkpoint=new / FINISHED / "read",
             progress=progress,
         )
-        ranking = locate_heads(
-            lens,
-            chosen,
-            evidence=evidence,
-            criteria=criteria,
-            seed=source.seed,
-            checkpoint=new / FINISHED / "locate",
-            progress=progress,
-        )
+        with warnings.catch_warnings():
+            # That sets are few stands in the ranking's notes.
+            warnings.filterwarnings("ignore", message=".*demonstration sets a half are few")
+            ranking = locate_heads(
+                lens,
+                chosen,
+                evidence=evidence,
+                criteria=criteria,
+                seed=source.seed,
+                checkpoint=new / FINISHED / "locate",
+                progress=progress,
+            )
         if group.first:
             evidence.save(new / EVIDENCE)
             ranking.save(new / RANKING)
@@ -400,6 +404,11 @@ def locate(
     _present_located(new, top)
     _move_results(new, out, LOCATE_WRITTEN)
     _say_where(out, LOCATE_WRITTEN)
+
+
+def _check_top(top: int) -> None:
+    if top < 0:
+        raise ResultError(f"--top is how many rows to print, at least 0; got {top}.")
 
 
 def _present_located(folder: Path, top: int) -> None:

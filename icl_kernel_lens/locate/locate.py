@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def locate_heads(
             f"heads can be located with at least 2 labels and 2 demonstrations; these prompts have {prompts.labels} and "
             f"{prompts.demos}."
         )
+    _check_sets(prompts)
     first, second = halves(prompts.demo_set, seed=seed)
     permuted = corrupt(prompts, "permute_labels", seed=seed)
     folder = None if checkpoint is None else Path(checkpoint)
@@ -169,6 +171,21 @@ def _first_head(model: Any) -> tuple[int, int]:
 
     lens = as_lens(model)
     return next(layer for layer in range(lens.shape.layers) if layer not in probe(lens).missing), 0
+
+
+def _check_sets(prompts: PromptSet) -> None:
+    """Prompts that show the same demonstrations under different numbers would be taken for independent."""
+    seen: dict[bytes, int] = {}
+    for number, end in enumerate(prompts.demo_spans[:, -1, 1].tolist()):
+        shown = prompts.tokens[number, :end].numpy().tobytes()
+        before = seen.setdefault(shown, number)
+        if prompts.demo_set[before] != prompts.demo_set[number]:
+            warnings.warn(
+                f"prompts {before} and {number} show the same demonstrations and are counted as different sets; intervals "
+                "and p-values take them for independent. Give them one number in demo_set.",
+                stacklevel=3,
+            )
+            return
 
 
 def _check_evidence(evidence: Evidence, prompts: PromptSet) -> None:

@@ -30,7 +30,7 @@ LETTER, LINE = 6.6, 12
 """Pixels of a label's letter and line."""
 FAINT = 0.12
 """Opacity of the classes that a click in the legend has not chosen."""
-SHOWN = ("agreement", "control", "margin", "margin_low", "margin_high", "moved", "within", "label_mass")
+SHOWN = ("agreement", "control", "margin", "margin_low", "margin_high", "moved", "carried", "label_mass")
 CAUSAL = ("loss", "loss_low", "loss_high", "equal_mass_loss")
 Place = tuple[float, float]
 
@@ -126,7 +126,7 @@ def _tooltip(*, causal: bool) -> list[alt.Tooltip]:
         "control_name": "which",
         "margin": "above it",
         "moved": "weights moved by permuted labels",
-        "within": "by a shuffle within classes",
+        "carried": "had they gone with the words",
         "label_mass": "attention on labels",
     }
     if causal:

@@ -172,14 +172,14 @@ def _located(page: Page, ranking: HeadRanking, k: int = 24) -> None:
             f"{_number(row, 'control')} ({str(row['strongest_control']).replace('_', ' ')})",
             _between(row, "margin"),
             _number(row, "moved"),
-            _number(row, "within"),
+            _number(row, "carried"),
             f"{_number(row, 'loss')} ({_between(row, 'loss')})",
             _number(row, "equal_mass_loss"),
         ]
         for row in measured.head(k).to_dict("records")
     ]
     columns = ["head", "class", "agreement", "strongest control", "above it, interval", "weights moved"]
-    columns += ["moved within classes", "loss (interval)", "loss, equal mass"]
+    columns += ["had they gone with the words", "loss (interval)", "loss, equal mass"]
     page.table(
         columns,
         rows,
