@@ -13,10 +13,10 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/icl-kernel-lens score --out demo
 
 test: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-tl4: $(VENV4)/.ready
-	$(VENV4)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -164,7 +164,8 @@ def task_divergences(
 
     Exact by enumeration; with `samples`, the mean of log-ratios over that many sequences a task.
     Does not show: that tasks below the threshold cannot be told apart. The threshold is what the proof needs;
-    with this delimiter, whose rate is the same in all states, any divergence above 0 suffices in the end.
+    with this delimiter, whose rate is the same in all states, any divergence above 0 suffices in the end, unless it
+    switches tasks.
     """
     length = world.input_length + 1 if length is None else length
     at_least(length, 1, "length")

@@ -177,6 +177,23 @@ def test_noisy_prediction_by_listing(world_of):
             torch.testing.assert_close(posterior[p], seen / seen.sum())
 
 
+def test_labels_outside_the_world_are_noise(world_of):
+    """They say of the task what their input says; it does not matter which they are."""
+    from dataclasses import replace
+
+    from icl_kernel_lens.theory.experiments import noisy_prediction
+
+    world = world_of("leaky")
+    prompts = world.sample_prompts(6, 4, seed=2)
+    outside = replace(prompts, answers=prompts.answers + world.symbols)
+    for one, two in zip(
+        noisy_prediction(world, outside, 0.1, 2 * world.symbols),
+        noisy_prediction(world, prompts, 1.0, 2 * world.symbols),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+
+
 def test_noise_cannot_be_more_than_all(world_of):
     from icl_kernel_lens.theory import TheoryError
     from icl_kernel_lens.theory.experiments import noisy_prediction

@@ -429,6 +429,8 @@ def test_refusals_are_nan_and_counted_once():
         [False, True, False],
     ]
     assert found.reasons == {NO_DEMOS: 6, OUTSIDE: 2, NO_WEIGHT: 2, NEGATIVE: 2, CANCELLED: 2}
+    barely = kernel_regression(f64([[1.0, -1.0001]]), answers[:1], 2, [2])
+    assert barely.reasons == {CANCELLED: 1}, "below 0 by less than the guard: noise, not a sign"
     letter = kernel_regression(weights, answers, 2, negative="keep", guard=0.0)
     assert letter.prediction[1, 1].tolist() == [1.0, 0.0]
     assert letter.prediction[1, 2].tolist() == [2.0, -1.0]
