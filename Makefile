@@ -30,10 +30,12 @@ bench: $(VENV)/.ready
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.read --out benchmarks/results
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.patch --out benchmarks/results
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.locate --only cost --out benchmarks/results
 
 bench-tiny: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.read --gpu --tiny
 	$(VENV)/bin/python -m benchmarks.patch --tiny
+	$(VENV)/bin/python -m benchmarks.locate --tiny
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is " + sys.version'
