@@ -203,8 +203,22 @@ def test_what_cannot_be_located_is_refused(mini, topics, tiny):
     evidence = read(mini, topics.select(range(40)), progress=False)
     with pytest.raises(ResultError, match="a reading of these 240 prompts; it is of 40 others"):
         locate_heads(mini, topics, evidence=evidence, progress=False)
+    read_anew = read(mini, topics, progress=False)
+    others = replace(read_anew, label_scores=read_anew.label_scores.flip(1))
+    with pytest.raises(ResultError, match="label scores differ from the model's"):
+        locate_heads(mini, topics, evidence=others, progress=False)
     with pytest.raises(ResultError, match="Criteria.margin must lie between 0 and 1"):
         Criteria(margin=1.5)
     one = replace(topics, score_on="sequence")
     with pytest.raises(PromptError, match="first"):
         locate_heads(mini, one, progress=False)
+
+
+def test_hidden_copies_of_demonstrations_are_seen():
+    """The same demonstrations under different numbers are not independent, and are said not to be."""
+    from icl_kernel_lens.locate.locate import _check_sets
+
+    prompts = shared_prompts()
+    _check_sets(prompts)
+    with pytest.warns(UserWarning, match="prompts 0 and 1 show the same demonstrations"):
+        _check_sets(replace(prompts, demo_set=torch.arange(len(prompts))))

@@ -66,7 +66,7 @@ def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
     found = ranking()
     loss = [f"{found.columns[name][2, 1].item():.3f}" for name in ("loss", "loss_low", "loss_high")]
     assert row[:5] == ["L2H1", "kernel head", "0.900", "0.500 (label prior)", "0.350 to 0.440"]
-    assert row[5:] == ["not measured", "not measured", f"{loss[0]} ({loss[1]} to {loss[2]})", "not measured"]
+    assert row[5:] == ["–", "–", f"{loss[0]} ({loss[1]} to {loss[2]})", "–"]
     policy = html.unescape(re.search(r'Content-Security-Policy" content="(.*?)"', page).group(1))
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert policy.endswith("; style-src 'unsafe-inline'; img-src data: blob:")
