@@ -68,6 +68,7 @@ def tokens_in_range(tokens: Tensor, symbols: int, name: str = "tokens") -> None:
 
 
 def at_least(value: int, least: int, name: str) -> None:
+    """Refuse a number below the least there may be."""
     if value < least:
         raise TheoryError(f"{name} must be at least {least}; got {value}.")
 

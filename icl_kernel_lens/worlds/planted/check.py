@@ -91,6 +91,7 @@ def check_plan(plan: PlantedPlan) -> None:
 
 
 def check_head(plan: PlantedPlan, head: PlantedHead) -> None:
+    """Refuse a head that the plan cannot hold, or whose numbers mean nothing."""
     if head.role not in ROLES:
         raise ModelError(f"a role is one of {', '.join(ROLES)}; {head.ref} has {head.role!r}.")
     if not (0 <= head.layer < plan.layers and 0 <= head.head < plan.heads_per_layer):

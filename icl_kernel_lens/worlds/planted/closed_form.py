@@ -93,6 +93,7 @@ def simple_explanations(shown: Tensor, answer: Tensor) -> float:
 
 
 def expected_class(role: Role, effect: float) -> PlantedClass:
+    """The class that a role has at this effect, as a share of the clean logit difference."""
     if role == "echo":
         return "echo"
     if role == "word_preference":
