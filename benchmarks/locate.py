@@ -226,6 +226,8 @@ def main() -> None:
         "--out", type=Path, help="folder for the numbers; recovery goes on from what is there"
     )
     given = parser.parse_args()
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
     kept = None if given.out is None else given.out / "recovery.jsonl"
     if given.only != "cost":
         found = []
@@ -238,7 +240,6 @@ def main() -> None:
             shown = {key: value for key, value in found[-1].items() if key != "heads"}
             print(json.dumps(shown, ensure_ascii=False), flush=True)
             if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
                 with kept.open("a") as file:
                     file.write(json.dumps(found[-1]) + "\n")
         overall, by_role, numbers = recovery(found)
