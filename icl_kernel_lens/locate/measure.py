@@ -14,8 +14,8 @@ from icl_kernel_lens.kernels.regression import credit, hard_vote, kernel_regress
 from icl_kernel_lens.locate import invariance, nulls
 from icl_kernel_lens.locate.halves import FEWEST
 from icl_kernel_lens.results.head_ranking import Criteria, HeadClass
-from icl_kernel_lens.results.resample import cluster_mean, cluster_t, student_tail, wilson
-from icl_kernel_lens.scores.controls import simple_votes
+from icl_kernel_lens.results.resample import cluster_mean, cluster_t, student_quantile, student_tail, wilson
+from icl_kernel_lens.scores.controls import simple_votes, simple_weights
 
 COVERED = 0.5
 """Least share of the logit difference in prompts where edges of equal mass could be cut, for these to be compared."""
@@ -94,8 +94,8 @@ def _p_values(
     if nulls.shares_sets(demo_set):
         found["answers_permuted"] = nulls.p_answers_permuted(vote, answer, demo_set, seed=seed + 2)
     agree = vote == answer[:, None]
-    for name, simple in _simple_weights(labels).items():
-        control = nulls.broken_ties(simple, labels, noise)[:, 0]
+    for name, simple in simple_weights(labels).items():
+        control = nulls.broken_ties(simple[:, None], labels, noise)[:, 0]
         found[name] = nulls.p_against(agree, (control == answer)[:, None], demo_set)
     commonest = answer.bincount(minlength=count).argmax()
     found["commonest_answer"] = nulls.p_against(agree, (answer == commonest)[:, None], demo_set)
@@ -103,13 +103,6 @@ def _p_values(
     placed = nulls.broken_ties(nulls.by_position(kernel, demo_set), labels, noise)
     found["positions"] = nulls.p_against(agree, placed == answer[:, None], demo_set)
     return {name: p.unflatten(0, shape) for name, p in found.items()}
-
-
-def _simple_weights(labels: Int[Tensor, "prompt demo"]) -> dict[str, Float[Tensor, "prompt 1 demo"]]:
-    uniform = torch.ones(*labels.shape)[:, None]
-    last, first = torch.zeros_like(uniform), torch.zeros_like(uniform)
-    last[..., -1], first[..., 0] = 1, 1
-    return {"label_prior": uniform, "last_label": last, "first_demo": first}
 
 
 def select(
@@ -286,8 +279,6 @@ def _interval(values: PerPrompt, sets: Int[Tensor, " prompt"], criteria: Criteri
 
 
 def _student(level: float, used: Int[Tensor, "layer head"]) -> PerHead:
-    from icl_kernel_lens.results.resample import student_quantile
-
     return student_quantile(level, (used - 1).flatten()).reshape(used.shape)
 
 

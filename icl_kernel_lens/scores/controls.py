@@ -22,21 +22,25 @@ SHUFFLES = 32
 """Permutations averaged over by `shuffled_labels`."""
 
 
+def simple_weights(demo_labels: Int[Tensor, "prompt demo"]) -> dict[str, Float[Tensor, "prompt demo"]]:
+    """Weights over the demonstrations that know nothing of the inputs."""
+    uniform = torch.ones(demo_labels.shape)
+    last, first = torch.zeros_like(uniform), torch.zeros_like(uniform)
+    last[:, -1], first[:, 0] = 1, 1
+    return {"label_prior": uniform, "last_label": last, "first_demo": first}
+
+
 def simple_votes(
     demo_labels: Int[Tensor, "prompt demo"], answer: Int[Tensor, " prompt"], labels: int
 ) -> dict[str, Float[Tensor, "prompt 1 1 label"]]:
     """The votes of the four controls that do not depend on the head."""
-    prompts, demos = demo_labels.shape
-    uniform = torch.ones(prompts, 1, 1, demos)
-    last, first = torch.zeros_like(uniform), torch.zeros_like(uniform)
-    last[..., -1], first[..., 0] = 1, 1
     votes = {
-        name: hard_vote(kernel_regression(weights, demo_labels, labels))
-        for name, weights in (("label_prior", uniform), ("last_label", last), ("first_demo", first))
+        name: hard_vote(kernel_regression(weights[:, None, None], demo_labels, labels))
+        for name, weights in simple_weights(demo_labels).items()
     }
     commonest = answer.bincount(minlength=labels).argmax()
-    constant = torch.nn.functional.one_hot(commonest, labels).to(uniform.dtype)
-    return votes | {"commonest_answer": constant.expand(prompts, 1, 1, labels).clone()}
+    constant = torch.nn.functional.one_hot(commonest, labels).float()
+    return votes | {"commonest_answer": constant.expand(len(demo_labels), 1, 1, labels).clone()}
 
 
 def shuffled_credit(
