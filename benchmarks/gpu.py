@@ -37,7 +37,7 @@ from benchmarks.peers import batches, cached, eager, last_logits, ours, traced
 from benchmarks.setup import BATCH, Setup, make_prompts
 from benchmarks.tables import Table, environment, size
 from icl_kernel_lens import PromptSet
-from icl_kernel_lens.models import bridge_from_hf
+from icl_kernel_lens.models.load import bridge_from_hf
 
 TOLERANCE = 0.02
 

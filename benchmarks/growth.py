@@ -12,7 +12,7 @@ import torch
 from benchmarks.measure import once
 from benchmarks.peers import CASES
 from benchmarks.setup import BATCH, Setup, build, make_prompts, short_prompts
-from icl_kernel_lens.plots.figure import Figure
+from icl_kernel_lens.charts.figure import Figure
 
 VARIED: dict[str, tuple[int, ...]] = {
     "demonstrations": (8, 16, 32, 64, 128),

@@ -28,10 +28,12 @@ from typing import Any
 import torch
 
 from benchmarks.measure import interleave, median, ratio
+from benchmarks.planted import random_plan
 from benchmarks.setup import Setup, build, make_prompts
 from benchmarks.tables import Table, environment
 from icl_kernel_lens import Criteria, HeadRef, PromptSet, knock_out, locate_heads, read
-from icl_kernel_lens.worlds.planted import PlantedPlan, random_plan
+from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
+from icl_kernel_lens.worlds.planted.model import PlantedModel
 
 FRESH = Setup(tests=64)
 TINY = replace(FRESH, layers=1, heads=2, width=32, demos=4, demo_tokens=6, test_tokens=5, tests=24)
@@ -41,7 +43,7 @@ SETS, SHARING = 16, 16
 def recover(seed: int, prompts: int) -> dict[str, Any]:
     """One planted model: what was to be found, what was, and the class of every head."""
     plan = random_plan(seed)
-    made = plan.build()
+    made = PlantedModel.of(plan)
     sharing = 2 if seed % 10 == 1 else 1
     if plan.demos + sharing > plan.inputs:
         sharing = 1

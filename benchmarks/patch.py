@@ -74,7 +74,7 @@ def compare(kind: Any, setup: Setup, rounds: int, cells: int) -> tuple[list[obje
         with torch.no_grad():
             model(clean.tokens, return_type="logits")
 
-    ours("exact")  # the probe, and what is made at the first run
+    ours("exact")  # verification, and what is made at the first run
     every = [(layer, head) for layer in range(setup.layers) for head in range(setup.heads)]
     some = every[:: max(1, len(every) // cells)]
     peer: dict[str, torch.Tensor] = {}

@@ -34,7 +34,7 @@ from benchmarks.peers import CASES, Case
 from benchmarks.setup import BATCH, Architecture, Kind, Setup, build, make_prompts, short_prompts
 from benchmarks.tables import Table, environment, size
 from icl_kernel_lens import PromptSet
-from icl_kernel_lens.models.lens import transformer_lens_classes
+from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 
 TOLERANCE = 1e-5
 """Largest difference allowed between a peer's weights and ours."""

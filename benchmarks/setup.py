@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from icl_kernel_lens import PromptSet
-from icl_kernel_lens.models import bridge_from_hf, hooked_from_hf
+from icl_kernel_lens.models.load import bridge_from_hf, hooked_from_hf
 
 Architecture = Literal["neox", "llama", "gpt2"]
 Kind = Literal["hooked", "bridge", "eager", "sdpa", "nnsight"]

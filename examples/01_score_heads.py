@@ -45,7 +45,7 @@ print(f"its strongest control there: {again.strongest_control()[0][best]:.3f}")
 # How many demonstrations share its vote, and how much of its attention is on their labels?
 
 # %%
-for score in (ikl.effective_demos(fresh), ikl.label_mass(fresh)):
+for score in (ikl.scores.effective_demos(fresh), ikl.scores.label_attention(fresh)):
     print(f"{score.title}: {score.mean()[best]:.2f} {score.unit}")
 
 # %% [markdown]
@@ -53,6 +53,6 @@ for score in (ikl.effective_demos(fresh), ikl.label_mass(fresh)):
 
 # %%
 figure = again.figure()
-tokens = ikl.token_view(fresh, [best])
+tokens = fresh.token_view([best])
 print(figure)
 print(tokens)

@@ -12,7 +12,7 @@ import icl_kernel_lens as ikl
 model = ikl.load_model("mini")
 task = ikl.load_task("topics")
 prompts = task.prompts(model, demos=16, count=100, seed=0)
-print(ikl.routes(model).to_string(index=False, float_format="%.0e"))
+print(ikl.interventions.verify_interventions(model).to_string(index=False, float_format="%.0e"))
 
 # %% [markdown]
 # **Patching.** The same prompts with the two labels exchanged, every position unchanged. Which head, reading
@@ -31,7 +31,7 @@ print("share of the whole difference:", [f"{x:.2f}" for x in edges.normalised()[
 # %%
 few = prompts.select(range(20))
 stream = ikl.patch_labels(
-    model, clean=few, corrupted=ikl.corrupt(few, "map_labels", seed=0), what="residual", progress=False
+    model, clean=few, corrupted=ikl.corrupt(few, "map_labels", seed=0), activation="residual", progress=False
 )
 print(stream.top(3).to_string(index=False, float_format="%.2f"))
 
@@ -42,8 +42,8 @@ print(stream.top(3).to_string(index=False, float_format="%.2f"))
 # %%
 cut = ikl.knock_out(model, prompts, progress=False)
 print(cut.top(3).to_string(index=False, float_format="%.2f"))
-kernel = [ikl.HeadRef(2, 1), ikl.HeadRef(2, 3)]
-every = [ikl.HeadRef(layer, head) for layer in range(3) for head in range(4)]
+kernel = ["L2H1", "L2H3"]
+every = [f"L{layer}H{head}" for layer in range(3) for head in range(4)]
 sets = ikl.knock_out(
     model,
     prompts,
@@ -54,7 +54,7 @@ sets = ikl.knock_out(
 before = (sets.base_label_scores.argmax(1) == prompts.test_labels).float().mean()
 print(f"accuracy {before:.2f} before,", end=" ")
 for name, accuracy in zip(
-    ("L2H1 L2H3", "the ten others", "all"), sets.accuracy(prompts.test_labels)[0, :, 0], strict=True
+    ("L2H1 L2H3", "the ten others", "all"), sets.accuracy(prompts.test_labels), strict=True
 ):
     print(f"{accuracy:.2f} without {name}", end="; " if name != "all" else "\n")
 
@@ -74,13 +74,13 @@ print(uniform.top(2).to_string(index=False, float_format="%.2f"))
 
 # %%
 swaps = ikl.swap_values(model, prompts, progress=False)
-print(ikl.prediction(swaps).head(2).to_string(index=False, float_format="%.2f"))
+print(swaps.prediction().head(2).to_string(index=False, float_format="%.2f"))
 
 # %% [markdown]
 # What each head writes straight into the label logits, and how well weight × label explains it.
 
 # %%
-direct = ikl.direct_logits(model, prompts, progress=False)
+direct = ikl.direct_logit_attribution(model, prompts, progress=False)
 print(direct)
 
 # %% [markdown]

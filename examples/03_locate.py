@@ -13,7 +13,8 @@ import copy
 import torch
 
 import icl_kernel_lens as ikl
-from icl_kernel_lens.locate import locate_heads, necessity_and_sufficiency
+from icl_kernel_lens.locate.ablation import ablation_curves
+from icl_kernel_lens.locate.search import locate_heads
 
 model = ikl.load_model("mini")
 task = ikl.load_task("topics")
@@ -28,7 +29,16 @@ print("the band:", ranking.band)
 # effect of interest stays undetermined.
 
 # %%
-columns = ["head", "class", "agreement", "control", "margin_low", "moved", "carried", "loss", "loss_low"]
+columns = [
+    "head",
+    "class",
+    "agreement",
+    "control",
+    "margin_low",
+    "label_shift",
+    "word_bound_shift",
+    "logit_diff_drop",
+]
 print(ranking.table()[columns].to_string(index=False, float_format="%.2f"))
 print(ranking.criteria)
 
@@ -50,7 +60,7 @@ print(f"best agreement {nothing.columns['agreement'].max():.2f}; kernel heads:",
 
 # %%
 fresh = task.prompts(model, demos=16, count=200, seed=1)
-curves = necessity_and_sufficiency(model, fresh, ranking, progress=False)
+curves = ablation_curves(model, fresh, ranking, progress=False)
 print(curves)
 share, low, high = curves.sufficiency()
 print(f"alone they restore {share[-1]:.0%} ({low[-1]:.0%} to {high[-1]:.0%}) of ceiling − floor")

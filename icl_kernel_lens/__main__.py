@@ -1,5 +1,5 @@
-"""`python -m icl_kernel_lens`: the command line."""
+"""`python -m icl_kernel_lens` runs the command line."""
 
-from icl_kernel_lens.cli import run
+from icl_kernel_lens.cli.program import run
 
 run()

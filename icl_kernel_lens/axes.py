@@ -1,15 +1,21 @@
-"""The words for axes and arrays, each defined once.
+"""The axes of every tensor and table, and the words for heads and poolings, each defined once.
 
     prompt    one few-shot prompt: demonstrations and a test input
     demo      one answered demonstration of a prompt, in reading order
+    pair      two demonstrations of a prompt that change places
     pos       token position in a prompt, 0 is the first token
+    offset    token position relative to the first label token of a demonstration, 0 is that token
     label     class index, or the label word of that class
+    piece     token of a label word, 0 is the first
     layer     transformer block, 0 is the first
     head      query head in a layer, 0 is the first
     kv_head   key-value head; query head h reads key-value head h // (heads / kv_heads)
+    set       a named set of heads that are changed together
+    shown     one of the first prompts, kept to be looked at
     point     position in the averaged attention row, after resampling (see `evidence`)
 
-Layers, heads, positions and demonstrations are counted from 0 everywhere, also in print.
+An axis holds what its name says and nothing else. Layers, heads, positions and demonstrations are counted from 0
+everywhere, also in print.
 """
 
 from __future__ import annotations
@@ -44,7 +50,8 @@ class HeadRef(NamedTuple):
         elif isinstance(head, tuple) and len(head) == 2:
             return cls(*head)
         raise ResultError(
-            f'a head is a pair (layer, head) or a name such as "L3H7", both from 0; got {head!r}.'
+            f'a head is a pair (layer, head) or a name such as "L3H7", both from 0; got {head!r}.',
+            code="head-name",
         )
 
 
@@ -61,7 +68,7 @@ Pooling = Literal[
     "span_mean",
     "span_mean_without_first",
 ]
-"""How the answer row's attention on one demonstration becomes one weight.
+"""How the attention of the answer position on the tokens of one demonstration becomes one weight.
 
     label        the first label token
     label_sum    all label tokens, summed
@@ -69,23 +76,25 @@ Pooling = Literal[
     span_sum     all tokens of the demonstration, summed
     span_mean    the mean over the tokens of the demonstration
 
-`_without_first` leaves position 0 of the prompt out. Many heads park their attention there (a sink);
-where the first demonstration begins at position 0, `span_max` then makes such heads vote for its label.
+`_without_first` leaves position 0 of the prompt out. Many heads rest their attention there (a sink); where the first
+demonstration begins at position 0, `span_max` makes such heads vote for its label.
 """
 
 SPAN_POOLINGS: tuple[Pooling, ...] = ("span_max", "span_sum", "span_mean")
 
 Reference = Literal["model", "truth"]
-"""What a vote is compared with: the model's own answer, or the true label."""
+"""The answer that a vote is compared with: the model's own, or the true label."""
 
 
 def check_pooling(pooling: str) -> None:
-    """Refuse a word that is no pooling."""
+    """Refuse a word that names no pooling."""
     if pooling not in get_args(Pooling):
-        raise ResultError(f"a pooling is one of {', '.join(get_args(Pooling))}; got {pooling!r}.")
+        raise ResultError(
+            f"a pooling is one of {', '.join(get_args(Pooling))}; got {pooling!r}.", code="unknown-choice"
+        )
 
 
 def check_reference(against: str) -> None:
     """Refuse a word that is neither `model` nor `truth`."""
     if against not in get_args(Reference):
-        raise ResultError(f'against must be "model" or "truth"; got {against!r}.')
+        raise ResultError(f'against must be "model" or "truth"; got {against!r}.', code="unknown-choice")

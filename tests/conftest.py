@@ -1,4 +1,7 @@
-"""Tiny random models, built once per session; the package is imported under jaxtyping and beartype."""
+"""Tiny random models, built once per session.
+
+The package is imported under jaxtyping and beartype (pytest's option in pyproject.toml), and so not here at the top.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,38 @@ import os
 import sys
 
 import pytest
-from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-_hook = install_import_hook("icl_kernel_lens", "beartype.beartype")
 
-assert "icl_kernel_lens" not in sys.modules, "the package must be imported under the type-checking hook"
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_door():
+    """Over the whole session, only `run/`, verification and loading run a model; each process of the tests asserts it."""
+    from icl_kernel_lens.models.transformer_lens_adapters import TransformerLensAdapter
+
+    forward, others = TransformerLensAdapter.forward, set()
+
+    def recorded(adapter, *args, **kwargs):
+        frame = sys._getframe(1)
+        while frame is not None and not _asks_for_a_run(frame.f_globals.get("__name__", "")):
+            frame = frame.f_back
+        caller = "" if frame is None else frame.f_globals["__name__"]
+        if caller and not caller.startswith(DOOR):
+            others.add(caller)
+        return forward(adapter, *args, **kwargs)
+
+    TransformerLensAdapter.forward = recorded
+    yield
+    TransformerLensAdapter.forward = forward
+    assert not others, f"only {', '.join(DOOR)} may run a model; {', '.join(sorted(others))} did, too"
+
+
+DOOR = ("icl_kernel_lens.run.", "icl_kernel_lens.models.verify", "icl_kernel_lens.models.load")
+
+
+def _asks_for_a_run(module: str) -> bool:
+    """Whether a module of the package runs the model, and not the function that every run goes through."""
+    return module.startswith("icl_kernel_lens.") and module != "icl_kernel_lens.models.attention_passes"
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +48,7 @@ def tiny():
     """`tiny(architecture, kind)`: the model and a separate Hugging Face copy with the same weights."""
     from architectures import hf_model
 
-    from icl_kernel_lens.models import bridge_from_hf, hooked_from_hf
+    from icl_kernel_lens.models.load import bridge_from_hf, hooked_from_hf
 
     made = {}
 

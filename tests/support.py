@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, HOOKED, VOCAB
+
+from icl_kernel_lens import PromptSet
+from icl_kernel_lens.models import fast
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.run import runner
 
 SHARED = Path(__file__).parents[1] / "shared"
 if not SHARED.exists():
@@ -48,10 +56,18 @@ KINDS = [
 """Every architecture under every model class that holds it."""
 
 
+@contextmanager
+def verified_otherwise(monkeypatch, model, **changes):
+    """Within, verifying this model gives a report that differs in these fields."""
+    report = replace(verify_model(as_adapter(model)), **changes)
+    with monkeypatch.context() as patch:
+        for module in (fast, runner):
+            patch.setattr(module, "verify_model", lambda _: report)
+        yield
+
+
 def uneven_prompts(count: int = 5, demos: int = 3):
     """Random prompts of different lengths, with demonstrations of different sizes."""
-    from icl_kernel_lens import PromptSet
-
     generator = torch.Generator().manual_seed(7)
     width = 60
     tokens = torch.randint(3, VOCAB, (count, width), generator=generator)
@@ -73,8 +89,6 @@ def uneven_prompts(count: int = 5, demos: int = 3):
 def shared_prompts(sets: int = 2, tests: int = 3, demos: int = 4):
     """Random prompts that share demonstrations, 40 tokens or so (longer than any test model's window), with
     test inputs of different lengths; and one prompt of its own."""
-    from icl_kernel_lens import PromptSet
-
     generator = torch.Generator().manual_seed(11)
     count, width = sets * tests + 1, 70
     demo_set = torch.arange(sets).repeat_interleave(tests)

@@ -6,6 +6,11 @@ import pytest
 import torch
 from support import SHARED, needs_hooked, needs_shared
 
+from icl_kernel_lens import HeadScores, head_vote, load_model, load_task, read
+from icl_kernel_lens.cli import main
+from icl_kernel_lens.evidence.reading import answer
+from icl_kernel_lens.scores.in_context import TaskAccuracy
+
 BACKENDS = ["bridge", pytest.param("hooked", marks=needs_hooked)]
 
 
@@ -13,8 +18,6 @@ BACKENDS = ["bridge", pytest.param("hooked", marks=needs_hooked)]
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_stories260k_on_sst2_equals_hugging_face(backend):
     from transformers import AutoModelForCausalLM
-
-    from icl_kernel_lens import head_vote, load_model, load_task, read
 
     folder = SHARED / "models" / "stories260k"
     model = load_model(folder, backend=backend, device="cpu")
@@ -50,9 +53,6 @@ def test_label_sequences_equal_hugging_face(backend):
     """log P(label | prompt), teacher-forced, for labels of several tokens and different lengths."""
     from transformers import AutoModelForCausalLM
 
-    from icl_kernel_lens import load_model, load_task, read
-    from icl_kernel_lens.evidence import answer
-
     folder = SHARED / "models" / "stories260k"
     model = load_model(folder, backend=backend, device="cpu")
     task = load_task(SHARED / "data" / "tasks" / "trec.train.jsonl")
@@ -74,10 +74,6 @@ def test_label_sequences_equal_hugging_face(backend):
 
 @needs_shared
 def test_the_report_says_that_there_is_no_in_context_learning(tmp_path):
-    from icl_kernel_lens import HeadScores
-    from icl_kernel_lens.cli import main
-    from icl_kernel_lens.scores import TaskAccuracy
-
     code = main(
         [
             "score", "--model", str(SHARED / "models" / "stories260k"), "--task",

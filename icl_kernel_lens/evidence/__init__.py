@@ -1,6 +1,7 @@
-"""Reading a model: the one place that runs it to look."""
+"""Reads models: answer rows reduced to demonstration weights, and the model's answers."""
 
-from icl_kernel_lens.evidence.evidence import Evidence
-from icl_kernel_lens.evidence.read import answer, read
+from icl_kernel_lens.evidence.from_cache import evidence_from_cache
+from icl_kernel_lens.evidence.reading import answer, read
+from icl_kernel_lens.results.evidence import Evidence
 
-__all__ = ["Evidence", "answer", "read"]
+__all__ = ["Evidence", "answer", "evidence_from_cache", "read"]

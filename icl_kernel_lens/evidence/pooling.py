@@ -1,4 +1,4 @@
-"""One attention row per head, reduced to one weight per demonstration: pure tensor mathematics."""
+"""Reduces one attention row per head to one weight per demonstration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import SPAN_POOLINGS, Pooling, check_pooling
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.prompts import PromptSet, Role
+from icl_kernel_lens.prompts.promptset import PromptSet, TokenRole
 
 POINTS = 30
 """Points a text span is resampled to (Han et al. 2025, section 5.1)."""
@@ -34,7 +34,7 @@ class RowPlan:
         roles = prompts.roles[:, :width]
         owner = _owners(prompts.demo_spans, width)
         if not template_tokens:
-            owner = owner.masked_fill(roles == Role.TEMPLATE, prompts.demos)
+            owner = owner.masked_fill(roles == TokenRole.TEMPLATE, prompts.demos)
         left, right, share = _resampling(prompts)
         return cls(prompts.label_pos, _owners(prompts.label_spans, width), owner, left, right, share)
 
@@ -111,7 +111,9 @@ def resample(rows: Float[Tensor, "batch head pos"], plan: RowPlan) -> Float[Tens
 def with_twins(keep: tuple[Pooling, ...]) -> tuple[Pooling, ...]:
     """The poolings asked for, each over a span together with its twin without position 0."""
     if isinstance(keep, str):
-        raise ResultError(f'keep is a tuple of poolings; got the text {keep!r}. Write keep=("{keep}",).')
+        raise ResultError(
+            f'keep is a tuple of poolings; got the text {keep!r}. Write keep=("{keep}",).', code="wrong-type"
+        )
     found: list[Pooling] = []
     for pooling in keep:
         check_pooling(pooling)

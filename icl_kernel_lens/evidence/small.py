@@ -1,11 +1,11 @@
-"""A hand-written `Evidence`, small enough to check by hand: for examples and tests."""
+"""Writes an `Evidence` by hand, small enough to be checked by hand: for examples and tests."""
 
 from __future__ import annotations
 
 import torch
 
-from icl_kernel_lens.evidence.evidence import Evidence
-from icl_kernel_lens.prompts import PromptSet
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.run_info import RunInfo
 
 
@@ -51,6 +51,6 @@ def small_evidence() -> Evidence:
             heads=2,
             prompts=prompts.info,
             score_on="first_token",
-            probe="not a model",
+            verification="not a model",
         ),
     )

@@ -1,7 +1,7 @@
 """Where the kernel-regression heads are: selection, nulls, false discovery rate, causal confirmation."""
 
-from icl_kernel_lens.locate.circuit import necessity_and_sufficiency
-from icl_kernel_lens.locate.locate import locate_heads
-from icl_kernel_lens.locate.stability import stability
+from icl_kernel_lens.locate.ablation import ablation_curves
+from icl_kernel_lens.locate.repeat import stability
+from icl_kernel_lens.locate.search import locate_heads
 
-__all__ = ["locate_heads", "necessity_and_sufficiency", "stability"]
+__all__ = ["ablation_curves", "locate_heads", "stability"]

@@ -1,4 +1,4 @@
-"""The smallest run of layers that holds a share of an effect."""
+"""This module finds the band: the smallest run of layers that holds a share of an effect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.results.head_ranking import Band
+from icl_kernel_lens.numbers.intervals import bootstrap_counts
+from icl_kernel_lens.results.criteria import Band
 
 
 def smallest_run(effect: Float[Tensor, "draw layer"], share: float) -> Int[Tensor, "draw 2"]:
@@ -28,7 +29,7 @@ def smallest_run(effect: Float[Tensor, "draw layer"], share: float) -> Int[Tenso
 
 
 def find_band(
-    loss: Float[Tensor, "prompt layer"],
+    drop: Float[Tensor, "prompt layer"],
     base: Float[Tensor, " prompt"],
     demo_set: Int[Tensor, " prompt"],
     share: float,
@@ -37,25 +38,21 @@ def find_band(
     draws: int = 2000,
     seed: int = 0,
 ) -> Band | None:
-    """The band of confirmed heads' losses, summed over each layer; its ends' intervals by demonstration sets.
+    """Find the band of the confirmed heads' drops, summed over each layer, and its ends' intervals by demonstration sets.
 
-    None where nothing is lost. Does not show: that layers between the band's ends hold a head each.
+    None where nothing drops. Does not show: that layers between the band's ends hold a head each.
     """
     _, member = demo_set.unique(return_inverse=True)
     count = int(member.max()) + 1
-    sums = torch.zeros(count, loss.shape[1], dtype=torch.float64).index_add(0, member, loss.double())
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(count, (draws, count), generator=generator)
-    times = torch.zeros(draws, count, dtype=torch.float64)
-    times.scatter_add_(1, picks, torch.ones_like(times))
+    sums = torch.zeros(count, drop.shape[1], dtype=torch.float64).index_add(0, member, drop.double())
     first, last = smallest_run(sums.sum(0, keepdim=True), share)[0].tolist()
     if first < 0:
         return None
-    runs = smallest_run(times @ sums, share)
+    runs = smallest_run(bootstrap_counts(count, draws, seed) @ sums, share)
     runs = runs[runs[:, 0] >= 0].double()
     edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     ends = runs.quantile(edges, dim=0).round().long().tolist()
-    by_layer = loss.double().mean(0) / base.double().mean()
+    by_layer = drop.double().mean(0) / base.double().mean()
     return Band(
         first=first,
         last=last,
@@ -63,6 +60,6 @@ def find_band(
         wanted=share,
         first_interval=(ends[0][0], ends[1][0]),
         last_interval=(ends[0][1], ends[1][1]),
-        layers=loss.shape[1],
+        layers=drop.shape[1],
         by_layer=tuple(by_layer.tolist()),
     )

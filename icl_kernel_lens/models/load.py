@@ -1,4 +1,4 @@
-"""Load a model as TransformerLens's own object, from the package, a local folder or the Hub.
+"""Loads a model as TransformerLens's own object, from the package, a local folder or the Hub.
 
 `HookedTransformer.from_pretrained` refuses local folders and guesses the architecture from the name of
 the path, so its converters are used underneath it: the Hugging Face model is loaded first, its
@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -21,8 +21,8 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import SafetensorError
 
-from icl_kernel_lens.errors import LoadError
-from icl_kernel_lens.models.lens import transformer_lens_classes
+from icl_kernel_lens.errors import LoadError, without_code
+from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 
 Backend = Literal["auto", "hooked", "bridge"]
 
@@ -35,7 +35,7 @@ HOOKED_CONTEXT = 2048
 
 @dataclass(frozen=True)
 class LoadRecord:
-    """Where a model came from and what was made of it; kept beside the model, and in every result."""
+    """Where a model came from, and under which class it was put; kept beside the model, and in every result."""
 
     source: str
     revision: str | None
@@ -63,7 +63,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     backend: Backend = "auto",
 ) -> Any:
-    """Load a model and return TransformerLens's own object, unwrapped and without weight processing.
+    """Loads a model as TransformerLens's own object, unwrapped and without weight processing.
 
     `name` is `"mini"` (the bundled model), a local folder in Hugging Face format, or a name on the
     Hugging Face Hub; only the last opens the network. Weights are read from safetensors alone.
@@ -75,11 +75,14 @@ def load_model(
     Raises: LoadError: no such model, no safetensors, an architecture that cannot be held.
     """
     if backend not in ("auto", "hooked", "bridge"):
-        raise LoadError(f'backend must be "auto", "hooked" or "bridge"; got {backend!r}.')
+        raise LoadError(
+            f'backend must be "auto", "hooked" or "bridge"; got {backend!r}.', code="unknown-choice"
+        )
     if not isinstance(name, str | Path):
         raise LoadError(
             f'load_model takes "mini", a folder or a name; got a {type(name).__name__}. A model that is already '
-            "loaded needs no loading: pass it to task.prompts(model, ...) and read(model, prompts)."
+            "loaded needs no loading: pass it to task.prompts(model, ...) and read(model, prompts).",
+            code="wrong-type",
         )
     with torch.random.fork_rng(devices=[]):  # building a model draws random numbers; the caller's stay
         return _load(str(name), device, dtype, backend)
@@ -90,51 +93,63 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
     local = path.is_dir()
     if path.is_file():
         raise LoadError(
-            f"a local model is a folder in Hugging Face format; {path} is a file. Give its folder."
+            f"a local model is a folder in Hugging Face format; {path} is a file. Give its folder.",
+            code="model-folder",
         )
     spread = device == "auto"
     if spread and backend == "hooked":
-        raise LoadError('device="auto" needs backend="bridge"; a HookedTransformer is not spread by it.')
+        raise LoadError(
+            'device="auto" needs backend="bridge"; a HookedTransformer is not spread by it.', code="device"
+        )
     hf, tokenizer = _load_hugging_face(path if local else source, local, dtype, spread=spread)
     try:
         if not spread:
             hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
-        raise LoadError(f"the model cannot be moved to device {str(device)!r}: {error}") from error
-    revision = getattr(hf.config, "_commit_hash", None)
-
+        raise LoadError(
+            f"the model cannot be moved to device {str(device)!r}: {error}", code="device"
+        ) from error
+    name = path.name if local else source
+    model, residual, why = None, None, "backend='bridge' was asked for"
     hooked_class, _ = transformer_lens_classes()
-    record = LoadRecord(source, revision, "bridge", None, "backend='bridge' was asked for")
     if backend == "hooked" and hooked_class is None:
         raise LoadError(
             'backend="hooked" needs HookedTransformer, which TransformerLens removed in 4.0. Install '
-            '"transformer-lens<4", or use backend="bridge".'
+            '"transformer-lens<4", or use backend="bridge".',
+            code="model-backend",
         )
     if spread:
-        record = replace(record, why='device="auto" was asked for')
-    elif backend in ("auto", "hooked") and hooked_class is not None:
-        try:
-            model = hooked_from_hf(hf, tokenizer, name=path.name if local else source)
-            residual = logit_residual(model, hf)
-        except (NotImplementedError, ValueError, AttributeError, KeyError, AssertionError) as error:
-            why = f"TransformerLens cannot convert {type(hf).__name__}: {type(error).__name__}: {error}"
-        else:
-            if residual <= _tolerance(hf.dtype):
-                _records[model] = LoadRecord(
-                    source, revision, "hooked", residual, "its logits equal Hugging Face's"
-                )
-                return model
-            why = f"HookedTransformer's logits differ from Hugging Face's by {residual:.1e}"
-            del model
-        if backend == "hooked":
-            raise LoadError(f'backend="hooked" is not possible for {source}: {why}. Use backend="bridge".')
-        record = replace(record, why=why)
-    elif backend == "auto":
-        record = replace(record, why="this TransformerLens has no HookedTransformer")
-
-    model = bridge_from_hf(hf, tokenizer, name=path.name if local else source)
-    _records[model] = record
+        why = 'device="auto" was asked for'
+    elif hooked_class is None and backend == "auto":
+        why = "this TransformerLens has no HookedTransformer"
+    elif backend != "bridge":
+        model, residual, why = _converted(hf, tokenizer, name)
+        if model is None and backend == "hooked":
+            raise LoadError(
+                f'backend="hooked" is not possible for {source}: {why}. Use backend="bridge".',
+                code="model-backend",
+            )
+    kind = "bridge" if model is None else "hooked"
+    if model is None:
+        model = bridge_from_hf(hf, tokenizer, name=name)
+    _records[model] = LoadRecord(source, getattr(hf.config, "_commit_hash", None), kind, residual, why)
     return model
+
+
+def _converted(hf: Any, tokenizer: Any | None, name: str) -> tuple[Any | None, float | None, str]:
+    """A HookedTransformer with Hugging Face's logits, how far these are apart, and why it is taken or is not there."""
+    try:
+        model = hooked_from_hf(hf, tokenizer, name=name)
+        residual = logit_residual(model, hf)
+    except (NotImplementedError, ValueError, AttributeError, KeyError, AssertionError) as error:
+        return (
+            None,
+            None,
+            f"TransformerLens cannot convert {type(hf).__name__}: {type(error).__name__}: {without_code(error)}",
+        )
+    if residual > _tolerance(hf.dtype):
+        return None, None, f"HookedTransformer's logits differ from Hugging Face's by {residual:.1e}"
+    return model, residual, "its logits equal Hugging Face's"
 
 
 def _load_hugging_face(
@@ -145,7 +160,8 @@ def _load_hugging_face(
     if local and not (Path(where) / "config.json").exists():
         raise LoadError(
             f"a model folder must hold config.json, model.safetensors and a tokenizer; {where} holds "
-            f"{sorted(p.name for p in Path(where).iterdir())[:8]}. Save one with save_pretrained(folder)."
+            f"{sorted(p.name for p in Path(where).iterdir())[:8]}. Save one with save_pretrained(folder).",
+            code="model-folder",
         )
     options = {"local_files_only": True} if local else {}
     placed = {"device_map": "auto"} if spread else {}
@@ -169,13 +185,14 @@ def _load_hugging_face(
             "does the name exist, are its weights stored as safetensors?)"
         )
         raise LoadError(
-            f"could not load the model {str(where)!r}. {hint}. The loader said: {error}"
+            f"could not load the model {str(where)!r}. {hint}. The loader said: {error}", code="model-folder"
         ) from error
     hf, info = loaded
     if absent := sorted(info["missing_keys"]):
         raise LoadError(
             f"every weight must be in the files; {where} lacks {len(absent)}, among them {absent[:3]}, which would be "
-            "random. Is the download or the copy whole, and is config.json of this model?"
+            "random. Is the download or the copy whole, and is config.json of this model?",
+            code="model-folder",
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
@@ -183,7 +200,7 @@ def _load_hugging_face(
         if local and any(
             (Path(where) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
         ):
-            raise LoadError(f"the tokenizer in {where} cannot be read: {error}") from error
+            raise LoadError(f"the tokenizer in {where} cannot be read: {error}", code="tokenizer") from error
         tokenizer = None  # a model without tokenizer still works, with PromptSet.from_tokens
     return hf.eval(), tokenizer
 
@@ -215,7 +232,7 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:
-    """Put a Hugging Face causal language model under a `TransformerBridge`, without network.
+    """Puts a Hugging Face causal language model under a `TransformerBridge`, without network.
 
     The bridge builds itself into the module, which must use eager attention (loaded with
     `attn_implementation="eager"`); fused attention shows no weights.
@@ -227,7 +244,8 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
         raise LoadError(
             f"the Hugging Face model must use eager attention to show its weights; this {type(hf).__name__} "
             f'uses {attention!r}. Load it with attn_implementation="eager", or call '
-            'model.set_attn_implementation("eager") before.'
+            'model.set_attn_implementation("eager") before.',
+            code="fused-attention",
         )
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -238,7 +256,8 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise LoadError(
             f"TransformerBridge does not support {type(hf).__name__}: {error}. See TransformerLens's "
-            "list of supported architectures."
+            "list of supported architectures.",
+            code="model-backend",
         ) from error
     if placed := getattr(hf, "hf_device_map", None):
         bridge.cfg.device = str(next(hf.get_input_embeddings().parameters()).device)
@@ -248,7 +267,7 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
 
 
 def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:
-    """Convert a Hugging Face causal language model to a `HookedTransformer`, weights unprocessed.
+    """Converts a Hugging Face causal language model to a `HookedTransformer`, weights unprocessed.
 
     Raises: NotImplementedError, ValueError, AttributeError: TransformerLens has no converter for it.
     """

@@ -1,4 +1,4 @@
-"""Put weights written by hand into TransformerLens's and Hugging Face's models.
+"""Puts weights written by hand into TransformerLens's and Hugging Face's models.
 
 One neutral set of weights (`HandWeights`) goes into a `HookedTransformer`, or into the Hugging Face model of its
 form, whose MLPs are there and write nothing:
@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_kernel_lens.errors import ModelError
-from icl_kernel_lens.models.lens import transformer_lens_classes
 from icl_kernel_lens.models.load import bridge_from_hf
+from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 
 Form = Literal["plain", "rotary", "parallel"]
 """GPT-2's, GPT-NeoX's (sequential), GPT-J's."""
@@ -68,7 +68,8 @@ def build(weights: HandWeights, kind: Kind, name: str) -> Any:
         if not weights.norm:
             raise ModelError(
                 "norm=False needs kind='HookedTransformer'; under TransformerBridge lies a Hugging Face model, and "
-                "those all have norms. Use norm=True, or a HookedTransformer (TransformerLens 3)."
+                "those all have norms. Use norm=True, or a HookedTransformer (TransformerLens 3).",
+                code="model-backend",
             )
         return bridge_from_hf(_hugging_face(weights), name=name)
 
@@ -77,7 +78,8 @@ def _hooked(w: HandWeights, name: str) -> Any:
     if transformer_lens_classes()[0] is None:
         raise ModelError(
             "kind='HookedTransformer' needs a TransformerLens that has the class; it was removed in 4.0. Install "
-            "\"transformer-lens<4\", or use kind='TransformerBridge' (norm=True)."
+            "\"transformer-lens<4\", or use kind='TransformerBridge' (norm=True).",
+            code="model-backend",
         )
     from transformer_lens import HookedTransformer  # pyright: ignore[reportAttributeAccessIssue]
     from transformer_lens.config import HookedTransformerConfig

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.models import Lens
+from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.prompts.promptset import PromptSet
 
 
-def check_fits(prompts: PromptSet, lens: Lens) -> None:
+def check_fits(prompts: PromptSet, adapter: ModelAdapter) -> None:
     """Refuse prompts longer than the model's context, or with tokens it does not have.
 
     Raises: PromptError: with the longest prompt, and how many demonstrations would fit.
     """
-    context, vocab = lens.shape.context, lens.shape.vocab
+    context, vocab = adapter.shape.context, adapter.shape.vocab
     answer = int(prompts.label_lengths.max()) - 1 if prompts.score_on == "sequence" else 0
     needed = prompts.lengths + answer
     if context is not None and (over := needed > context).any():
@@ -26,14 +26,16 @@ def check_fits(prompts: PromptSet, lens: Lens) -> None:
                 f"{fit} demonstrations would fit every prompt."
                 if fit >= 0
                 else "In some, not even the test input fits alone."
-            )
+            ),
+            code="too-long",
         )
     biggest = max(int(prompts.tokens.max()), int(prompts.label_sequences.max()))
     smallest = min(int(prompts.tokens.min()), int(prompts.label_sequences.min()))
     if biggest >= vocab or smallest < 0:
         raise PromptError(
-            f"token ids must lie in 0…{vocab - 1} for {lens.name}; found "
-            f"{biggest if biggest >= vocab else smallest}. Were the prompts made for another model?"
+            f"token ids must lie in 0…{vocab - 1} for {adapter.name}; found "
+            f"{biggest if biggest >= vocab else smallest}. Were the prompts made for another model?",
+            code="vocabulary",
         )
 
 

@@ -1,7 +1,7 @@
-"""Prompts as token ids, with the position of everything a reader of attention asks for.
+"""Prompts as token ids, with the positions of their demonstrations, texts, labels and answers.
 
-A `PromptSet` holds tokens and where each demonstration, its text and its label sit; it is made by
-`Task.prompts` from text, or by `PromptSet.from_tokens` from ready-made ids.
+`Task.prompts` makes a `PromptSet` from text, `PromptSet.from_tokens` from ready-made ids. Its fields are declared once,
+in the class; checks, digest, comparison, selection and storage follow from the declaration.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from html import escape
-from typing import Literal, get_args
+from itertools import takewhile
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.tasks.task import Episode
-from icl_kernel_lens.tasks.template import Template
+from icl_kernel_lens.fields import TRANSIENT, Mismatch, check, declared, digest, encode
+from icl_kernel_lens.prompts.example import Episode
+from icl_kernel_lens.prompts.template import Template
 
 ScoreOn = Literal["first_token", "sequence"]
 
 SHOWN = 8
-"""How many prompts keep their token strings, to be looked at."""
+"""How many prompts keep their token strings, for printing and figures."""
 
 
-class Role(IntEnum):
-    """What a token is for; `PromptSet.roles` holds one per position."""
+class TokenRole(IntEnum):
+    """What a token stands for; `PromptSet.roles` holds one for each position."""
 
     PADDING = 0
     SPECIAL = 1
@@ -40,9 +42,13 @@ class Role(IntEnum):
     LABEL = 5
 
 
+TEXT_ROLES = (int(TokenRole.TEXT), int(TokenRole.TEXT2))
+"""The roles of an input's tokens."""
+
+
 @dataclass(frozen=True)
 class PromptInfo:
-    """How prompts were made; travels with every result."""
+    """How prompts were made; it is kept with every result."""
 
     task: str = "from_tokens"
     origin: str = "token ids"
@@ -89,13 +95,20 @@ class PromptSet:
     """The label words of each prompt, as text."""
     classes: tuple[str, ...] = ()
     strings: tuple[tuple[str, ...], ...] = ()
-    """Token strings of the first prompts, for looking."""
+    """The token strings of the first prompts."""
     info: PromptInfo = field(default_factory=PromptInfo)
-    episodes: tuple[Episode, ...] | None = None
+    episodes: tuple[Episode, ...] | None = field(default=None, metadata=TRANSIENT)
     """What the prompts were made of, where they were made from text; not saved."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        try:
+            check(self)
+        except Mismatch as error:
+            raise PromptError(f"a PromptSet must be whole: {error}.", code="not-whole") from error
+        _check_labels(self)
+        _check_positions(self.answer_pos, self.demo_spans, self.label_spans, self.lengths)
+        _check_ranges(self)
+        _check_strings(self)
 
     @classmethod
     def from_tokens(
@@ -124,15 +137,13 @@ class PromptSet:
         demo_labels = _ints("demo_labels", demo_labels, 2, count)
         if demo_labels.shape[1] == 0:
             raise PromptError(
-                "a prompt must have a demonstration to be read; label_pos and demo_labels have none."
+                "a prompt must have a demonstration to be read; label_pos and demo_labels have none.",
+                code="too-few-demonstrations",
             )
         words = _ints("label_tokens", label_tokens)
         words = words.expand(count, -1) if words.dim() == 1 else _ints("label_tokens", words, 2, count)
-        answer = (
-            torch.full((count,), width - 1)
-            if answer_pos is None
-            else _ints("answer_pos", answer_pos, 1, count)
-        )
+        answer = torch.full((count,), width - 1) if answer_pos is None else answer_pos
+        answer = _ints("answer_pos", answer, 1, count)
         label_spans = torch.stack([label_pos, label_pos + 1], -1)
         if demo_spans is None:
             starts = torch.cat([torch.zeros_like(label_pos[:, :1]), label_pos[:, :-1] + 1], 1)
@@ -141,14 +152,14 @@ class PromptSet:
         if label_pos.shape != demo_labels.shape or demo_spans.shape != (*label_pos.shape, 2):
             raise PromptError(
                 "label_pos, demo_labels and demo_spans must agree in the number of demonstrations; their shapes "
-                f"are {tuple(label_pos.shape)}, {tuple(demo_labels.shape)} and {tuple(demo_spans.shape)}."
+                f"are {tuple(label_pos.shape)}, {tuple(demo_labels.shape)} and {tuple(demo_spans.shape)}.",
+                code="prompt-shapes",
             )
         _check_positions(answer, demo_spans, label_spans, torch.full((count,), width))
         lengths = answer + 1
-        roles = torch.full_like(tokens, int(Role.TEXT))
-        roles = roles.scatter(1, label_pos, int(Role.LABEL))
-        roles = roles.masked_fill(torch.arange(width) >= lengths[:, None], int(Role.PADDING))
-        labels = words.shape[1]
+        roles = torch.full_like(tokens, int(TokenRole.TEXT))
+        roles = roles.scatter(1, label_pos, int(TokenRole.LABEL))
+        roles = roles.masked_fill(torch.arange(width) >= lengths[:, None], int(TokenRole.PADDING))
         _warn_if_shifted(tokens, label_pos, demo_labels, words)
         return cls(
             tokens=tokens,
@@ -159,11 +170,11 @@ class PromptSet:
             label_spans=label_spans,
             demo_labels=demo_labels,
             label_sequences=words[..., None].clone(),
-            label_lengths=torch.ones(count, labels, dtype=torch.long),
+            label_lengths=torch.ones_like(words),
             demo_set=torch.arange(count) if demo_set is None else _ints("demo_set", demo_set, 1, count),
             test_labels=None if test_labels is None else _ints("test_labels", test_labels, 1, count),
             label_words=tuple(tuple(f"token {t}" for t in row) for row in words.tolist()),
-            classes=tuple(f"class {c}" for c in range(labels)),
+            classes=tuple(f"class {c}" for c in range(words.shape[1])),
             strings=tuple(
                 tuple(f"{t} " for t in row[:end])
                 for row, end in zip(tokens[:SHOWN].tolist(), lengths[:SHOWN].tolist(), strict=True)
@@ -185,6 +196,11 @@ class PromptSet:
         return self.label_lengths.shape[1]
 
     @property
+    def from_text(self) -> bool:
+        """Whether the texts are known that the prompts were made from, so that they can be written anew."""
+        return self.episodes is not None and self.info.template is not None
+
+    @property
     def label_pos(self) -> Int[Tensor, "prompt demo"]:
         """The first label token of each demonstration."""
         return self.label_spans[..., 0]
@@ -198,40 +214,46 @@ class PromptSet:
         """Some of the prompts, in the order given."""
         index = torch.as_tensor(list(prompts))
         index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
-        shown = {i: self.strings[i] for i in range(len(self.strings))}
-        kept: list[tuple[str, ...]] = []
-        for i in index[:SHOWN].tolist():
-            if i not in shown:
-                break
-            kept.append(shown[i])
+        numbers = index.tolist()
+        shown = takewhile(lambda i: i < len(self.strings), numbers[:SHOWN])
+        fields = {f.name: getattr(self, f.name) for f, _ in declared(PromptSet)}
         return replace(
             self,
-            **{
-                name: getattr(self, name)[index]
-                for name in [
-                    "tokens",
-                    "lengths",
-                    "roles",
-                    "answer_pos",
-                    "demo_spans",
-                    "label_spans",
-                    "demo_labels",
-                    "label_sequences",
-                    "label_lengths",
-                    "demo_set",
-                ]
-            },
-            test_labels=None if self.test_labels is None else self.test_labels[index],
-            label_words=tuple(self.label_words[i] for i in index.tolist()),
-            strings=tuple(kept),
-            episodes=None if self.episodes is None else tuple(self.episodes[i] for i in index.tolist()),
+            **{name: value[index] for name, value in fields.items() if isinstance(value, Tensor)},
+            label_words=tuple(self.label_words[i] for i in numbers),
+            strings=tuple(self.strings[i] for i in shown),
+            episodes=None if self.episodes is None else tuple(self.episodes[i] for i in numbers),
         )
+
+    def rearranged(
+        self,
+        where: Int[Tensor, "prompt pos"],
+        *,
+        rows: Int[Tensor, "prompt pos"] | None = None,
+        **changes: Any,
+    ) -> PromptSet:
+        """Every token with its role and string is taken from position `where` (of the prompt `rows`); other `changes`."""
+        own = torch.arange(len(self))[:, None] if rows is None else rows
+        strings = zip(self.strings, where.tolist(), strict=False)
+        if "strings" not in changes:
+            changes["strings"] = tuple(tuple(row[i] for i in at[: len(row)]) for row, at in strings)
+        return replace(self, tokens=self.tokens[own, where], roles=self.roles[own, where], **changes)
+
+    def digest(self) -> str:
+        """A digest of tokens, positions, roles, labels and label tokens, whatever the texts and `demo_set` say."""
+        numbers = {name: value for name, value in encode(self)[1].items() if name != "demo_set"}
+        return digest([self.score_on], numbers)[:16]
+
+    def same_as(self, other: PromptSet) -> bool:
+        """Whether these are the same prompts in the same order."""
+        return self is other or self.digest() == other.digest()
 
     def demo_texts(self, prompt: int) -> tuple[str, ...]:
         """The demonstrations of one of the first prompts as text, without their labels."""
         if prompt >= len(self.strings):
             raise PromptError(
-                f"token strings are kept for the first {len(self.strings)} prompts; got prompt {prompt}."
+                f"token strings are kept for the first {len(self.strings)} prompts; got prompt {prompt}.",
+                code="not-kept",
             )
         strings, found = self.strings[prompt], []
         for i in range(self.demos):
@@ -239,7 +261,7 @@ class PromptSet:
             roles = self.roles[prompt, start:end].tolist()
             texts = [
                 "".join(s for s, r in zip(strings[start:end], roles, strict=True) if r == role).strip()
-                for role in (Role.TEXT, Role.TEXT2)
+                for role in (TokenRole.TEXT, TokenRole.TEXT2)
             ]
             found.append(" / ".join(text for text in texts if text))
         return tuple(found)
@@ -289,15 +311,15 @@ class PromptSet:
         if not self.strings:
             return f"<pre>{escape(repr(self))}</pre>"
         style = {
-            Role.LABEL: "background:#fdb863;font-weight:600",
-            Role.TEXT: "background:#d8ecf8",
-            Role.TEXT2: "background:#e6e0f2",
-            Role.TEMPLATE: "color:#666",
-            Role.SPECIAL: "color:#999;border:1px solid #ccc",
+            TokenRole.LABEL: "background:#fdb863;font-weight:600",
+            TokenRole.TEXT: "background:#d8ecf8",
+            TokenRole.TEXT2: "background:#e6e0f2",
+            TokenRole.TEMPLATE: "color:#666",
+            TokenRole.SPECIAL: "color:#999;border:1px solid #ccc",
         }
         cells = []
         for position, string in enumerate(self.strings[0]):
-            role = Role(int(self.roles[0, position]))
+            role = TokenRole(int(self.roles[0, position]))
             shown = escape(string).replace("\n", "⏎<br>")
             cells.append(
                 f'<span style="{style.get(role, "")}" title="{position} {role.name.lower()}">{shown}</span>'
@@ -318,15 +340,18 @@ def _ints(name: str, given: Tensor, dims: int | None = None, prompts: int | None
     if tensor.is_floating_point() or tensor.dim() == 0 or (dims is not None and tensor.dim() != dims):
         raise PromptError(
             f"{name} must hold whole numbers{f' on {dims} axes' if dims else ''}; it has shape "
-            f"{tuple(tensor.shape)} and type {tensor.dtype}."
+            f"{tuple(tensor.shape)} and type {tensor.dtype}.",
+            code="prompt-shapes",
         )
     if prompts is not None and len(tensor) != prompts:
         raise PromptError(
-            f"{name} must have one row a prompt; it has {len(tensor)} and tokens has {prompts}."
+            f"{name} must have one row a prompt; it has {len(tensor)} and tokens has {prompts}.",
+            code="prompt-shapes",
         )
     if len(tensor) == 0:
         raise PromptError(
-            f"a PromptSet must hold at least one prompt; {name} has shape {tuple(tensor.shape)}."
+            f"a PromptSet must hold at least one prompt; {name} has shape {tuple(tensor.shape)}.",
+            code="prompt-shapes",
         )
     return tensor.long().clone()
 
@@ -345,45 +370,105 @@ def _warn_if_shifted(tokens: Tensor, label_pos: Tensor, demo_labels: Tensor, wor
         )
 
 
-def _check(prompts: PromptSet) -> None:
-    """Everything that must hold of any prompts, wherever they came from."""
+def _check_labels(prompts: PromptSet) -> None:
+    """Every prompt has the label words of two classes or more, which can be told apart as they are scored."""
     if len(prompts) == 0:
-        raise PromptError("a PromptSet must hold at least one prompt.")
+        raise PromptError("a PromptSet must hold at least one prompt.", code="prompt-shapes")
     if len(prompts.label_words) != len(prompts):
         raise PromptError(
             f"every prompt needs its label words; there are {len(prompts)} prompts and {len(prompts.label_words)} "
-            "rows of label_words. PromptSet.from_tokens fills them in."
+            "rows of label_words. PromptSet.from_tokens fills them in.",
+            code="label-words",
         )
-    if prompts.score_on not in get_args(ScoreOn):
-        raise PromptError(f'score_on must be "first_token" or "sequence"; got {prompts.score_on!r}.')
     if prompts.labels < 2:
-        raise PromptError(f"a classification task must have at least two label words; got {prompts.labels}.")
-    _check_positions(prompts.answer_pos, prompts.demo_spans, prompts.label_spans, prompts.lengths)
-    for name, labels in (("demo_labels", prompts.demo_labels), ("test_labels", prompts.test_labels)):
-        if (
-            labels is not None
-            and labels.numel()
-            and not (int(labels.min()) >= 0 and int(labels.max()) < prompts.labels)
-        ):
+        raise PromptError(
+            f"a classification task must have at least two label words; got {prompts.labels}.",
+            code="too-few-labels",
+        )
+    for words in (*prompts.label_words, prompts.classes or prompts.label_words[0]):
+        if len(words) != prompts.labels:
             raise PromptError(
-                f"{name} must lie in 0…{prompts.labels - 1} (there are {prompts.labels} label tokens); found "
-                f"{int(labels.min())}…{int(labels.max())}."
+                f"label_words and classes must have one word a class; there are {prompts.labels} classes and the "
+                f"words {words}.",
+                code="label-words",
             )
     if prompts.score_on == "sequence":
         _check_prefixes(prompts)
-    if prompts.score_on == "first_token":
-        first = prompts.label_tokens.sort(1).values
-        if (clash := (first[:, 1:] == first[:, :-1]).any(1)).any():
-            prompt = int(clash.nonzero()[0])
-            tokens = prompts.label_tokens[prompt].tolist()
-            a, b = next((i, j) for i in range(len(tokens)) for j in range(i) if tokens[i] == tokens[j])
-            words = prompts.label_words[prompt] if prompts.label_words else [f"token {t}" for t in tokens]
+    elif (clash := first_token_clash(prompts.label_tokens)) is not None:
+        one, other = (prompts.label_words[clash.prompt][c] for c in clash.classes)
+        raise PromptError(
+            f"label words must differ in their first token to be scored on it; {one!r} and {other!r} both begin "
+            f"with token {clash.token} (prompt {clash.prompt}) for {prompts.info.tokenizer or 'these ids'}. Choose "
+            'other words in label_words, or pass score_on="sequence".',
+            code="label-collision",
+        )
+
+
+def _check_ranges(prompts: PromptSet) -> None:
+    """Classes, roles and lengths are among those that there are."""
+    labels = f"there are {prompts.labels} label tokens"
+    width, pieces = prompts.tokens.shape[1], prompts.label_sequences.shape[2]
+    for name, low, high, why in (
+        ("demo_labels", 0, prompts.labels - 1, labels),
+        ("test_labels", 0, prompts.labels - 1, labels),
+        ("roles", 0, max(TokenRole), "they are TokenRole's"),
+        ("lengths", 1, width, f"tokens has {width} positions"),
+        ("label_lengths", 1, pieces, f"label_sequences has {pieces} pieces"),
+    ):
+        values = getattr(prompts, name)
+        if (
+            values is not None
+            and values.numel()
+            and not low <= int(values.min()) <= int(values.max()) <= high
+        ):
             raise PromptError(
-                f"label words must differ in their first token to be scored on it; {words[b]!r} and "
-                f"{words[a]!r} both begin with token {tokens[a]} (prompt {prompt}) for "
-                f"{prompts.info.tokenizer or 'these ids'}. Choose other words in label_words, or pass "
-                'score_on="sequence".'
+                f"{name} must lie in {low}…{high} ({why}); found {int(values.min())}…{int(values.max())}.",
+                code="number-range",
             )
+
+
+def _check_strings(prompts: PromptSet) -> None:
+    """Where token strings are kept, there is one for each token."""
+    if len(prompts.strings) > len(prompts):
+        raise PromptError(
+            f"strings has {len(prompts.strings)} rows, and there are {len(prompts)} prompts.",
+            code="prompt-shapes",
+        )
+    for prompt, strings in enumerate(prompts.strings):
+        if len(strings) != int(prompts.lengths[prompt]):
+            raise PromptError(
+                f"strings must hold one string a token; prompt {prompt} has {len(strings)} strings and "
+                f"{int(prompts.lengths[prompt])} tokens.",
+                code="prompt-shapes",
+            )
+
+
+def respelled(strings: Sequence[str], old: str, new: str, ids: list[int]) -> list[str]:
+    """Token strings with one text in place of another: the first token shows it, the others are empty."""
+    joined = "".join(strings)
+    if old and old in joined:
+        return [joined.replace(old, new, 1), *[""] * (len(ids) - 1)]
+    return [f"{token} " for token in ids]
+
+
+class Clash(NamedTuple):
+    """Two classes of a prompt whose label words begin with the same token."""
+
+    prompt: int
+    classes: tuple[int, int]
+    token: int
+
+
+def first_token_clash(first: Int[Tensor, "prompt label"]) -> Clash | None:
+    """The first prompt in which two label words have the same first token."""
+    ordered = first.sort(1).values
+    same = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    if not same.any():
+        return None
+    prompt = int(same.nonzero()[0])
+    tokens = first[prompt].tolist()
+    later = next(c for c, token in enumerate(tokens) if token in tokens[:c])
+    return Clash(prompt, (tokens.index(tokens[later]), later), tokens[later])
 
 
 def _check_prefixes(prompts: PromptSet) -> None:
@@ -399,7 +484,8 @@ def _check_prefixes(prompts: PromptSet) -> None:
                 raise PromptError(
                     f"no label word may begin another when whole labels are scored; {words[a]!r} begins {words[b]!r} "
                     f"in tokens (prompt {prompt}), so it would always be at least as probable. Choose other words "
-                    "in label_words."
+                    "in label_words.",
+                    code="label-prefix",
                 )
 
 
@@ -408,7 +494,8 @@ def _check_positions(answer_pos: Tensor, demo_spans: Tensor, label_spans: Tensor
     if bad := ((answer_pos < 0) | (answer_pos >= lengths)).nonzero().flatten().tolist():
         raise PromptError(
             f"answer_pos must lie inside its prompt; prompt {bad[0]} has answer_pos {int(answer_pos[bad[0]])} and "
-            f"{int(lengths[bad[0]])} tokens."
+            f"{int(lengths[bad[0]])} tokens.",
+            code="position",
         )
     if demo_spans.shape[1] == 0:
         return
@@ -422,5 +509,6 @@ def _check_positions(answer_pos: Tensor, demo_spans: Tensor, label_spans: Tensor
             "demonstrations must follow one another, hold their label, and end before the answer position; "
             f"prompt {prompt}, demonstration {demo} has span {demo_spans[prompt, demo].tolist()}, label "
             f"{label_spans[prompt, demo].tolist()}, answer position {int(answer_pos[prompt])}. Is label_pos "
-            "in increasing order, and in this prompt's own positions?"
+            "in increasing order, and in this prompt's own positions?",
+            code="position",
         )

@@ -1,14 +1,11 @@
-"""Readouts: what a head's attention does to the label logits, and what it goes along with."""
+"""Reads out what a head's attention does to the label logits, and what it goes along with."""
 
-from icl_kernel_lens.readouts.direct_logits import DirectLogits, ValueSide, direct_logits
-from icl_kernel_lens.readouts.saliency import Saliency, saliency
+from icl_kernel_lens.readouts.gradients import saliency
+from icl_kernel_lens.readouts.logit_attribution import direct_logit_attribution
 from icl_kernel_lens.readouts.similarity import prediction_similarity
 
 __all__ = [
-    "DirectLogits",
-    "Saliency",
-    "ValueSide",
-    "direct_logits",
+    "direct_logit_attribution",
     "prediction_similarity",
     "saliency",
 ]

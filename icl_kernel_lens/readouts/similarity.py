@@ -1,4 +1,4 @@
-"""Does a head look at texts that the model, reading them alone, would continue alike?
+"""Correlates a head's attention with how alike the model would continue the texts on their own.
 
 Han et al. (TMLR 2025), eq. 9 and section 5.3: the similarity that their theory gives the kernel,
 
@@ -20,18 +20,19 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import PromptError, ResultError
-from icl_kernel_lens.evidence import Evidence
-from icl_kernel_lens.evidence.read import check_finite
-from icl_kernel_lens.evidence.runner import BatchSize, run_prompts
-from icl_kernel_lens.models import Lens, as_lens, probe
-from icl_kernel_lens.models.fast import Prefix
-from icl_kernel_lens.prompts import PromptSet
-from icl_kernel_lens.prompts.build import check_tokenizer, encode
-from icl_kernel_lens.prompts.promptset import PromptInfo, Role
+from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
+from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.numbers.control_votes import SHUFFLES
+from icl_kernel_lens.prompts.example import Example
+from icl_kernel_lens.prompts.promptset import PromptInfo, PromptSet, TokenRole
+from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_scores import HeadScores
+from icl_kernel_lens.run.forward import answer_logits, check_finite
+from icl_kernel_lens.run.runner import BatchSize, run_prompts
 from icl_kernel_lens.scores.common import reasons_for, shown_demos
-from icl_kernel_lens.scores.controls import SHUFFLES
-from icl_kernel_lens.tasks.task import Example
 
 SAME = 1e-6
 """Numbers closer than this, relative to the largest, are the same up to rounding: they correlate with nothing."""
@@ -80,27 +81,18 @@ def prediction_similarity(
         >>> prediction_similarity(model, prompts, evidence, progress=False).values.shape
         torch.Size([2, 3, 4])
     """
-    lens = as_lens(model)
+    adapter = as_adapter(model)
     weights = evidence.pooled(pooling)
-    _check(prompts, evidence)
-    tests, demos = _texts(lens, prompts)
+    _check(adapter, prompts, evidence)
+    tests, demos = _texts(adapter, prompts)
     similar = _similarities(
-        lens, prompts, tests, demos, batch_size=batch_size, checkpoint=checkpoint, progress=progress
+        adapter, prompts, tests, demos, batch_size=batch_size, checkpoint=checkpoint, progress=progress
     )
     values, control = pearson(weights, similar), torch.zeros(weights.shape[:3])
     generator = torch.Generator().manual_seed((prompts.info.seed or 0) % 2**63)
     for _ in range(SHUFFLES):
         order = torch.rand(similar.shape, generator=generator).argsort(1)
         control += pearson(weights, similar.gather(1, order)) / SHUFFLES
-    reasons = reasons_for(evidence, weights)
-    same = _constant(similar)[:, None, None].expand(weights.shape[:3]) & ~weights.isnan().any(-1)
-    flat = _constant(weights) & (weights.sum(-1) > 0) & ~same
-    for why, cells in (("similarities all alike", same), ("attention all alike", flat)):
-        if bool(cells.any()):
-            reasons[why] = int(cells.sum())
-    if bool(same.any()) and "no attention on the demonstrations" in reasons:
-        blank = (weights.sum(-1) <= 0) & ~same
-        reasons["no attention on the demonstrations"] = int(blank.sum())
     return HeadScores(
         name="prediction_similarity",
         title="correlation of attention with the similarity of the model's own predictions",
@@ -108,7 +100,7 @@ def prediction_similarity(
         values=values,
         controls={"shuffled_similarity": control},
         companions={},
-        reasons={why: count for why, count in reasons.items() if count},
+        reasons=_reasons(evidence, weights, similar),
         demo_set=prompts.demo_set,
         run=evidence.run,
         settings={"pooling": pooling},
@@ -116,10 +108,26 @@ def prediction_similarity(
     )
 
 
+def _reasons(
+    evidence: Evidence,
+    weights: Float[Tensor, "prompt layer head demo"],
+    similar: Float[Tensor, "prompt demo"],
+) -> dict[Reason, int]:
+    """Why cells have no correlation, counted over (prompt, head)."""
+    reasons = reasons_for(evidence, weights)
+    same = _constant(similar)[:, None, None].expand(weights.shape[:3]) & ~weights.isnan().any(-1)
+    flat = _constant(weights) & (weights.sum(-1) > 0) & ~same
+    found = {Reason.SIMILARITIES_ALIKE: same, Reason.ATTENTION_ALIKE: flat}
+    if bool(same.any()) and Reason.NO_ATTENTION in reasons:
+        found[Reason.NO_ATTENTION] = (weights.sum(-1) <= 0) & ~same
+    counts = reasons | {why: int(cells.sum()) for why, cells in found.items()}
+    return {why: count for why, count in counts.items() if count}
+
+
 def pearson(
     weights: Float[Tensor, "prompt layer head demo"], similar: Float[Tensor, "prompt demo"]
 ) -> Float[Tensor, "prompt layer head"]:
-    """Over the last axis; NaN where one of the two is constant up to rounding."""
+    """Pearson's correlation over the last axis; NaN where one of the two is constant up to rounding."""
     x, y = weights.double(), similar.double()[:, None, None]
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
@@ -132,20 +140,16 @@ def _constant(numbers: Tensor) -> Tensor:
     return numbers.amax(-1) - numbers.amin(-1) <= SAME * numbers.abs().amax(-1)
 
 
-def _check(prompts: PromptSet, evidence: Evidence) -> None:
-    theirs = evidence.prompts
-    if prompts.tokens.shape != theirs.tokens.shape or not torch.equal(prompts.tokens, theirs.tokens):
-        raise ResultError(
-            f"evidence must be of these prompts; it was read from {len(theirs)} prompts with other tokens. Pass "
-            "read(model, prompts) of the same prompts."
-        )
+def _check(adapter: ModelAdapter, prompts: PromptSet, evidence: Evidence) -> None:
+    evidence.check_of(adapter, prompts)
     if prompts.demos < 3:
         raise ResultError(
-            f"a correlation needs at least three demonstrations; these prompts have {prompts.demos}."
+            f"a correlation needs at least three demonstrations; these prompts have {prompts.demos}.",
+            code="too-few-demonstrations",
         )
 
 
-def _texts(lens: Lens, prompts: PromptSet) -> tuple[list[Text], list[list[Text]]]:
+def _texts(adapter: ModelAdapter, prompts: PromptSet) -> tuple[list[Text], list[list[Text]]]:
     """Each prompt's test input and demonstrations, every one as the tokens it has alone."""
     template = prompts.info.template
     if prompts.episodes is None or template is None:
@@ -159,11 +163,13 @@ def _texts(lens: Lens, prompts: PromptSet) -> tuple[list[Text], list[list[Text]]
 
     rows = [[written(example) for example in (e.test, *e.demos)] for e in prompts.episodes]
     distinct = list(dict.fromkeys(text for row in rows for text in row))
-    encoded = encode(check_tokenizer(lens), distinct, prompts.info.bos_asked)
+    encoded = encode(check_tokenizer(adapter), distinct, prompts.info.bos_asked)
     ids: dict[str, Text] = {}
     for text, (tokens, offsets) in zip(distinct, encoded, strict=True):
         if all(span is None for span in offsets):
-            raise PromptError(f"every text must have a token to be run alone; {text!r} has none.")
+            raise PromptError(
+                f"every text must have a token to be run alone; {text!r} has none.", code="empty-text"
+            )
         ids[text] = tuple(tokens)
     return [ids[row[0]] for row in rows], [[ids[text] for text in row[1:]] for row in rows]
 
@@ -174,13 +180,14 @@ def _cut_out(prompts: PromptSet) -> tuple[list[Text], list[list[Text]]]:
     demos: list[list[Text]] = []
     for number in range(len(prompts)):
         tokens, roles = prompts.tokens[number].tolist(), prompts.roles[number].tolist()
-        bos = tokens[:1] if prompts.info.prepend_bos and roles[0] == Role.SPECIAL else []
+        bos = tokens[:1] if prompts.info.prepend_bos and roles[0] == TokenRole.SPECIAL else []
 
         def cut(start: int, end: int, what: str, number=number, tokens=tokens, roles=roles, bos=bos) -> Text:
-            text = [at for at in range(start, end) if roles[at] in (Role.TEXT, Role.TEXT2)]
+            text = [at for at in range(start, end) if roles[at] in (TokenRole.TEXT, TokenRole.TEXT2)]
             if not text:
                 raise PromptError(
-                    f"every text must have a token to be run alone; {what} of prompt {number} has none."
+                    f"every text must have a token to be run alone; {what} of prompt {number} has none.",
+                    code="empty-text",
                 )
             return (*bos, *tokens[text[0] : text[-1] + 1])
 
@@ -196,7 +203,7 @@ def _cut_out(prompts: PromptSet) -> tuple[list[Text], list[list[Text]]]:
 
 
 def _similarities(
-    lens: Lens,
+    adapter: ModelAdapter,
     prompts: PromptSet,
     tests: list[Text],
     demos: list[list[Text]],
@@ -206,7 +213,7 @@ def _similarities(
     progress: bool,
 ) -> Float[Tensor, "prompt demo"]:
     """sim_i; of demonstrations only the products with the test inputs are kept, not their distributions."""
-    probe(lens)
+    verify_model(adapter)
     first = list(dict.fromkeys(tests))
     rest = list(dict.fromkeys(text for row in demos for text in row if text not in set(first)))
     key = hashlib.sha256(repr((first, rest)).encode()).hexdigest()
@@ -216,15 +223,13 @@ def _similarities(
 
         def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
             assert prefix is None, "texts are run whole"
-            batch = alone.select(numbers)
-            width = int(batch.lengths.max())
-            logits = lens.run(batch.tokens[:, :width], batch.lengths, batch.answer_pos[:, None])[:, 0]
-            check_finite(logits, torch.tensor(numbers), lens)
+            logits = answer_logits(adapter, alone.select(numbers), fast=False)
+            check_finite(logits, torch.tensor(numbers), adapter)
             return {"rows": of(logits.softmax(-1)).cpu()}
 
         results, _ = run_prompts(
             alone,
-            lens,
+            adapter,
             step,
             name=f"reading {name} alone",
             settings={"texts": key},
@@ -255,7 +260,7 @@ def _alone(texts: list[Text], info: PromptInfo) -> PromptSet:
     return PromptSet(
         tokens=tokens,
         lengths=lengths,
-        roles=torch.where(there, int(Role.TEXT), int(Role.PADDING)),
+        roles=torch.where(there, int(TokenRole.TEXT), int(TokenRole.PADDING)),
         answer_pos=lengths - 1,
         demo_spans=spans,
         label_spans=spans,

@@ -3,113 +3,89 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import Head, HeadRef
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.ranking import ranking_figure
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.results import store
+from icl_kernel_lens.fields import unit
+from icl_kernel_lens.numbers.ranks import spearman
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.comparison import By, Comparison
+from icl_kernel_lens.results.criteria import HEAD_CLASSES, Band, Criteria, HeadClass
 from icl_kernel_lens.results.run_info import RunInfo
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from icl_kernel_lens.plots.figure import Figure
 
-HeadClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither", "undetermined"]
-"""What a head is, by the intervals of three questions (see `locate_heads`).
+COLUMNS: Mapping[str, str] = {
+    "agreement": "how often the head's vote is the model's answer",
+    "agreement_low": "lower end of Wilson's interval, on the effective number of prompts",
+    "agreement_high": "its upper end",
+    "control": "the same of its strongest control",
+    "margin": "agreement minus control",
+    "margin_low": "the lowest of the intervals' lower ends, one against each control",
+    "margin_high": "the lowest of their upper ends",
+    "p": "p of agreement by chance: the largest of the tests in `numbers.permutations`; NaN for heads not tested again",
+    "p_adjusted": "Benjamini–Hochberg, over the heads selected for their votes or effects",
+    "label_shift": "total variation of the weights when labels are permuted",
+    "label_shift_low": "lower end of its interval",
+    "label_shift_high": "upper end",
+    "word_bound_shift": "`label_shift`, had each weight gone where its label word went",
+    "within_class_shift": "`label_shift`, of weights shuffled within classes",
+    "words": "share of the weights that gathers on some label word",
+    "words_low": "lower end of its interval",
+    "preferred": "share of the weights that goes to the word preferred in other prompts",
+    "preferred_low": "lower end of its interval",
+    "echo": "share of the weights that follows the answer",
+    "echo_low": "lower end of its interval",
+    "label_attention": "attention on label positions",
+    "logit_diff_drop": "how far the logit difference drops without its label edges, as a share of it",
+    "logit_diff_drop_low": "lower end of its interval",
+    "logit_diff_drop_high": "upper end",
+    "logit_diff_drop_p_adjusted": "p of a drop no larger than `Criteria.effect`, Benjamini–Hochberg over the selected heads",
+    "equal_mass_drop": "the drop without other edges of the same head and as much attention",
+    "equal_mass_covers": "share of the logit difference in prompts where such edges could be cut",
+    "beyond_equal_mass_low": "lower end of the interval of the difference between the two drops; NaN: too few such prompts",
+    "votes": "1 yes, 0 no, NaN undetermined",
+    "invariant": "1: its weights follow the inputs; 0 no, NaN undetermined",
+    "matters": "1 yes, −1 yes but against the answer, 0 no, NaN undetermined or not measured",
+}
+"""What each column of a ranking is."""
+SELECTED = ("votes", "label_shift", "matters")
+"""Why a head was measured again."""
+CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted")
+"""Of the choosing half, beside the tests: the largest p-value, adjusted; the drop as a share, and its p-value."""
+UNSURE = {
+    "votes": Reason.VOTES_UNSURE,
+    "invariant": Reason.INPUTS_UNSURE,
+    "matters": Reason.MATTERS_UNSURE,
+}
+"""The three questions, and what is said where the answer is NaN."""
 
-    kernel head        votes, its weights follow the inputs, and the answer needs its label edges
-    shadow             votes, its weights follow the inputs, and the answer does not need them
-    driver             the answer needs its label edges, and it is no kernel head
-    echo               its weights follow the model's answer
-    word preference    its weights follow the label words
-    neither            none of these; also every head that the choosing half gave no reason to look at
-    undetermined       intervals too wide to say
-"""
-HEAD_CLASSES: tuple[HeadClass, ...] = get_args(HeadClass)
 
+class HeadClasses(dict[HeadRef, HeadClass]):
+    """Every head's class; a head is looked up as a pair or by its name, `classes["L2H1"]`."""
 
-@dataclass(frozen=True)
-class Criteria:
-    """The smallest effects of interest, and how sure to be: what is smaller is not looked for."""
-
-    margin: float = 0.05
-    """A head votes if its agreement is further than this above its strongest control; fraction of prompts."""
-    effect: float = 0.05
-    """A head matters if cutting its label edges costs more than this share of the logit difference."""
-    moved: float = 0.5
-    """Weights follow the inputs if permuted labels move them by less than this share of what words would carry."""
-    least_moved: float = 0.02
-    """Total variation; weights that move less are not moved, however even they are."""
-    follows: float = 0.1
-    """Weights follow words or answers if they give them more than this share beyond the label's number."""
-    label_mass: float = 0.02
-    """Least mean attention on label positions of a head that can vote."""
-    false_discovery: float = 0.05
-    """Rate q of Benjamini & Hochberg's procedure over the candidates, in the reporting half."""
-    candidates: float = 0.2
-    """The same over all heads, in the choosing half, whose candidates are tested again."""
-    level: float = 0.95
-    """Of all intervals."""
-    band_share: float = 0.9
-    """How much of the confirmed effect the band holds."""
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not 0 < value < 1:
-                raise ResultError(f"Criteria.{name} must lie between 0 and 1; got {value}.")
-
-
-@dataclass(frozen=True)
-class Band:
-    """The smallest run of layers that holds a share of the confirmed kernel heads' effect.
-
-    Layers are counted from 0; relative depth is layer / (layers − 1), 0 the first layer and 1 the last.
-    """
-
-    first: int
-    last: int
-    share: float
-    """What it holds."""
-    wanted: float
-    """What it had to hold (`Criteria.band_share`)."""
-    first_interval: tuple[int, int]
-    last_interval: tuple[int, int]
-    """Bootstrap intervals over demonstration sets."""
-    layers: int
-    """Of the whole model."""
-    by_layer: tuple[float, ...]
-    """Effect of the confirmed heads, summed over each layer, as a share of the logit difference."""
-
-    @property
-    def depth(self) -> tuple[float, float]:
-        """First and last layer as relative depth."""
-        deepest = max(1, self.layers - 1)
-        return self.first / deepest, self.last / deepest
-
-    def __str__(self) -> str:
-        (a, b), (c, d) = self.first_interval, self.last_interval
-        low, high = self.depth
-        one = self.first == self.last
-        return (
-            (f"layer {self.first}" if one else f"layers {self.first}–{self.last}")
-            + f" of {self.layers} (counted from 0; relative depth {low:.2f}"
-            + ("" if one else f"–{high:.2f}")
-            + f") hold{'s' * one} {self.share:.0%} of the confirmed effect (asked: {self.wanted:.0%}); intervals: first "
-            f"{a}–{b}, last {c}–{d}"
-        )
+    def __missing__(self, head: Head | str) -> HeadClass:
+        if (found := self.get(HeadRef.of(head))) is None:
+            raise ResultError(
+                f"these heads run from {min(self)} to {max(self)}; there is no {HeadRef.of(head)}.",
+                code="head-outside",
+            )
+        return found
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadRanking:
+class HeadRanking(Result):
     """Every head's class; all numbers from the reporting half, but those under `choosing`."""
 
     classes: Mapping[HeadRef, HeadClass]
@@ -121,14 +97,14 @@ class HeadRanking:
     strongest: tuple[str, ...]
     """The name of each head's strongest control."""
     choosing: Mapping[str, Float[Tensor, "layer head"]]
-    """Choosing half: the p-values by name, `p` (the largest of them), `p_adjusted`, `loss`, `loss_p_adjusted`."""
+    """Choosing half: the p-values by name, and `CHOOSING`."""
     selected: Mapping[str, Bool[Tensor, "layer head"]]
-    """What the choosing half gave reason to measure again, by the reason: votes, moved, matters."""
-    agreement: Float[Tensor, "prompt layer head"]
+    """What the choosing half gave reason to measure again, by the reason: `SELECTED`."""
+    agreement: Float[Tensor, "prompt layer head"] = field(metadata=unit("fraction of prompts"))
     """Credit of each head's vote, per prompt."""
-    loss: Float[Tensor, "prompt layer head"]
-    """What each prompt's logit difference loses when the head's label edges are cut; NaN for heads not selected."""
-    base: Float[Tensor, " prompt"]
+    logit_diff_drop: Float[Tensor, "prompt layer head"] = field(metadata=unit("logits"))
+    """How far each prompt's logit difference drops when the head's label edges are cut; NaN for heads not selected."""
+    base: Float[Tensor, " prompt"] = field(metadata=unit("logits"))
     """The logit difference, uncut."""
     demo_set: Int[Tensor, " prompt"]
     numbers: Int[Tensor, " prompt"]
@@ -139,6 +115,30 @@ class HeadRanking:
     notes: tuple[str, ...] = ()
     """What must be said beside the numbers."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "classes", HeadClasses(self.classes))
+
+    def _problems(self) -> Iterator[str]:
+        layers, heads = self.agreement.shape[1:]
+        every = [HeadRef(layer, head) for layer in range(layers) for head in range(heads)]
+        if list(self.classes) != every:
+            yield f"classes must be of all {layers} × {heads} heads, in order; they are of {len(self.classes)}"
+        if len(self.strongest) != len(every):
+            yield f"every head has a strongest control; there are {len(every)} heads and {len(self.strongest)}"
+        if list(self.columns) != list(COLUMNS):
+            yield f"columns must be those of COLUMNS, in order; they are {list(self.columns)}"
+        if not set(CHOOSING) <= set(self.choosing) or any(
+            n == "head" or "selected" in n for n in self.choosing
+        ):
+            yield f"choosing holds p-values by their tests' names, and {', '.join(CHOOSING)}; it is {list(self.choosing)}"
+        if set(self.selected) != set(SELECTED):
+            yield f"selected must be {', '.join(SELECTED)}; it is {', '.join(self.selected)}"
+        if self.band is not None and self.band.layers != layers:
+            yield f"the band is of {self.band.layers} layers, and there are {layers}"
+        if (self.numbers < 0).any() or len(self.numbers.unique()) < len(self.numbers):
+            yield "numbers must tell the prompts apart"
+
     @property
     def heads(self) -> tuple[HeadRef, ...]:
         """The confirmed kernel heads, the largest effect first."""
@@ -147,10 +147,10 @@ class HeadRanking:
     def of(self, name: HeadClass) -> tuple[HeadRef, ...]:
         """The heads of one class, the largest effect first."""
         if name not in HEAD_CLASSES:
-            raise ResultError(f"classes are {', '.join(HEAD_CLASSES)}; got {name!r}.")
-        loss = self.columns["loss"].nan_to_num()
+            raise ResultError(f"classes are {', '.join(HEAD_CLASSES)}; got {name!r}.", code="unknown-choice")
+        drop = self.columns["logit_diff_drop"].nan_to_num()
         return tuple(
-            sorted((h for h, c in self.classes.items() if c == name), key=lambda h: (-float(loss[h]), h))
+            sorted((h for h, c in self.classes.items() if c == name), key=lambda h: (-float(drop[h]), h))
         )
 
     def table(self) -> pd.DataFrame:
@@ -173,43 +173,73 @@ class HeadRanking:
                 frame["strongest_control"] = self.strongest
         for name, chosen in self.selected.items():
             frame[f"selected_{name}"] = chosen.flatten().numpy()
-        frame = frame.assign(_other=frame["class"] != "kernel head", _size=-frame["loss"].abs().fillna(-1))
+        frame = frame.assign(
+            _other=frame["class"] != "kernel head", _size=-frame["logit_diff_drop"].abs().fillna(-1)
+        )
         frame = frame.sort_values(["_other", "_size", "margin"], ascending=[True, True, False], kind="stable")
         return frame.drop(columns=["_other", "_size"]).reset_index(drop=True)
 
-    def why(self, head: Head) -> str:
-        """What kept a head from a clearer class; empty where its class says it all."""
-        layer, number = head
-        if (name := self.classes[HeadRef(layer, number)]) not in ("undetermined", "neither"):
-            return ""
-        if not any(bool(chosen[layer, number]) for chosen in self.selected.values()):
-            return "the choosing half gave no reason to look"
+    def singled_out(self) -> pd.DataFrame:
+        """The rows of `table()` of the heads that are more than neither, or that were cut in the reporting half."""
+        table = self.table()
+        return table.loc[table["class"].ne("neither") | table["logit_diff_drop"].notna()]
+
+    def reasons(self, head: Head | str) -> tuple[Reason, ...]:
+        """What kept a head from a clearer class; none where its class says it all."""
+        if (name := self.classes[HeadRef.of(head)]) not in ("undetermined", "neither"):
+            return ()
+        at = HeadRef.of(head)
+        if not any(chosen[at] for chosen in self.selected.values()):
+            return (Reason.NOT_SINGLED_OUT,)
         if name == "neither":
-            return ""
-        unknown = {
-            "votes": "whether it votes",
-            "invariant": "whether its weights follow the inputs",
-            "matters": "whether the answer needs it",
-        }
-        lacking = [words for name, words in unknown.items() if self.columns[name][layer, number].isnan()]
-        if not lacking:
-            return "its weights move with the labels, and follow neither words nor answers by much"
-        return "not sure " + ", ".join(lacking) + ": more prompts would say"
+            return ()
+        unknown = tuple(why for column, why in UNSURE.items() if self.columns[column][at].isnan())
+        return unknown or (Reason.SHIFT_UNEXPLAINED,)
+
+    def why(self, head: Head | str) -> str:
+        """The same in words."""
+        return "; ".join(map(str, self.reasons(head)))
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form of the reporting half: prompt (its number among those given), layer, head, class, agreement, and in
-        logits `loss` and `base`, the logit difference uncut."""
-        import pandas as pd
-
-        prompts, layers, heads = self.agreement.shape
-        index = torch.cartesian_prod(*(torch.arange(n) for n in (prompts, layers, heads))).reshape(-1, 3)
-        frame = pd.DataFrame(index.numpy(), columns=["prompt", "layer", "head"])
-        frame["class"] = list(self.classes.values()) * prompts
-        frame["agreement"] = self.agreement.flatten().numpy()
-        frame["loss_logits"] = self.loss.flatten().numpy()
-        frame["base_logits"] = self.base[index[:, 0]].numpy()
-        frame["prompt"] = self.numbers[index[:, 0]].numpy()
+        logits the drop of the logit difference, and `base`, the logit difference uncut."""
+        frame = long_form(
+            ("prompt", "layer", "head"),
+            {
+                "agreement": self.agreement,
+                "logit_diff_drop": self.logit_diff_drop,
+                "base": self.base[:, None, None],
+            },
+            coords={"prompt": self.numbers.tolist()},
+        )
+        frame.insert(3, "class", list(self.classes.values()) * len(self.agreement))
         return frame
+
+    def coords(self) -> Mapping[str, list[int]]:
+        """The numbers of the prompts among those given."""
+        return {"prompt": self.numbers.tolist()}
+
+    def compare(self, other: HeadRanking) -> Comparison:
+        """What this and another ranking share: of one model on other prompts, of another checkpoint, or of another model.
+
+        Heads are matched by layer and number, which means something within one model and its checkpoints; models of
+        different shape are compared by their bands' relative depth alone. Equal shapes of different models are matched
+        all the same, and agree no better than by chance.
+        """
+        same = self.agreement.shape[1:] == other.agreement.shape[1:]
+        a, b = set(self.heads), set(other.heads)
+        ranked: dict[By, list[Tensor]] = {
+            "margin": [r.columns["margin"] for r in (self, other)],
+            "logit_diff_drop": [r.choosing["logit_diff_drop"] for r in (self, other)],
+        }
+        return Comparison(
+            both=tuple(sorted(a & b)) if same else (),
+            only_first=tuple(sorted(a - b if same else a)),
+            only_second=tuple(sorted(b - a if same else b)),
+            correlation={by: spearman(x, y) if same else float("nan") for by, (x, y) in ranked.items()},
+            same_shape=same,
+            bands=(self.band, other.band),
+        )
 
     def choosing_table(self) -> pd.DataFrame:
         """One row a head: what the choosing half said, every p-value by its name, and what it was selected for."""
@@ -222,72 +252,18 @@ class HeadRanking:
             frame[f"selected_{name}"] = chosen.flatten().numpy()
         return frame.sort_values("p", kind="stable", ignore_index=True)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the whole result; `load` reads it back."""
-        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _TENSORS}
-        for group in _GROUPS:
-            tensors |= {f"{group}.{name}": tensor for name, tensor in getattr(self, group).items()}
-        meta = {
-            "classes": list(self.classes.values()),
-            "band": None if self.band is None else asdict(self.band),
-            "strongest": self.strongest,
-            "criteria": asdict(self.criteria),
-            "settings": dict(self.settings),
-            "notes": self.notes,
-            "order": {group: list(getattr(self, group)) for group in _GROUPS},
-            "run": self.run.to_json(),
-        }
-        return store.write(path, "HeadRanking", tensors, meta)
-
-    @classmethod
-    def load(cls, path: str | Path) -> HeadRanking:
-        """Read what `save` wrote.
-
-        Raises: LoadError: another kind of file, another format version, or a damaged one.
-        """
-        tensors, meta = store.read(path, "HeadRanking")
-        try:
-            groups = {g: {name: tensors[f"{g}.{name}"] for name in meta["order"][g]} for g in _GROUPS}
-            shape = tuple(tensors["agreement"].shape[1:])
-            refs = [HeadRef(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
-            if (
-                len(meta["classes"]) != len(refs)
-                or len(meta["strongest"]) != len(refs)
-                or not set(meta["classes"]) <= set(HEAD_CLASSES)
-                or set(groups["columns"]) != set(COLUMNS)
-                or any(tuple(t.shape) != shape for group in groups.values() for t in group.values())
-                or tensors["loss"].shape != tensors["agreement"].shape
-                or "loss" not in groups["choosing"]
-                or not groups["selected"]
-                or not isinstance(meta["settings"], dict)
-                or any(len(tensors[n]) != len(tensors["agreement"]) for n in ("base", "demo_set", "numbers"))
-            ):
-                raise ValueError("classes, columns and prompts are not those of one ranking")
-            band = meta["band"]
-            if band is not None:
-                pairs = {n: (int(band[n][0]), int(band[n][1])) for n in ("first_interval", "last_interval")}
-                band = Band(**(band | pairs | {"by_layer": tuple(map(float, band["by_layer"]))}))
-            return cls(
-                classes=dict(zip(refs, meta["classes"], strict=True)),
-                band=band,
-                columns=groups["columns"],
-                strongest=tuple(meta["strongest"]),
-                choosing=groups["choosing"],
-                selected={name: chosen.bool() for name, chosen in groups["selected"].items()},
-                **{name: tensors[name] for name in _TENSORS},
-                criteria=Criteria(**meta["criteria"]),
-                run=RunInfo.from_json(meta["run"]),
-                settings=meta["settings"],
-                notes=tuple(meta["notes"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ResultError) as error:
-            raise store.missing_field(path, "HeadRanking", error) from error
-
     def figure(self) -> Figure:
         """Fidelity against causal effect, one point a head, coloured by class; beside it the effect over the layers."""
-        from icl_kernel_lens.plots.ranking import ranking_figure
-
-        return ranking_figure(self)
+        band, criteria = self.band, self.criteria
+        return ranking_figure(
+            self.table().to_dict("records"),
+            of=f"{self.run.model} on {self.run.prompts.task}",
+            prompts=len(self.agreement),
+            margin=criteria.margin,
+            effect=criteria.effect,
+            level=criteria.level,
+            band=band and asdict(band) | {"depth": band.depth},
+        )
 
     def __repr__(self) -> str:
         return self.describe(8)
@@ -304,53 +280,10 @@ class HeadRanking:
             *([f"  band: {self.band}"] if self.band else []),
             "  " + ", ".join(f"{count[name]} {name}" for name in HEAD_CLASSES if count[name]),
         ]
-        shown = self.table()
-        measured = shown["class"].ne("neither") | shown["loss"].notna()
-        names = ["head", "class", "agreement", "control", "margin_low", "margin_high", "moved", "carried"]
-        names += ["loss", "loss_low", "loss_high"]
+        names = ["head", "class", "agreement", "control", "margin_low", "margin_high", "label_shift"]
+        names += ["word_bound_shift", "logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high"]
         lines += [f"  {note}" for note in self.notes]
-        if len(rows := shown[measured].head(top)[names]):
+        if len(rows := self.singled_out().head(top)[names]):
             lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"))
         lines += [f"  {head}: {self.why(head)}" for head in self.of("undetermined")[:top]]
         return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>{self.figure()._repr_html_()}"
-
-
-COLUMNS: Mapping[str, str] = {
-    "agreement": "how often the head's vote is the model's answer",
-    "agreement_low": "lower end of Wilson's interval, on the effective number of prompts",
-    "agreement_high": "its upper end",
-    "control": "the same of its strongest control",
-    "margin": "agreement minus control",
-    "margin_low": "the lowest of the intervals' lower ends, one against each control",
-    "margin_high": "the lowest of their upper ends",
-    "p": "p of agreement by chance: the largest of the tests in `locate.nulls`; NaN for heads not tested again",
-    "p_adjusted": "Benjamini–Hochberg, over the heads selected for their votes or effects",
-    "moved": "total variation of the weights when labels are permuted",
-    "moved_low": "lower end of its interval",
-    "moved_high": "upper end",
-    "carried": "`moved`, had each weight gone where its label word went",
-    "within": "`moved`, of weights shuffled within classes",
-    "words": "share of the weights that gathers on some label word",
-    "words_low": "lower end of its interval",
-    "preferred": "share of the weights that goes to the word preferred in other prompts",
-    "preferred_low": "lower end of its interval",
-    "echo": "share of the weights that follows the answer",
-    "echo_low": "lower end of its interval",
-    "label_mass": "attention on label positions",
-    "loss": "what cutting its label edges costs, as a share of the logit difference",
-    "loss_low": "lower end of its interval",
-    "loss_high": "upper end",
-    "loss_p_adjusted": "p of a loss no larger than `Criteria.effect`, Benjamini–Hochberg over the selected heads",
-    "equal_mass_loss": "what cutting other edges of the same head and as much attention costs",
-    "equal_mass_covers": "share of the logit difference in prompts where such edges could be cut",
-    "beyond_equal_mass_low": "lower end of the interval of the difference between the two losses; NaN: too few such prompts",
-    "votes": "1 yes, 0 no, NaN undetermined",
-    "invariant": "1: its weights follow the inputs; 0 no, NaN undetermined",
-    "matters": "1 yes, −1 yes but against the answer, 0 no, NaN undetermined or not measured",
-}
-"""What each column of a ranking is."""
-_TENSORS = ("agreement", "loss", "base", "demo_set", "numbers")
-_GROUPS = ("columns", "choosing", "selected")

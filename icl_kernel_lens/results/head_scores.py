@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.head_map import head_map_figure
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.results import store
-from icl_kernel_lens.results.resample import cluster_bootstrap
+from icl_kernel_lens.numbers.intervals import cluster_bootstrap
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.base import Result, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from icl_kernel_lens.plots.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,24 @@ class ShownDemos:
     label_words: tuple[tuple[str, ...], ...]
     texts: tuple[tuple[str, ...], ...]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a prompt and demonstration, in order."""
+        return [
+            {
+                "label": words[label].strip(),
+                "rank": label,
+                "text": text if len(text) <= 200 else text[:199] + "…",
+                "answer": words[answer].strip(),
+            }
+            for words, texts, labels, answer in zip(
+                self.label_words, self.texts, self.demo_labels.tolist(), self.answers.tolist(), strict=True
+            )
+            for label, text in zip(labels, texts, strict=True)
+        ]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadScores:
+class HeadScores(Result):
     """One score per prompt and head, beside the same score under its controls."""
 
     name: str
@@ -52,12 +66,42 @@ class HeadScores:
     """The same score with the head replaced by something that knows less; named after what it is."""
     companions: Mapping[str, Float[Tensor, "layer head"]]
     """Numbers to read beside the score, one per head."""
-    reasons: Mapping[str, int]
+    reasons: Mapping[Reason, int]
     """Why cells are NaN, and how many (prompt, head) cells each reason took."""
     demo_set: Int[Tensor, " prompt"]
     run: RunInfo
     settings: Mapping[str, str] = field(default_factory=dict)
     shown: ShownDemos | None = None
+
+    def _problems(self) -> Iterator[str]:
+        if not (self.name and self.title and self.unit):
+            yield "name, title and unit must say something"
+        own = (
+            "prompt",
+            "layer",
+            "head",
+            "low",
+            "high",
+            "strongest_control",
+            "control",
+            "above_control",
+            "value",
+        )
+        columns = [self.name, *self.controls, *self.companions]
+        if clash := {c for c in columns if c in own or columns.count(c) > 1}:
+            yield f"score, controls and companions must have names of their own; not {', '.join(sorted(clash))}"
+        if any(count < 0 for count in self.reasons.values()):
+            yield f"reasons count cells; they are {dict(self.reasons)}"
+        if (shown := self.shown) is None:
+            return
+        count, demos = shown.demo_labels.shape
+        if (len(shown.label_words), len(shown.texts)) != (count, count):
+            yield f"the {count} prompts shown must have their label words and texts"
+        for words, texts, labels, answer in zip(
+            shown.label_words, shown.texts, shown.demo_labels, shown.answers, strict=True
+        ):
+            if len(texts) != demos or any(not 0 <= int(y) < len(words) for y in (*labels, answer)):
+                yield "demonstrations and answers shown must have their texts and label words"
 
     @cached_property
     def _mean(self) -> Float[Tensor, "layer head"]:
@@ -74,12 +118,7 @@ class HeadScores:
 
         Per head and pointwise: the best of many heads is better than its interval says.
         """
-        if not 0 < level < 1:
-            raise ResultError(f"level must lie between 0 and 1; got {level}. For 95 %, pass 0.95.")
-        low, high = cluster_bootstrap(
-            self.values.flatten(1), self.demo_set, level=level, draws=draws, seed=seed
-        )
-        return low.reshape(self._mean.shape), high.reshape(self._mean.shape)
+        return cluster_bootstrap(self.values, self.demo_set, level=level, draws=draws, seed=seed)
 
     def control_means(self) -> dict[str, Float[Tensor, "layer head"]]:
         """The mean of each control, over the prompts that the head itself could be scored on."""
@@ -92,7 +131,9 @@ class HeadScores:
     def strongest_control(self) -> tuple[Float[Tensor, "layer head"], list[list[str]]]:
         """For each head, the largest control mean and its name."""
         if not self.controls:
-            raise ResultError(f"{self.name} has no controls to compare with; look at its values.")
+            raise ResultError(
+                f"{self.name} has no controls to compare with; look at its values.", code="not-in-result"
+            )
         means = self.control_means()
         names = list(means)
         stacked = torch.stack([m.nan_to_num(nan=-torch.inf) for m in means.values()])
@@ -113,7 +154,10 @@ class HeadScores:
         """
         margin = self.above_control() if self.controls else self._mean
         if margin.isnan().all():
-            raise ResultError(f"no head could be scored on {self.name}: {dict(self.reasons)}.")
+            raise ResultError(
+                f"no head could be scored on {self.name}: {'; '.join(map(str, self.reasons))}.",
+                code="nothing-scored",
+            )
         layer, head = divmod(int(margin.nan_to_num(nan=-torch.inf).argmax()), margin.shape[1])
         return HeadRef(layer, head)
 
@@ -142,81 +186,30 @@ class HeadScores:
         """The first `k` rows of `table()`."""
         return self.table().head(k)
 
+    def describe(self, top: int) -> str:
+        """What was scored and how, with the first `top` rows of the table, as text."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        table = self.top(top).to_string(index=False, float_format=lambda x: f"{x:.3f}")
+        return f"{self.title}, {settings}:\n{table}"
+
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: prompt, layer, head, value, and one column a control."""
-        import pandas as pd
-
-        prompts, layers, heads = self.values.shape
-        index = torch.cartesian_prod(*(torch.arange(n) for n in (prompts, layers, heads)))
-        frame = pd.DataFrame(index.reshape(-1, 3).numpy(), columns=["prompt", "layer", "head"])
-        frame["value"] = self.values.flatten().numpy()
-        for name, control in self.controls.items():
-            frame[name] = control.expand_as(self.values).flatten().numpy()
-        return frame
-
-    def save(self, path: str | Path) -> Path:
-        """Write the whole result; `load` reads it back."""
-        tensors = {"values": self.values, "demo_set": self.demo_set}
-        tensors |= {f"controls.{name}": control for name, control in self.controls.items()}
-        tensors |= {f"companions.{name}": companion for name, companion in self.companions.items()}
-        meta = {
-            "name": self.name,
-            "title": self.title,
-            "unit": self.unit,
-            "reasons": dict(self.reasons),
-            "settings": dict(self.settings),
-            "order": {"controls": list(self.controls), "companions": list(self.companions)},
-            "run": self.run.to_json(),
-            "shown": None,
-        }
-        if self.shown is not None:
-            tensors |= {
-                "shown.weights": self.shown.weights,
-                "shown.demo_labels": self.shown.demo_labels,
-                "shown.answers": self.shown.answers,
-            }
-            meta["shown"] = {"label_words": self.shown.label_words, "texts": self.shown.texts}
-        return store.write(path, "HeadScores", tensors, meta)
-
-    @classmethod
-    def load(cls, path: str | Path) -> HeadScores:
-        """Read what `save` wrote.
-
-        Raises: LoadError: another kind of file, another format version, or a damaged one.
-        """
-        tensors, meta = store.read(path, "HeadScores")
-        try:
-            shown = meta["shown"]
-            return cls(
-                name=meta["name"],
-                title=meta["title"],
-                unit=meta["unit"],
-                values=tensors["values"],
-                controls={name: tensors[f"controls.{name}"] for name in meta["order"]["controls"]},
-                companions={name: tensors[f"companions.{name}"] for name in meta["order"]["companions"]},
-                reasons=meta["reasons"],
-                demo_set=tensors["demo_set"],
-                run=RunInfo.from_json(meta["run"]),
-                settings=meta["settings"],
-                shown=None
-                if shown is None
-                else ShownDemos(
-                    weights=tensors["shown.weights"],
-                    demo_labels=tensors["shown.demo_labels"],
-                    answers=tensors["shown.answers"],
-                    label_words=tuple(tuple(row) for row in shown["label_words"]),
-                    texts=tuple(tuple(row) for row in shown["texts"]),
-                ),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise store.missing_field(path, "HeadScores", error) from error
+        return long_form(("prompt", "layer", "head"), {"value": self.values, **self.controls})
 
     def figure(self) -> Figure:
         """The layer × head map beside the map of its strongest control; a click on a head shows its
         weights over the demonstrations of a prompt."""
-        from icl_kernel_lens.plots.head_map import head_map
-
-        return head_map(self)
+        prompts, pooling = self.run.prompts, self.settings.get("pooling")
+        return head_map_figure(
+            self.table().to_dict("records"),
+            score=self.name,
+            title=self.title,
+            of=f"{self.run.model} on {prompts.task}",
+            measured=f"{len(self.values)} prompts of {prompts.demos} demonstrations; {self.unit}"
+            + (f"; pooling {pooling}" if pooling else ""),
+            weights=self.shown and self.shown.weights,
+            demos=self.shown.rows() if self.shown else (),
+        )
 
     def __repr__(self) -> str:
         layers, heads = self._mean.shape
@@ -228,6 +221,3 @@ class HeadScores:
             lines.append(self.top(5).to_string(float_format=lambda x: f"{x:.3f}"))
         lines += [f"  NaN: {why} ({count} cells)" for why, count in self.reasons.items()]
         return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self).splitlines()[0])}</p>{self.figure()._repr_html_()}"

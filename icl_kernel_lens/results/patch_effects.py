@@ -1,43 +1,52 @@
-"""What an intervention does to the answer: the metric with each change, beside the metric of the runs it compares."""
+"""Holds what an intervention does to the answer: the metric with each change, beside that of the unchanged runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.charts.effect_map import cell_name, effect_map_figure
+from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.results import store
-from icl_kernel_lens.results.resample import cluster_bootstrap
+from icl_kernel_lens.fields import Leaf, unit
+from icl_kernel_lens.numbers.intervals import cluster_bootstrap
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.base import Result, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from icl_kernel_lens.plots.figure import Figure
-
-Parts = Literal["head", "kv_head", "whole", "set"]
-"""What the axis `part` counts: query heads, key-value heads, the layer as a whole, or sets of heads."""
 Metric = Literal["logit_difference", "probability", "kl"]
 """logit_difference: label logit of the reference class minus the mean of the others'. probability: of the reference
 class's label token among all tokens. kl: KL(P ‖ P_changed) of all next tokens, in nats, P being the unchanged run's."""
+Places = Mapping[str, tuple[int | str, ...]]
+"""The places on each axis of the cells, by the axis's name and in its order.
+
+    layer, head, kv_head    numbers from 0
+    set                     sets of heads, by name
+    offset                  token positions relative to the first label token
+    demo                    demonstrations, from 0
+"""
+AXES = {("layer",), ("layer", "head"), ("layer", "kv_head"), ("set",)}
+"""What is changed; an axis `offset` or `demo` may follow."""
+_COLUMNS = ("", "prompt", "base", "logit_difference", "effect", "low", "high")
 
 
 @dataclass(frozen=True)
-class Check:
-    """First-order estimates beside exact effects of the same cells, drawn at random or largest."""
+class Comparison:
+    """First-order estimates beside exact effects of the same cells."""
 
-    cells: tuple[tuple[int, int, int], ...]
-    """(layer, part, offset number)."""
-    estimate: Float[Tensor, "prompt cell"]
-    exact: Float[Tensor, "prompt cell"]
+    cells: tuple[tuple[int, ...], ...]
+    """The number of the place on each axis."""
+    estimate: Float[Tensor, "prompt _"]
+    exact: Float[Tensor, "prompt _"]
 
     @property
     def correlation(self) -> float:
@@ -55,58 +64,103 @@ class Check:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PatchEffects:
-    """The metric of every changed run, over prompt, layer, part and offset."""
+class PatchEffects(Result):
+    """The metric of every changed run, over prompts and the axes that `places` names."""
 
-    what: str
+    intervention: str
+    """What was called, and on what: "knock_out of answer_reads_labels"."""
     title: str
     """What was changed, in words."""
-    parts: Parts
-    offsets: tuple[str, ...]
-    """Positions relative to the labels (`"-1"`, `"0"`, …), or `"answer"`."""
-    values: Float[Tensor, "prompt layer part offset"]
+    places: Places
+    values: Float[Tensor, "prompt *cell"] = field(metadata=unit("logits"))
     """Logit difference of the changed run; NaN: not asked for, or `reasons` says why."""
-    base: Float[Tensor, " prompt"]
+    base: Float[Tensor, " prompt"] = field(metadata=unit("logits"))
     """Logit difference of the run that is changed, unchanged."""
-    source: Float[Tensor, " prompt"] | None
+    source: Float[Tensor, " prompt"] | None = field(metadata=unit("logits"))
     """Logit difference of the run that activations come from; None: they come from the run itself."""
     reference: Int[Tensor, " prompt"]
     """The class that the metric is about."""
-    label_scores: Float[Tensor, "prompt layer part offset label"] | None
+    label_scores: Float[Tensor, "prompt *cell label"] | None = field(metadata=unit("logits"))
     """Label logits of the changed run; None: a first-order estimate has none."""
-    base_label_scores: Float[Tensor, "prompt label"]
-    others: Mapping[str, Float[Tensor, "prompt layer part offset"]]
-    """The other metrics of the changed run."""
+    base_label_scores: Float[Tensor, "prompt label"] = field(metadata=unit("logits"))
+    others: Mapping[str, Float[Tensor, "prompt *cell"]]
+    """The other metrics of the changed run; of a swap, the direct effect and the predicted one too."""
     base_others: Mapping[str, Float[Tensor, " prompt"]]
-    controls: Mapping[str, Float[Tensor, "prompt layer part offset"]]
+    controls: Mapping[str, Float[Tensor, "prompt *cell"]] = field(metadata=unit("logits"))
     """Logit difference under another change that should matter less; named after what it is."""
     demo_set: Int[Tensor, " prompt"]
     run: RunInfo
     settings: Mapping[str, str] = field(default_factory=dict)
-    reasons: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[Reason, int] = field(default_factory=dict)
     """Why cells are NaN, and how many."""
-    names: tuple[str, ...] = ()
-    """Of the sets of heads, where `parts` is "set"."""
-    sample: Check | None = None
+    sample: Comparison | None = None
     """Exact effects of cells drawn at random, beside first-order estimates."""
-    largest: Check | None = None
+    largest: Comparison | None = None
     """Exact effects of the cells with the largest estimates."""
 
-    def metric(self, name: Metric = "logit_difference") -> Float[Tensor, "prompt layer part offset"]:
+    def _problems(self) -> Iterator[str]:
+        axes, shape = tuple(self.places), tuple(self.values.shape[1:])
+        labels = self.base_label_scores.shape[1]
+        columns = [*_COLUMNS, *self.places, *self.others, *self.controls]
+        compared = [one for one in (self.sample, self.largest) if one is not None]
+        cells = [cell for one in compared for cell in one.cells]
+        rules = {
+            f"its axes must be a layer, a head in it, or a set, and then perhaps offsets or demos; they are {axes}": (
+                axes[:-1] if axes[-1:] in (("offset",), ("demo",)) else axes
+            )
+            in AXES,
+            f"places must be names of sets and otherwise numbers; they are {dict(self.places)}": all(
+                isinstance(name, str if axis == "set" else int)
+                for axis, names in self.places.items()
+                for name in names
+            ),
+            f"places must be as many as the cells, {shape}; there are {[*map(len, self.places.values())]}": (
+                tuple(map(len, self.places.values())) == shape and self.values.numel() > 0
+            ),
+            f"reference classes must be among two labels or more; there are {labels}": labels >= 2
+            and bool(((self.reference >= 0) & (self.reference < labels)).all()),
+            f"metrics and controls must have names of their own; they are {[*self.others, *self.controls]}": (
+                len(set(columns)) == len(columns)
+            ),
+            "sample and largest must hold an estimate and an exact effect for each of their cells": all(
+                one.estimate.shape == one.exact.shape and one.estimate.shape[1] == len(one.cells)
+                for one in compared
+            ),
+            f"cells of sample and largest must be among those of {shape}; they are {cells}": all(
+                len(cell) == len(shape) and all(0 <= at < n for at, n in zip(cell, shape, strict=True))
+                for cell in cells
+            ),
+        }
+        yield from (rule for rule, holds in rules.items() if not holds)
+
+    def leaves(self) -> list[Leaf]:
+        def named(leaf: Leaf) -> Leaf:
+            # Each comparison has cells of its own.
+            names = {"*cell": tuple(self.places), "_": (f"{leaf.path.partition('.')[0]}.cell",)}
+            return leaf._replace(axes=tuple(chain(*(names.get(axis, (axis,)) for axis in leaf.axes))))
+
+        return [named(leaf) for leaf in super().leaves()]
+
+    def coords(self) -> Places:
+        return self.places
+
+    def metric(self, name: Metric = "logit_difference") -> Float[Tensor, "prompt *cell"]:
         """One metric of the changed runs."""
         if name == "logit_difference":
             return self.values
         if name not in self.others:
-            raise ResultError(f"metrics here are {['logit_difference', *self.others]}; got {name!r}.")
+            raise ResultError(
+                f"metrics here are {['logit_difference', *self.others]}; got {name!r}.", code="not-in-result"
+            )
         return self.others[name]
 
-    def effect(self, metric: Metric = "logit_difference") -> Float[Tensor, "prompt layer part offset"]:
+    def effect(self, metric: Metric = "logit_difference") -> Float[Tensor, "prompt *cell"]:
         """The metric of the changed run minus that of the run unchanged, per prompt."""
         base = self.base if metric == "logit_difference" else self.base_others.get(metric)
         changed = self.metric(metric)
-        return changed if base is None else changed - base[:, None, None, None]
+        return changed if base is None else changed - self._over_cells(base)
 
-    def mean(self, metric: Metric = "logit_difference") -> Float[Tensor, "layer part offset"]:
+    def mean(self, metric: Metric = "logit_difference") -> Float[Tensor, "*cell"]:
         """The mean effect over prompts."""
         return self.effect(metric).nanmean(0)
 
@@ -117,20 +171,14 @@ class PatchEffects:
         metric: Metric = "logit_difference",
         draws: int = 2000,
         seed: int = 0,
-    ) -> tuple[Float[Tensor, "layer part offset"], Float[Tensor, "layer part offset"]]:
+    ) -> tuple[Float[Tensor, "*cell"], Float[Tensor, "*cell"]]:
         """Bootstrap interval of the mean effect, over prompts, demonstration sets drawn whole.
 
         Per cell and pointwise: the largest of many is larger than its interval says.
         """
-        if not 0 < level < 1 or draws < 1:
-            raise ResultError(
-                f"level must lie between 0 and 1 (for 95 %: 0.95), and draws be at least 1; got {level} and {draws}."
-            )
-        effect = self.effect(metric)
-        low, high = cluster_bootstrap(effect.flatten(1), self.demo_set, level=level, draws=draws, seed=seed)
-        return low.reshape(effect.shape[1:]), high.reshape(effect.shape[1:])
+        return cluster_bootstrap(self.effect(metric), self.demo_set, level=level, draws=draws, seed=seed)
 
-    def normalised(self) -> Float[Tensor, "layer part offset"]:
+    def normalised(self) -> Float[Tensor, "*cell"]:
         """mean(changed − base) / mean(source − base): the share of the whole difference that the cell carries.
 
         A ratio of means: ratios of single prompts explode where the two runs hardly differ.
@@ -139,84 +187,89 @@ class PatchEffects:
         """
         if self.source is None:
             raise ResultError(
-                f"a normalised effect needs a second run; {self.what} takes activations from the run itself. Use "
-                "mean() instead."
+                f"a normalised effect needs a second run; {self.intervention} takes activations from the run itself. "
+                "Use mean() instead.",
+                code="not-in-result",
             )
         difference = self.source - self.base
         whole, size = difference.mean(), self.base.abs().mean()
-        low, high = (
-            float(edge) for edge in cluster_bootstrap(difference[:, None], self.demo_set, level=0.95)
-        )
+        low, high = map(float, cluster_bootstrap(difference, self.demo_set))
         if low <= 0 <= high or not whole.abs() > 1e-4 * size:
             raise ResultError(
                 f"the two runs must differ in the mean to divide by it; their logit differences differ by "
                 f"{float(whole):.2g} (95 % interval {low:.2g} to {high:.2g}): the corruption changes too little, or "
                 "raises as many prompts as it lowers. Use mean(), more prompts, or a corruption that changes every "
-                "label (map_labels)."
+                "label (map_labels).",
+                code="nothing-to-divide",
             )
         return self.mean() / whole
 
-    def control_means(self) -> dict[str, Float[Tensor, "layer part offset"]]:
+    def control_means(self) -> dict[str, Float[Tensor, "*cell"]]:
         """The mean effect of each control."""
-        base = self.base[:, None, None, None]
+        base = self._over_cells(self.base)
         return {name: (control - base).nanmean(0) for name, control in self.controls.items()}
 
-    def answers(self) -> Int[Tensor, "prompt layer part offset"]:
+    def answers(self) -> Int[Tensor, "prompt *cell"]:
         """The label the changed run answers; −1 where it was not run."""
         if self.label_scores is None:
-            raise ResultError("a first-order estimate gives no answers; run with method='exact'.")
+            raise ResultError(
+                "a first-order estimate gives no answers; run with method='exact'.", code="not-in-result"
+            )
         missing = self.label_scores.isnan().any(-1)
         return self.label_scores.argmax(-1).masked_fill(missing, -1)
 
-    def flips(self) -> Float[Tensor, "layer part offset"]:
+    def flips(self) -> Float[Tensor, "*cell"]:
         """The share of prompts whose answer among the labels changes."""
-        answers, before = self.answers(), self.base_label_scores.argmax(-1)
-        changed = (answers != before[:, None, None, None]).float()
-        return changed.masked_fill(answers < 0, float("nan")).nanmean(0)
+        return 1 - self.accuracy(self.base_label_scores.argmax(-1))
 
-    def accuracy(self, labels: Int[Tensor, " prompt"] | None) -> Float[Tensor, "layer part offset"]:
+    def accuracy(self, labels: Int[Tensor, " prompt"] | None) -> Float[Tensor, "*cell"]:
         """The share of prompts answered by these labels (`prompts.test_labels`) when changed."""
         if labels is None or len(labels) != len(self.values):
             raise ResultError(
                 "accuracy needs the true label of every prompt (prompts.test_labels); there are "
-                f"{0 if labels is None else len(labels)} for {len(self.values)} prompts. flips() needs none."
+                f"{0 if labels is None else len(labels)} for {len(self.values)} prompts. flips() needs none.",
+                code="no-truth",
             )
         answers = self.answers()
-        right = (answers == labels[:, None, None, None]).float()
+        right = (answers == self._over_cells(labels)).float()
         return right.masked_fill(answers < 0, float("nan")).nanmean(0)
 
-    def part_name(self, layer: int, part: int) -> str:
-        """How a cell's part is called in tables."""
-        match self.parts:
-            case "head":
-                return str(HeadRef(layer, part))
-            case "kv_head":
-                return f"L{layer}KV{part}"
-            case "whole":
-                return f"L{layer}"
-            case "set":
-                return self.names[part]
+    def prediction(self) -> pd.DataFrame:
+        """Per head: slope and R² of the direct change of a swap on the predicted one, by least squares over prompts.
+
+        Raises: ResultError: these effects are not of `swap_values`.
+        """
+        if not {"direct", "predicted"} <= set(self.others) or tuple(self.places) != ("layer", "head"):
+            raise ResultError(
+                f"only swap_values makes predictions; these effects are of {self.intervention}.",
+                code="not-in-result",
+            )
+        x, y = self.others["predicted"].double(), self.others["direct"].double()
+        missing = x.isnan() | y.isnan()
+        x, y = ((z - z.masked_fill(missing, torch.nan).nanmean(0)).masked_fill(missing, 0) for z in (x, y))
+        xx, xy, yy = (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)
+        prompts, mean = (~missing).sum(0), self.mean()
+        alike = (prompts <= 2) | (xx == 0) | (yy == 0)
+        columns = {
+            "slope": (xy / xx).masked_fill(alike, torch.nan),
+            "r2": (xy**2 / (xx * yy)).masked_fill(alike, torch.nan),
+            "direct": self.others["direct"].nanmean(0),
+            "total": mean,
+            "prompts": prompts,
+        }
+        frame = long_form(("layer", "head"), columns, where=~mean.isnan())
+        frame["head"] = _head_names(frame, "head")
+        frame = frame.drop(columns="layer")
+        return frame.sort_values("direct", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def table(self) -> pd.DataFrame:
-        """One row per cell that was run, the largest mean effect first."""
+        """One row per cell that was run, the largest mean effect first; heads by name."""
         import pandas as pd
 
-        mean, (low, high) = self.mean(), self.interval()
-        controls = self.control_means()
-        rows = []
-        for layer, part, at in (~mean.isnan()).nonzero().tolist():
-            cell = (layer, part, at)
-            row: dict[str, object] = {
-                "part": self.part_name(layer, part),
-                "offset": self.offsets[at],
-                "effect": float(mean[cell]),
-                "low": float(low[cell]),
-                "high": float(high[cell]),
-            }
-            row |= {name: float(control[cell]) for name, control in controls.items()}
-            rows.append(row)
-        columns = ["part", "offset", "effect", "low", "high", *controls]
-        frame = pd.DataFrame(rows, columns=columns)
+        columns = [*self.places, "effect", "low", "high", *self.controls]
+        frame = pd.DataFrame(self._rows(), columns=columns).dropna(subset="effect")
+        for axis in {"head", "kv_head"} & set(self.places):
+            frame[axis] = _head_names(frame, axis)
         return frame.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def top(self, k: int = 10) -> pd.DataFrame:
@@ -224,147 +277,80 @@ class PatchEffects:
         return self.table().head(k)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Long form: prompt, layer, part, offset, and one column a metric and control; only cells that were run."""
-        import pandas as pd
-
-        index = (~self.values.isnan()).nonzero()
-        frame = pd.DataFrame(index.numpy(), columns=["prompt", "layer", "part", "offset"])
-        where = tuple(index.unbind(1))
-        frame["base"] = self.base[index[:, 0]].numpy()
-        frame["logit_difference"] = self.values[where].numpy()
-        for name, values in {**self.others, **self.controls}.items():
-            frame[name] = values[where].numpy()
-        frame["offset"] = [self.offsets[at] for at in frame["offset"]]
-        return frame
-
-    def save(self, path: str | Path) -> Path:
-        """Write the whole result; `load` reads it back."""
-        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _TENSORS}
-        for name in ("source", "label_scores"):
-            if getattr(self, name) is not None:
-                tensors[name] = getattr(self, name)
-        for group in _GROUPS:
-            tensors |= {f"{group}.{name}": tensor for name, tensor in getattr(self, group).items()}
-        checks = {}
-        for name in ("sample", "largest"):
-            check: Check | None = getattr(self, name)
-            if check is not None:
-                tensors |= {f"{name}.estimate": check.estimate, f"{name}.exact": check.exact}
-                checks[name] = check.cells
-        meta = {name: getattr(self, name) for name in _WORDS} | {
-            "settings": dict(self.settings),
-            "reasons": dict(self.reasons),
-            "order": {group: list(getattr(self, group)) for group in _GROUPS},
-            "checks": checks,
-            "run": self.run.to_json(),
-        }
-        return store.write(path, "PatchEffects", tensors, meta)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PatchEffects:
-        """Read what `save` wrote.
-
-        Raises: LoadError: another kind of file, another format version, or a damaged one.
-        """
-        tensors, meta = store.read(path, "PatchEffects")
-        try:
-            checks = {
-                name: Check(
-                    tuple((int(a), int(b), int(c)) for a, b, c in cells),
-                    tensors[f"{name}.estimate"],
-                    tensors[f"{name}.exact"],
-                )
-                for name, cells in meta["checks"].items()
-            }
-            fields: dict[str, Any] = {name: meta[name] for name in ("what", "title", "parts")}
-            fields |= {name: tensors[name] for name in _TENSORS}
-            fields |= {g: {name: tensors[f"{g}.{name}"] for name in meta["order"][g]} for g in _GROUPS}
-            loaded = cls(
-                **fields,
-                offsets=tuple(meta["offsets"]),
-                names=tuple(meta["names"]),
-                source=tensors.get("source"),
-                label_scores=tensors.get("label_scores"),
-                settings=meta["settings"],
-                reasons=meta["reasons"],
-                run=RunInfo.from_json(meta["run"]),
-                sample=checks.get("sample"),
-                largest=checks.get("largest"),
-            )
-            _check_whole(loaded)
-            return loaded
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise store.missing_field(path, "PatchEffects", error) from error
+        """Long form: the prompt, the place on each axis, and one column a metric and control; only cells that were run."""
+        columns = {"base": self._over_cells(self.base), "logit_difference": self.values}
+        return long_form(
+            ("prompt", *self.places),
+            {**columns, **self.others, **self.controls},
+            coords=self.coords(),
+            where=~self.values.isnan(),
+        )
 
     def figure(self) -> Figure:
         """The map of mean effects beside its control: layer × head, or layer × offset."""
-        from icl_kernel_lens.plots.effect_map import effect_map
-
-        return effect_map(self)
+        prompts = self.run.prompts
+        about = "layers and heads from 0"
+        if self.sample is not None:
+            about = (
+                f"to first order; correlation with exact effects of {len(self.sample.cells)} random cells "
+                f"{self.sample.correlation:.2f}"
+            )
+            if self.largest is not None:
+                about += f", exact ÷ estimate of the largest {self.largest.ratio:.2f}"
+        return effect_map_figure(
+            self._rows(),
+            self.places,
+            tuple(self.controls),
+            title=f"{self.intervention.replace('_', ' ')}: {self.title}",
+            subtitle=[
+                f"{self.run.model} on {prompts.task}: {len(self.values)} prompts of {prompts.demos} demonstrations; "
+                "change of the label logit difference",
+                about,
+            ],
+            short=f"{self.intervention}: {self.run.model} on {prompts.task}",
+        )
 
     def __repr__(self) -> str:
         return self.describe(5)
 
     def describe(self, top: int) -> str:
         """What was done, the largest effects, and what could not be run, as text."""
-        prompts, layers, parts, _ = self.values.shape
-        kinds = {"head": "heads", "kv_head": "key-value heads", "whole": "whole layers", "set": "sets"}
+        shape = " × ".join(f"{len(names)} {axis}s" for axis, names in self.places.items())
+        base = f"  logit difference of the run that is changed: {float(self.base.mean()):.3f}"
+        if self.source is not None:
+            base += f"; of the run activations come from: {float(self.source.mean()):.3f}"
+        table, sample, largest = self.top(top), self.sample, self.largest
         lines = [
-            f"PatchEffects({self.what}: {self.title}; {prompts} prompts × {layers} layers × {parts} "
-            f"{kinds[self.parts]} × offsets {', '.join(self.offsets)}; {self.run.model} on "
+            f"PatchEffects({self.intervention}: {self.title}; {len(self.values)} prompts × {shape}; {self.run.model} on "
             f"{self.run.prompts.task})",
-            f"  logit difference of the run that is changed: {float(self.base.mean()):.3f}"
-            + (
-                ""
-                if self.source is None
-                else f"; of the run activations come from: {float(self.source.mean()):.3f}"
+            base,
+            table.to_string(index=False, float_format=lambda x: f"{x:.3f}") if len(table) else "",
+            sample
+            and f"  first-order estimates; against exact effects of {len(sample.cells)} random cells: "
+            f"correlation {sample.correlation:.3f}, exact ÷ estimate {sample.ratio:.2f}",
+            largest
+            and f"  of the {len(largest.cells)} cells with the largest estimates: exact ÷ estimate {largest.ratio:.2f}",
+            *(
+                f"  NaN: {why} ({count} of {self.values.numel()} cells)"
+                for why, count in self.reasons.items()
             ),
         ]
-        table = self.top(top)
-        if len(table):
-            lines.append(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
-        if self.sample is not None:
-            lines.append(
-                f"  first-order estimates; against exact effects of {len(self.sample.cells)} random cells: "
-                f"correlation {self.sample.correlation:.3f}, exact ÷ estimate {self.sample.ratio:.2f}"
-            )
-        if self.largest is not None:
-            lines.append(
-                f"  of the {len(self.largest.cells)} cells with the largest estimates: exact ÷ estimate "
-                f"{self.largest.ratio:.2f}"
-            )
-        lines += [f"  NaN: {why} ({count} cells)" for why, count in self.reasons.items()]
-        return "\n".join(lines)
+        return "\n".join(line for line in lines if line)
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>{self.figure()._repr_html_()}"
+    def _over_cells(self, per_prompt: Tensor) -> Tensor:
+        """A number of each prompt, alike for all its cells."""
+        return per_prompt[(slice(None), *[None] * len(self.places))].expand(self.values.shape)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """For every cell its places, its mean effect with the interval, and the controls' effects."""
+        low, high = self.interval()
+        columns = {"effect": self.mean(), "low": low, "high": high, **self.control_means()}
+        frame = long_form(tuple(self.places), columns, coords=self.coords())
+        return frame.to_dict("records")
 
 
-def _check_whole(effects: PatchEffects) -> None:
-    """Every tensor has the shape that the others ask for."""
-    cells = tuple(effects.values.shape)
-    prompts, labels = effects.base_label_scores.shape
-    if effects.parts not in get_args(Parts) or len(cells) != 4 or cells[0] != prompts:
-        raise ValueError(f"values of {effects.parts!r} have shape {cells}")
-    if cells[3] != len(effects.offsets) or not all(isinstance(o, str) for o in effects.offsets):
-        raise ValueError(f"offsets are {effects.offsets!r}")
-    if effects.parts == "set" and len(effects.names) != cells[2]:
-        raise ValueError(f"{len(effects.names)} sets have names, and there are {cells[2]}")
-    wanted: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
-        ("label_scores", effects.label_scores, (*cells, labels)),
-        *((name, getattr(effects, name), (prompts,)) for name in ("base", "source", "reference", "demo_set")),
-        *((name, x, cells) for group in (effects.others, effects.controls) for name, x in group.items()),
-        *((name, x, (prompts,)) for name, x in effects.base_others.items()),
+def _head_names(frame: pd.DataFrame, axis: str) -> list[str]:
+    return [
+        cell_name({"layer": layer, axis: head})
+        for layer, head in zip(frame["layer"], frame[axis], strict=True)
     ]
-    for check in (effects.sample, effects.largest):
-        if check is not None:
-            size = (prompts, len(check.cells))
-            wanted += [("estimate", check.estimate, size), ("exact", check.exact, size)]
-    for name, tensor, shape in wanted:
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {shape}")
-
-
-_TENSORS = ("values", "base", "reference", "base_label_scores", "demo_set")
-_GROUPS = ("others", "base_others", "controls")
-_WORDS = ("what", "title", "parts", "offsets", "names")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from icl_kernel_lens.models import Lens, load_record, probe
-from icl_kernel_lens.prompts import PromptInfo
-from icl_kernel_lens.tasks.template import Template
+from icl_kernel_lens.models.adapter import ModelAdapter
+from icl_kernel_lens.models.load import load_record
+from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.prompts.promptset import PromptInfo
 
 
 def versions() -> dict[str, str]:
@@ -39,41 +40,26 @@ class RunInfo:
     score_on: str
     template_tokens: bool = True
     """Whether span poolings count template tokens of the demonstration."""
-    probe: str = ""
+    verification: str = ""
     reading: str = ""
-    """How rows were come by, and how many tokens were run for it."""
+    """How attention rows were obtained, and how many tokens were run for them."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
     @classmethod
-    def of(cls, lens: Lens, prompts: PromptInfo, score_on: str, **more: Any) -> RunInfo:
-        record = load_record(lens.model)
+    def of(cls, adapter: ModelAdapter, prompts: PromptInfo, score_on: str, **more: Any) -> RunInfo:
+        record = load_record(adapter.model)
         return cls(
-            model=lens.name,
-            kind=lens.kind,
+            model=adapter.name,
+            kind=adapter.kind,
             source=record.source if record else None,
             revision=record.revision if record else None,
             loaded_because=record.why if record else None,
-            dtype=str(lens.dtype).removeprefix("torch."),
-            device=str(lens.device),
-            layers=lens.shape.layers,
-            heads=lens.shape.heads,
+            dtype=str(adapter.dtype).removeprefix("torch."),
+            device=str(adapter.device),
+            layers=adapter.shape.layers,
+            heads=adapter.shape.heads,
             prompts=prompts,
             score_on=score_on,
-            probe=str(probe(lens)),
+            verification=str(verify_model(adapter)),
             **more,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"versions": dict(self.versions)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RunInfo:
-        fields: dict[str, Any] = data | {"prompts": prompt_info_from_json(data["prompts"])}
-        return cls(**fields)
-
-
-def prompt_info_from_json(data: dict[str, Any]) -> PromptInfo:
-    """A `PromptInfo` from what `asdict` made of it."""
-    template = data.get("template")
-    fields: dict[str, Any] = data | {"template": Template(**template) if template else None}
-    return PromptInfo(**fields)

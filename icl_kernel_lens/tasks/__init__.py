@@ -1,7 +1,7 @@
-"""Tasks: demonstrations, label words and where they come from. No tokens."""
+"""Tasks: demonstrations, label words and where they come from."""
 
 from icl_kernel_lens.tasks.load import load_task
-from icl_kernel_lens.tasks.task import Episode, EpisodeSource, Example, Task
-from icl_kernel_lens.tasks.template import Template
+from icl_kernel_lens.tasks.source import EpisodeSource
+from icl_kernel_lens.tasks.task import Task
 
-__all__ = ["Episode", "EpisodeSource", "Example", "Task", "Template", "load_task"]
+__all__ = ["EpisodeSource", "Task", "load_task"]

@@ -1,137 +1,25 @@
-"""What a few-shot classification task is, before any token exists.
+"""A few-shot classification task: labelled examples, the words for its classes, and how episodes are drawn from them.
 
-An `Example` is one labelled text, an `Episode` is what one prompt will be made of (demonstrations,
-one test input, the label words in force), and a `Task` draws episodes from labelled examples.
-Nothing here knows a tokenizer or a model; `prompts/` turns episodes into tokens.
+An `Example` is one labelled text; an `Episode` holds the demonstrations, the test input and the label words of one
+prompt, before any token exists. `Task.prompts` turns episodes into tokens.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.tasks.template import Template
-
-if TYPE_CHECKING:
-    from icl_kernel_lens.prompts import PromptSet
-
-
-@dataclass(frozen=True)
-class Example:
-    """One labelled text; natural-language-inference tasks have two text fields."""
-
-    texts: tuple[str, ...]
-    label: int
-
-
-@dataclass(frozen=True)
-class Episode:
-    """The material of one prompt: answered demonstrations, one test input, and the label words.
-
-    `demo_set` numbers the demonstration set: episodes with the same number show the same
-    demonstrations in the same order, and are therefore not independent of each other.
-    """
-
-    demos: tuple[Example, ...]
-    test: Example
-    label_words: tuple[str, ...]
-    demo_set: int
-
-    def without_demos(self) -> Episode:
-        """The same test input with no demonstration before it."""
-        return replace(self, demos=())
-
-    def with_permuted_labels(self, rng: random.Random) -> Episode:
-        """The same demonstrations with their labels dealt out anew (a uniform permutation)."""
-        labels = [demo.label for demo in self.demos]
-        rng.shuffle(labels)
-        return replace(
-            self,
-            demos=tuple(replace(d, label=y) for d, y in zip(self.demos, labels, strict=True)),
-        )
-
-
-@runtime_checkable
-class EpisodeSource(Protocol):
-    """Anything prompts can be drawn from: a `Task`, or a world such as `worlds.topics.TopicsTask`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def template(self) -> Template: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def origin(self) -> str: ...
-    def episodes(
-        self,
-        *,
-        demos: int,
-        count: int,
-        seed: int,
-        sets: int | None,
-        balanced: bool,
-        given: Sequence[Example] | None,
-    ) -> list[Episode]: ...
-
-
-class MakesPrompts:
-    """Gives an episode source its `prompts` method."""
-
-    def prompts(
-        self: EpisodeSource,
-        model: Any,
-        *,
-        demos: int = 16,
-        count: int = 400,
-        seed: int = 0,
-        sets: int | None = None,
-        balanced: bool = False,
-        given: Sequence[Example] | None = None,
-        score_on: Literal["first_token", "sequence"] = "first_token",
-        prepend_bos: bool | None = None,
-        match_lengths: bool = False,
-    ) -> PromptSet:
-        """Few-shot prompts for `model`: `demos` demonstrations and a test input each.
-
-        Demonstrations are fresh for every test input (Han et al. 2025), or `sets=G` sets are each shared by
-        `count / G` test inputs. `balanced` shows every class equally often; `given` fixes the
-        demonstrations, in this order, and their number is then theirs. Labels are compared by the logit of
-        their `first_token`, or by the log-probability of the whole `sequence`. `prepend_bos=None` does
-        what the tokenizer does by default. `match_lengths` draws demonstrations whose inputs have equally many
-        tokens, and test inputs likewise (of as few lengths as hold `count`, where one does not), so that
-        `corrupt` can exchange them; demonstrations that are `given` stay as they are.
-
-        Raises: TaskError: not enough examples. PromptError: equal first label tokens, prompts too long, too few
-        examples of equal length.
-        """
-        from icl_kernel_lens.prompts import prompts_from
-        from icl_kernel_lens.prompts.corrupt import matched_episodes
-
-        drawn = {
-            "demos": demos,
-            "count": count,
-            "seed": seed,
-            "sets": sets,
-            "balanced": balanced,
-            "given": given,
-        }
-        episodes = matched_episodes(self, model, **drawn) if match_lengths else self.episodes(**drawn)
-        return prompts_from(
-            self,
-            episodes,
-            model,
-            seed=seed,
-            sets=sets,
-            balanced=balanced,
-            given=given is not None,
-            score_on=score_on,
-            prepend_bos=prepend_bos,
-        )
+from icl_kernel_lens.models.adapter import ModelAdapter
+from icl_kernel_lens.prompts.example import Episode, Example
+from icl_kernel_lens.prompts.layout import find_layouts
+from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.tasks.matching import demos_of_one_length, tests_of_few_lengths
+from icl_kernel_lens.tasks.records import read_pools, task_fields
+from icl_kernel_lens.tasks.source import MakesPrompts, check_counts, shared_sets
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,7 +27,8 @@ class Task(MakesPrompts):
     """A labelled pool for demonstrations, a labelled pool for test inputs, and the words to show.
 
     `train` feeds the demonstrations and `test` the test inputs; a text that is in both is never drawn as a
-    demonstration before itself. `label_words[c]` is the text written for class c, without the leading space that the template puts before it.
+    demonstration before itself. `label_words[c]` is the text written for class c, without the leading space that the
+    template puts before it.
     """
 
     name: str
@@ -155,38 +44,44 @@ class Task(MakesPrompts):
         if len(self.classes) < 2:
             raise TaskError(
                 f"a classification task must have at least two classes; {self.name!r} has "
-                f"{list(self.classes)}. Check which field holds the label."
+                f"{list(self.classes)}. Check which field holds the label.",
+                code="too-few-labels",
             )
         if len(self.label_words) != len(self.classes):
             raise TaskError(
                 f"every class needs one label word; {self.name!r} has {len(self.classes)} classes "
                 f"{list(self.classes)} and {len(self.label_words)} label words "
-                f"{list(self.label_words)}. Give label_words in the order of the classes."
+                f"{list(self.label_words)}. Give label_words in the order of the classes.",
+                code="label-words",
             )
         words = [word.strip() for word in self.label_words]
         if len(set(words)) < len(words) or "" in words:
             raise TaskError(
                 f"label words must be different and not empty; {self.name!r} has {words}. "
-                "Choose other words in label_words."
+                "Choose other words in label_words.",
+                code="label-words",
             )
         for split, pool in (("train", self.train), ("test", self.test)):
             for row, example in enumerate(pool):
                 if not 0 <= example.label < len(self.classes):
                     raise TaskError(
                         f"labels must lie in 0…{len(self.classes) - 1}; row {row} of the {split} "
-                        f"pool of {self.name!r} has label {example.label}."
+                        f"pool of {self.name!r} has label {example.label}.",
+                        code="label-range",
                     )
                 if len(example.texts) != self.template.fields:
                     raise TaskError(
                         f"the template of {self.name!r} shows {self.template.fields} text field(s); "
-                        f"row {row} of the {split} pool has {len(example.texts)}."
+                        f"row {row} of the {split} pool has {len(example.texts)}.",
+                        code="task-field",
                     )
             counts = self.class_counts(split)
             if empty := [c for c, n in zip(self.classes, counts, strict=True) if n == 0]:
                 raise TaskError(
                     f"every class must have an example in each pool; the {split} pool of "
                     f"{self.name!r} has none for {empty} (counts {counts}). The label field or the "
-                    "label names may be wrong, or the file too short."
+                    "label names may be wrong, or the file too short.",
+                    code="task-pool",
                 )
 
     @classmethod
@@ -202,9 +97,7 @@ class Task(MakesPrompts):
         Options: `name`, `text_fields`, `label_field`, `classes`, `label_words` (default: the class names),
         `template`, `origin`, `licence`.
         """
-        from icl_kernel_lens.tasks.load import task_from_records
-
-        return task_from_records(train, test, **options)
+        return cls(**task_fields(train, test, **options))
 
     @classmethod
     def from_files(cls, train: str | Path, test: str | Path | None = None, **options: Any) -> Task:
@@ -212,9 +105,10 @@ class Task(MakesPrompts):
 
         Without `test`, the file's rows are split in halves, always the same way.
         """
-        from icl_kernel_lens.tasks.load import task_from_files
-
-        return task_from_files(train, test, **options)
+        train, test = Path(train), None if test is None else Path(test)
+        *pools, origin = read_pools(train, test)
+        given = {name: value for name, value in options.items() if value is not None}
+        return cls.from_records(*pools, **{"name": train.name.split(".")[0], "origin": origin} | given)
 
     def class_counts(self, split: str) -> list[int]:
         """Examples of each class in the `train` or the `test` pool."""
@@ -244,8 +138,10 @@ class Task(MakesPrompts):
         `sets=G`, G demonstration sets are each shared by `count / G` test inputs. Test inputs are drawn
         without replacement, demonstrations of one set likewise; `balanced` gives every class the same
         number of demonstrations (to within one). `given` fixes the demonstrations.
+
+        Raises: TaskError: not enough examples, or prompts that cannot be shared evenly.
         """
-        return self.draw(
+        return self._draw(
             self.train,
             self.test,
             demos=demos,
@@ -256,7 +152,28 @@ class Task(MakesPrompts):
             given=given,
         )
 
-    def draw(
+    def matched_episodes(self, adapter: ModelAdapter, **drawn: Any) -> list[Episode]:
+        """As `episodes`, from the examples whose inputs have equally many tokens (see `tasks.matching`).
+
+        Raises: PromptError: too few of equal length, with the counts found.
+        """
+        demos, classes = drawn["demos"], len(self.classes)
+        found = [
+            find_layouts(adapter, self.template, pool, self.label_words[0])
+            for pool in (self.train, self.test)
+        ]
+        train = self.train
+        if drawn["given"] is None and demos:
+            each = -(-demos // classes) if drawn["balanced"] else 1
+            train = demos_of_one_length(
+                train, found[0], demos=demos, each=each, classes=classes, name=self.name
+            )
+        test = tests_of_few_lengths(
+            self.test, found[1], count=drawn["count"], seed=drawn["seed"], name=self.name
+        )
+        return self._draw(train, test, **drawn)
+
+    def _draw(
         self,
         train: Sequence[Example],
         test: Sequence[Example],
@@ -274,14 +191,16 @@ class Task(MakesPrompts):
         if count > len(test):
             raise TaskError(
                 f"every prompt needs its own test input; {count} were asked for and the test pool of "
-                f"{self.name!r} has {len(test)}. Ask for fewer prompts."
+                f"{self.name!r} has {len(test)}. Ask for fewer prompts.",
+                code="task-pool",
             )
         tests = rng.sample(test, count)
         groups = shared_sets(count, 1 if given is not None else sets)
         if given is not None:
             if wrong := [e.label for e in given if not 0 <= e.label < len(self.classes)]:
                 raise TaskError(
-                    f"labels must lie in 0…{len(self.classes) - 1} for {self.name!r}; given has {wrong}."
+                    f"labels must lie in 0…{len(self.classes) - 1} for {self.name!r}; given has {wrong}.",
+                    code="label-range",
                 )
             drawn = {0: tuple(given)}
         else:
@@ -312,7 +231,8 @@ class Task(MakesPrompts):
         if demos > len(train):
             raise TaskError(
                 f"demonstrations are drawn without replacement; {demos} were asked for and the train "
-                f"pool of {self.name!r} has {len(train)} examples{less}. Ask for fewer demonstrations."
+                f"pool of {self.name!r} has {len(train)} examples{less}. Ask for fewer demonstrations.",
+                code="task-pool",
             )
         if not balanced:
             return tuple(rng.sample(train, demos))
@@ -325,26 +245,9 @@ class Task(MakesPrompts):
                 raise TaskError(
                     f"balanced demonstrations need {quota} examples of class {self.classes[label]!r}; "
                     f"the train pool of {self.name!r} has {len(own)}{less}. Ask for fewer demonstrations, "
-                    "or balanced=False."
+                    "or balanced=False.",
+                    code="task-pool",
                 )
             chosen += rng.sample(own, quota)
         rng.shuffle(chosen)
         return tuple(chosen)
-
-
-def check_counts(demos: int, count: int) -> None:
-    """Refuse what cannot be drawn."""
-    if demos < 0 or count < 1:
-        raise TaskError(f"prompts need demos >= 0 and count >= 1; got demos={demos}, count={count}.")
-
-
-def shared_sets(count: int, sets: int | None) -> list[int]:
-    """The demonstration set of each prompt: one each, or `sets` sets shared evenly, in order."""
-    if sets is None:
-        return list(range(count))
-    if sets < 1 or count % sets:
-        raise TaskError(
-            f"{count} prompts cannot be shared evenly by {sets} demonstration sets. Choose a count "
-            "that is a multiple of sets."
-        )
-    return [prompt * sets // count for prompt in range(count)]

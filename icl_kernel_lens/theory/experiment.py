@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from icl_kernel_lens.results import store
-from icl_kernel_lens.results.resample import cluster_bootstrap
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.theory import Series, experiment_figure
+from icl_kernel_lens.numbers.intervals import cluster_bootstrap
+from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.run_info import versions
+from icl_kernel_lens.theory.mixture import WorldInfo
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from icl_kernel_lens.plots.figure import Figure
-
-KIND = "TheoryExperiment"
+KERNEL, VOTE, BAYES = "kernel regression", "plain vote", "Bayes"
+"""Ways to predict, as series are called."""
+Option = int | float | str | tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Experiment:
+class Experiment(Result):
     """Measures of an experiment over its settings, one series a way to predict.
 
     NaN: there was no prediction. Means leave it out, so read `scored` beside them.
@@ -33,27 +37,51 @@ class Experiment:
     question: str
     axis: str
     """What the settings are."""
-    settings: tuple[float | str, ...]
+    settings: tuple[float, ...] | tuple[str, ...]
     series: tuple[str, ...]
     measures: Mapping[str, str]
     """The axis title of each measure."""
     values: Mapping[str, Float64[Tensor, "trial setting series"]]
     findings: tuple[str, ...]
     """Sentences made from these numbers."""
-    facts: Mapping[str, float]
+    world: WorldInfo
+    options: Mapping[str, Option]
+    """Seed and sizes: what makes the same numbers again."""
+    facts: Mapping[str, float] = field(default_factory=dict)
     """Single numbers that findings rest on and `values` do not show."""
-    options: Mapping[str, Any]
-    """World, seed and sizes: what makes the same numbers again."""
-    versions: Mapping[str, str]
+    unit: str = "trials"
+    """What trials are."""
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def _problems(self) -> Iterator[str]:
+        if not self.values or list(self.values) != list(self.measures):
+            yield f"there must be values of each measure; they are of {list(self.values)} and {list(self.measures)}"
+            return
+        trials, *shape = self._first.shape
+        if not trials or shape != [len(self.settings), len(self.series)] or 0 in shape:
+            yield f"values must be trials × {len(self.settings)} settings × {len(self.series)} series; they are {trials} × {shape}"
+        if any(values.isinf().any() for values in self.values.values()):
+            yield "values must be finite, or NaN where there was no prediction"
+        if any(not isinstance(setting, str) and not math.isfinite(setting) for setting in self.settings):
+            yield f"settings must be finite; they are {self.settings}"
+        if len(set(self.settings)) < len(self.settings) or len(set(self.series)) < len(self.series):
+            yield "settings and series must differ from each other"
+
+    def coords(self) -> dict[str, Sequence[Any]]:
+        return {"setting": list(self.settings), "series": list(self.series)}
+
+    @property
+    def _first(self) -> Float64[Tensor, "trial setting series"]:
+        return next(iter(self.values.values()))
 
     @property
     def trials(self) -> int:
-        return len(next(iter(self.values.values())))
+        return len(self._first)
 
     @property
     def scored(self) -> Float64[Tensor, "setting series"]:
         """The share of trials with a value of the first measure."""
-        return 1 - next(iter(self.values.values())).isnan().double().mean(0)
+        return scored(self._first)
 
     def mean(self, measure: str) -> Float64[Tensor, "setting series"]:
         """Over scored trials."""
@@ -67,82 +95,62 @@ class Experiment:
         low, high = cluster_bootstrap(
             values.flatten(1), torch.arange(len(values)), level=level, draws=draws, seed=seed
         )
-        shape = values.shape[1:]
-        return low.reshape(shape), high.reshape(shape)
+        return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
 
     def table(self) -> pd.DataFrame:
         """Long form: one row a setting, series and measure, with mean, interval and the share scored."""
         import pandas as pd
 
-        rows = []
+        frames = []
         for measure, values in self.values.items():
-            mean = values.nanmean(0)
             low, high = self.interval(measure)
-            scored = 1 - values.isnan().double().mean(0)
-            for i, setting in enumerate(self.settings):
-                for j, series in enumerate(self.series):
-                    at = (i, j)
-                    rows.append(
-                        {
-                            "setting": setting,
-                            "series": series,
-                            "measure": measure,
-                            "mean": float(mean[at]),
-                            "low": float(low[at]),
-                            "high": float(high[at]),
-                            "scored": float(scored[at]),
-                        }
-                    )
-        return pd.DataFrame(rows)
+            columns = {"mean": self.mean(measure), "low": low, "high": high, "scored": scored(values)}
+            frames.append(long_form(("setting", "series"), columns, coords=self.coords()))
+            frames[-1].insert(2, "measure", measure)
+        return pd.concat(frames, ignore_index=True)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: one row a trial, setting and series, one column a measure."""
-        import pandas as pd
-
-        trials, settings, series = next(iter(self.values.values())).shape
-        columns: dict[str, Any] = {
-            "trial": torch.arange(trials).repeat_interleave(settings * series).numpy(),
-            "setting": [s for s in self.settings for _ in range(series)] * trials,
-            "series": list(self.series) * (trials * settings),
-        }
-        return pd.DataFrame(columns | {name: v.flatten().numpy() for name, v in self.values.items()})
+        return super().to_dataframe().rename(columns=lambda name: name.removeprefix("values."))
 
     def figure(self) -> Figure:
         """One panel a measure, with intervals over trials."""
-        from icl_kernel_lens.plots.theory import experiment_figure
-
-        return experiment_figure(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the whole result; `load` reads it back."""
-        meta = {
-            name: getattr(self, name)
-            for name in ("name", "question", "axis", "settings", "series", "findings")
-        }
-        meta |= {name: dict(getattr(self, name)) for name in ("measures", "facts", "options")}
-        return store.write(path, KIND, self.values, meta | {"run": {"versions": dict(self.versions)}})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Experiment:
-        """Read what `save` wrote.
-
-        Raises: LoadError: another kind of file, another format version, or a damaged one.
-        """
-        tensors, meta = store.read(path, KIND)
-        try:
-            return cls(
-                values={name: tensors[name] for name in meta["measures"]},
-                versions=meta["run"]["versions"],
-                **{name: tuple(meta[name]) for name in ("settings", "series", "findings")},
-                **{name: meta[name] for name in ("name", "question", "axis", "measures", "facts", "options")},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise store.missing_field(path, KIND, error) from error
+        panels = {}
+        for measure, title in self.measures.items():
+            mean, (low, high) = self.mean(measure), self.interval(measure)
+            columns = zip(self.series, mean.T, low.T, high.T, strict=True)
+            panels[measure] = title, [Series(name, self.settings, *numbers) for name, *numbers in columns]
+        least, most = 100 * float(self.scored.min()), 100 * float(self.scored.max())
+        share = f"; predictions for {least:.0f} to {most:.0f} % of them" if least < 100 else ""
+        return experiment_figure(
+            self.axis,
+            self.settings,
+            list(panels.values()),
+            near=[measure.startswith(("l1_", "agree_")) for measure in panels],
+            title=self.question,
+            subtitle=f"{self.world.name}: {self.trials} {self.unit}; bars: 95 % over {self.unit}{share}",
+            name=f"{self.name} on {self.world.name}",
+        )
 
     def __repr__(self) -> str:
-        world, unit = self.options["world"]["name"], self.options.get("unit", "trials")
-        lines = [f"{self.question} ({self.name}, world {world}, {self.trials} {unit})"]
+        lines = [f"{self.question} ({self.name}, world {self.world.name}, {self.trials} {self.unit})"]
         return "\n".join([*lines, *(f"  {finding}" for finding in self.findings)])
+
+
+def scored(values: Float64[Tensor, "trial *cell"]) -> Float64[Tensor, "*cell"]:
+    """The share of trials with a number."""
+    return 1 - values.isnan().double().mean(0)
+
+
+def collect(
+    measures: Mapping[str, str], cells: Sequence[Sequence[Mapping[str, Tensor]]]
+) -> dict[str, Float64[Tensor, "trial setting series"]]:
+    """Each measure's numbers a trial, from one mapping a setting and series; what it lacks is NaN."""
+    unknown = torch.full_like(next(iter(cells[0][0].values())), math.nan)
+    return {
+        name: torch.stack([torch.stack([cell.get(name, unknown) for cell in row], -1) for row in cells], 1)
+        for name in measures
+    }
 
 
 def change(

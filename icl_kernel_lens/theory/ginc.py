@@ -76,7 +76,9 @@ class Ginc:
         tasks = self.in_distribution
         if slot is not None:
             if not 0 <= slot < self.slots:
-                raise TheoryError(f"slot must lie between 0 and {self.slots - 1}; got {slot}.")
+                raise TheoryError(
+                    f"slot must lie between 0 and {self.slots - 1}; got {slot}.", code="number-range"
+                )
             tasks = tuple(
                 HMM(self.slot_start(slot), task.transition, task.emission, allow_unreachable=True)
                 for task in tasks
@@ -84,7 +86,7 @@ class Ginc:
         return TaskMixture.merge("ginc", tasks, input_length=input_length)
 
 
-def ginc(
+def draw_ginc(
     *,
     symbols: int = 50,
     values: int = 10,
@@ -106,7 +108,8 @@ def ginc(
     if min(transition_temperature, start_temperature) <= 0 or not 0 <= value_identity <= 1:
         raise TheoryError(
             "temperatures must be above 0 and value_identity between 0 and 1; got "
-            f"{transition_temperature}, {start_temperature} and {value_identity}."
+            f"{transition_temperature}, {start_temperature} and {value_identity}.",
+            code="number-range",
         )
     rng = np.random.default_rng(seed)
 

@@ -10,6 +10,7 @@ a finite number, however small.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,6 +65,20 @@ def draw(weights: Float64[Tensor, "row outcome"], generator: torch.Generator) ->
     return torch.minimum(found, last)
 
 
+def distinct(
+    sequences: Int64[Tensor, "*row position"],
+) -> tuple[Int64[Tensor, "sequence position"], Int64[Tensor, "*row"]]:
+    """The distinct sequences, and the number of each row's own among them."""
+    each, where = sequences.flatten(0, -2).unique(dim=0, return_inverse=True)
+    return each, where.reshape(sequences.shape[:-1])
+
+
+def of_each(function: Callable[[Tensor], Tensor], sequences: Int64[Tensor, "*row position"]) -> Tensor:
+    """A function of every sequence (its first axis), computed once for equal ones."""
+    each, where = distinct(sequences)
+    return function(each)[where]
+
+
 @dataclass(frozen=True, eq=False)
 class HMM:
     """A hidden Markov model whose state emits, then moves.
@@ -93,12 +108,14 @@ class HMM:
         if self.transition.shape != (states, states) or len(self.emission) != states:
             raise TheoryError(
                 f"initial, transition and emission must speak of the same states; initial has {states}, transition "
-                f"is {tuple(self.transition.shape)}, emission {tuple(self.emission.shape)}."
+                f"is {tuple(self.transition.shape)}, emission {tuple(self.emission.shape)}.",
+                code="theory-world",
             )
         if self.unreachable and not self.allow_unreachable:
             raise TheoryError(
                 f"every state must be reachable from `initial`; {list(self.unreachable)} of {states} are not. They "
-                "cannot change any probability: remove them, or pass allow_unreachable=True to keep them."
+                "cannot change any probability: remove them, or pass allow_unreachable=True to keep them.",
+                code="theory-world",
             )
 
     @property

@@ -1,7 +1,6 @@
-"""The kernel of Theorem 1, and kernel regression with it.
+"""The kernel of Theorem 1: inputs as features, so that K(x, x') = φ(x) · φ(x').
 
     K(x, x') = vec(T_x)ᵀ Σ⁺ vec(T_x')           Han et al. (TMLR 2025), section 4.1
-    ŷ(x) = Σ_i e(y_i) K(x, x_i) / Σ_i K(x, x_i)          Eq. 6
 
 Σ = Σ_x P(x) v(x) v(x)ᵀ is never formed: with W the *design*, whose row x is √P(x) v(x), and W = U S Vᵀ,
 
@@ -16,41 +15,26 @@ and the ratio of Eq. 6 (`Variant()`), and then for every task without bias:
 
     E_θ[e(y) φ(x)ᵀ] φ(x_test) = P(x_test, Y | θ) / P(x_test | p_pre),   so the ratio is P(Y | x_test, θ).
 
-The other choices (`VARIANTS`) are here to be compared with.
+The other choices (`VARIANTS`) are here to be compared with (`variants`). Regression with a kernel: `regression`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.results import store
-from icl_kernel_lens.results.run_info import versions
-from icl_kernel_lens.theory.bayes import check_counts
 from icl_kernel_lens.theory.checks import TheoryError, at_least, tokens_in_range
-from icl_kernel_lens.theory.hmm import make_generator
+from icl_kernel_lens.theory.hmm import distinct, make_generator, of_each
 from icl_kernel_lens.theory.mixture import TaskMixture
-from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs, log_answers, sequence_index
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from icl_kernel_lens.plots.figure import Figure
+from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs, sequence_index
 
 EPS = torch.finfo(torch.float64).eps
 SPAN_TOLERANCE = 1e-6
 """An input is outside the design when more than this share of its v(x) lies outside the design's span."""
-ACCURACY = 1e-10
-"""Ratios of expectations whose estimated rounding error is larger than this are refused."""
-GUARD = 1e-3
-"""A denominator Σ_i K_i below this share of Σ_i |K_i| is refused."""
 
 Divide = Literal["no", "pre", "task"]
 Moment = Literal["pre", "task"]
@@ -106,7 +90,9 @@ def operator_features(
 
 def _needed(task: int | None) -> int:
     if task is None:
-        raise TheoryError("this variant divides by or averages over one task; pass task=….")
+        raise TheoryError(
+            "this variant divides by or averages over one task; pass task=….", code="theory-kernel"
+        )
     return task
 
 
@@ -148,15 +134,21 @@ class OperatorKernel:
         if inputs.shape[1] != self.world.input_length:
             raise TheoryError(
                 f"inputs must have {self.world.input_length} symbols, as those of the design; these have "
-                f"{inputs.shape[1]}."
+                f"{inputs.shape[1]}.",
+                code="theory-prompts",
             )
         if self.enumerated:
             return self.table[sequence_index(self.world.symbols, inputs)]
-        each, where = inputs.unique(dim=0, return_inverse=True)
-        rows = operator_features(Inputs.of(self.world, each), self.variant.divide, self.task)
-        return self._project(rows)[where]
 
-    def _project(self, rows: Float64[Tensor, "input feature"]) -> Float64[Tensor, "input direction"]:
+        def phi(each: Tensor) -> Tensor:
+            return self.project(
+                operator_features(Inputs.of(self.world, each), self.variant.divide, self.task)
+            )
+
+        return of_each(phi, inputs)
+
+    def project(self, rows: Float64[Tensor, "input feature"]) -> Float64[Tensor, "input direction"]:
+        """φ of v(x); NaN where the design's span does not hold v(x)."""
         # Most features are 0 in every input and every direction: states that no task's start leads to.
         used = ((rows != 0) & ~rows.isnan()).any(0) | (self.directions != 0).any(1)
         rows, directions = rows[:, used], self.directions[used]
@@ -210,41 +202,25 @@ def fit_kernel(
     if variant.needs_task:
         task = _needed(task)
     if task is not None and not 0 <= task < world.tasks:
-        raise TheoryError(f"task must lie between 0 and {world.tasks - 1}; got {task}.")
+        raise TheoryError(f"task must lie between 0 and {world.tasks - 1}; got {task}.", code="number-range")
+    halves = None
     if samples is None:
         inputs = enumerate_inputs(world) if inputs is None else inputs
         weight = (
             inputs.log_pre if variant.moment == "pre" else inputs.log_given_task[:, _needed(task)]
         ).exp()
-        halves = None
     else:
         at_least(samples, 2, "samples")
         inputs, weight, halves = _draw_design(world, variant, task, samples, make_generator(seed))
     rows = operator_features(inputs, variant.divide, task)
     weight = weight.masked_fill(rows.isnan().any(-1), 0.0)
     used = weight > 0
-    root = weight[used].sqrt()
-    values = rows[used]
-    if variant.centred:
-        values = values - (weight[used] / weight[used].sum()) @ values
-    design = root[:, None] * values
-    if not design.isfinite().all():
-        raise TheoryError(
-            "v(x) must be finite; some input's is beyond 1e308. It is likely under one task and all but impossible under the "
-            'task that this variant divides by. Use divide="pre".'
-        )
-    filled = (design != 0).any(0)
-    if not filled.any():
-        raise TheoryError(
-            "the moment must not be zero; every input's v(x) is the same or none has a probability above 0. "
-            "A covariance of constant features has no inverse: use centred=False."
-        )
+    design, filled = _design(rows[used], weight[used], variant.centred)
     left, singular, right = torch.linalg.svd(design[:, filled], full_matrices=False)
     rcond = max(design.shape) * EPS if rcond is None else rcond
     kept = singular > rcond * singular[0]
-    directions = torch.zeros(design.shape[1], int(kept.sum()), dtype=torch.float64)
+    left, directions = left[:, kept], torch.zeros(design.shape[1], int(kept.sum()), dtype=torch.float64)
     directions[filled] = right[kept].T
-    table = torch.zeros(0, int(kept.sum()), dtype=torch.float64)
     kernel = OperatorKernel(
         world=world,
         variant=variant,
@@ -253,22 +229,53 @@ def fit_kernel(
         directions=directions,
         left_out=singular[~kept],
         rcond=rcond,
-        enumerated=samples is None,
-        sampling_error=0.0,
-        table=table,
+        enumerated=halves is None,
+        sampling_error=0.0 if halves is None else _sampling_error(halves.double(), used, weight, left),
+        table=torch.zeros(0, int(kept.sum()), dtype=torch.float64),
     )
-    if halves is None:
-        table = kernel._project(rows)
-        if not variant.centred:
-            _sharpen(table, used, root, design, left[:, kept], singular[kept])
-        return replace(kernel, table=table)
-    difference = []
-    for half in halves.double():
-        share = (half[used] / half.sum() / weight[used]).sqrt()
-        whitened = share[:, None] * left[:, kept]
-        difference.append(whitened.T @ whitened)
-    error = float(torch.linalg.matrix_norm(difference[0] - difference[1], 2)) / 2
-    return replace(kernel, sampling_error=error)
+    if halves is not None:
+        return kernel
+    table = kernel.project(rows)
+    if not variant.centred:
+        _sharpen(table, used, weight[used].sqrt(), design, left, singular[kept])
+    return replace(kernel, table=table)
+
+
+def _design(
+    rows: Float64[Tensor, "used feature"], weight: Float64[Tensor, " used"], centred: bool
+) -> tuple[Float64[Tensor, "used feature"], Bool[Tensor, " feature"]]:
+    """The design, whose row x is √P(x) v(x), and which of its columns are not 0 throughout."""
+    if centred:
+        rows = rows - (weight / weight.sum()) @ rows
+    design = weight.sqrt()[:, None] * rows
+    if not design.isfinite().all():
+        raise TheoryError(
+            "v(x) must be finite; some input's is beyond 1e308. It is likely under one task and all but impossible under the "
+            'task that this variant divides by. Use divide="pre".',
+            code="theory-kernel",
+        )
+    filled = (design != 0).any(0)
+    if not filled.any():
+        raise TheoryError(
+            "the moment must not be zero; every input's v(x) is the same or none has a probability above 0. "
+            "A covariance of constant features has no inverse: use centred=False.",
+            code="theory-kernel",
+        )
+    return design, filled
+
+
+def _sampling_error(
+    halves: Float64[Tensor, "half input"],
+    used: Bool[Tensor, " input"],
+    weight: Float64[Tensor, " input"],
+    left: Float64[Tensor, "used direction"],
+) -> float:
+    """Half of how far the moments of the two halves of the sample are apart, in units of the whole's."""
+    moments = []
+    for half in halves:
+        whitened = (half[used] / half.sum() / weight[used]).sqrt()[:, None] * left
+        moments.append(whitened.T @ whitened)
+    return float(torch.linalg.matrix_norm(moments[0] - moments[1], 2)) / 2
 
 
 def _sharpen(
@@ -296,335 +303,6 @@ def _draw_design(
     drawn, _ = world.hmm.sample_with_states(
         samples, world.input_length, seed=generator, initial=start.expand(samples, -1)
     )
-    each, where = drawn.unique(dim=0, return_inverse=True)
+    each, where = distinct(drawn)
     halves = torch.stack([part.bincount(minlength=len(each)) for part in where.tensor_split(2)])
     return Inputs.of(world, each), halves.sum(0).double() / samples, halves
-
-
-@dataclass(frozen=True, eq=False)
-class Regression:
-    """Kernel regression after each number of demonstrations; refused where it would be noise."""
-
-    counts: tuple[int, ...]
-    prediction: Float64[Tensor, "prompt count symbol"]
-    """ŷ. Sums to 1 as a ratio, but may leave [0, 1], for K may be negative. NaN where refused."""
-    denominator: Float64[Tensor, "prompt count"]
-    """(1/n) Σ_i K(x_test, x_i)."""
-    amplification: Float64[Tensor, "prompt count"]
-    """Σ_i |K_i| / |Σ_i K_i|: 1 when all agree in sign; errors of K grow by it."""
-    negative_share: Float64[Tensor, "prompt count"]
-    """The share of Σ_i |K_i| on demonstrations with K < 0."""
-    reasons: Mapping[str, int]
-    """Why (prompt, count) cells are NaN, and how many."""
-
-
-NO_WEIGHT = "no demonstration has kernel weight"
-NEGATIVE = "denominator negative"
-CANCELLED = "denominator cancelled to below the guard"
-OUTSIDE = "an input is impossible or outside the design"
-NO_DEMOS = "no demonstrations"
-
-
-def kernel_regression(
-    weights: Float64[Tensor, "prompt demo"],
-    answers: Int64[Tensor, "prompt demo"],
-    symbols: int,
-    counts: Sequence[int] | None = None,
-    *,
-    readout: Readout = "ratio",
-    guard: float = GUARD,
-    negative: Literal["refuse", "keep"] = "refuse",
-) -> Regression:
-    """ŷ(x) = Σ_i e(y_i) K_i / Σ_i K_i over the first n demonstrations (Han et al. 2025, Eq. 6).
-
-    `weights` come from any kernel. A ratio is refused (NaN, and counted) where Σ K is not above `guard` ×
-    Σ |K|; as n → ∞ the denominator is a ratio of probabilities, so a negative one is noise.
-    `negative="keep"` takes Eq. 6 by its letter there, and refuses by |Σ K|. `readout="sum"` divides by n.
-    """
-    if answers.numel():
-        tokens_in_range(answers, symbols, "answers")
-    counts = check_counts(counts, weights.shape[1])
-    at = torch.tensor(counts)
-    unknown = weights.isnan()
-
-    def first(values: Tensor) -> Tensor:
-        """Sums over the first n demonstrations."""
-        zero = torch.zeros_like(values[:, :1])
-        return torch.cat([zero, values.cumsum(1)], 1)[:, at]
-
-    known = weights.masked_fill(unknown, 0.0)
-    votes = torch.zeros(len(weights), len(counts), symbols, dtype=torch.float64)
-    for i, n in enumerate(counts):
-        votes[:, i].scatter_add_(1, answers[:, :n], known[:, :n])
-    total, size = first(known), first(known.abs())
-    shown = at.clamp(min=1).double()
-    refused: dict[str, Tensor] = {
-        NO_DEMOS: (at == 0).expand_as(total),
-        OUTSIDE: first(unknown.double()) > 0,
-    }
-    if readout == "ratio":
-        refused[NO_WEIGHT] = size == 0
-        if negative == "refuse":
-            refused[NEGATIVE] = total < -guard * size
-        refused[CANCELLED] = total.abs() <= guard * size
-    prediction = votes / (total if readout == "ratio" else shown)[..., None]
-    reasons: dict[str, int] = {}
-    taken = torch.zeros_like(total, dtype=torch.bool)
-    for why, cells in refused.items():
-        if (cells & ~taken).any():
-            reasons[why] = int((cells & ~taken).sum())
-        taken = taken | cells
-    return Regression(
-        counts=counts,
-        prediction=prediction.masked_fill(taken[..., None], float("nan")),
-        denominator=(total / shown).masked_fill(refused[NO_DEMOS] | refused[OUTSIDE], float("nan")),
-        amplification=(size / total.abs()).masked_fill(refused[OUTSIDE], float("nan")),
-        negative_share=(first(known.clamp(max=0).abs()) / size).masked_fill(refused[OUTSIDE], float("nan")),
-        reasons=reasons,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class PopulationRegression:
-    """Kernel regression on infinitely many demonstrations of one task, at every input of it."""
-
-    task: int
-    inputs: Int64[Tensor, "input position"]
-    """Those with P(x | θ) > 0."""
-    probability: Float64[Tensor, " input"]
-    """P(x | θ)."""
-    prediction: Float64[Tensor, "input symbol"]
-    """NaN where the denominator is not above 0 or too small for its rounding, or the input outside the design."""
-    denominator: Float64[Tensor, " input"]
-    """E_θ[K(x_test, x)]; of the exact variant P(x_test | θ) / P(x_test | p_pre)."""
-    rounding: Float64[Tensor, " input"]
-    """Estimated relative rounding error of the ratio, ε ‖φ(x_test)‖ E‖φ(x)‖ / E[K]; +inf without a denominator.
-
-    It takes φ to be right to ε; from a condition of some 1e9 on, rare inputs are worse than that."""
-    truth: Float64[Tensor, "input symbol"]
-    """P(Y | x_test, θ)."""
-    unseen: float
-    """P(x | θ) of demonstrations outside the design, which the expectation leaves out."""
-
-    @property
-    def distance(self) -> Float64[Tensor, " input"]:
-        """L1 distance to the truth at each input."""
-        return (self.prediction - self.truth).abs().sum(-1)
-
-    @property
-    def mean_distance(self) -> float:
-        """Over P(x | θ), of the inputs with a prediction; NaN if none has."""
-        scored = ~self.distance.isnan()
-        weight = self.probability[scored]
-        return float((weight * self.distance[scored]).sum() / weight.sum()) if scored.any() else math.nan
-
-    @property
-    def refused(self) -> float:
-        """P(x | θ) of the test inputs without a prediction."""
-        return float(self.probability[self.distance.isnan()].sum())
-
-
-def population_regression(
-    kernel: OperatorKernel, task: int, *, inputs: Inputs | None = None, accuracy: float = ACCURACY
-) -> PopulationRegression:
-    """Kernel regression as n → ∞, by exact expectation over (x, y) ~ θ.
-
-        E_θ[e(y) K(x_test, x)] / E_θ[K(x_test, x)]
-
-    With the default variant this is P(Y | x_test, θ); with others it need not be. Where θ gives an input
-    far more rarely than pre-training does, the denominator is a small difference of large terms: ratios
-    whose `rounding` exceeds `accuracy` are refused.
-
-    Raises: TheoryError: a kernel whose moment was sampled (the expectation is over all inputs).
-    """
-    world = kernel.world
-    if not kernel.enumerated:
-        raise TheoryError("the exact expectation is over all inputs; fit the kernel without samples=….")
-    if not 0 <= task < world.tasks:
-        raise TheoryError(f"task must lie between 0 and {world.tasks - 1}; got {task}.")
-    inputs = enumerate_inputs(world, at_most=len(kernel.table)) if inputs is None else inputs
-    log_joint = log_answers(world, inputs.log_rows[:, [task]])[:, 0]
-    log_probability = inputs.log_given_task[:, task]
-    joint, probability = log_joint.exp(), log_probability.exp()
-    inside = ~kernel.table.isnan().any(-1)
-    phi = kernel.table.masked_fill(~inside[:, None], 0.0)
-    can = probability > 0
-    numerator = phi[can] @ (phi.T @ joint)
-    denominator = (phi[can] @ (phi.T @ probability)).masked_fill(~inside[can], float("nan"))
-    length = _length(phi)
-    size = length[can] * (length @ probability)
-    rounding = torch.where(denominator > 0, EPS * size / denominator, math.inf)
-    if kernel.variant.readout == "ratio":
-        prediction, fine = numerator / denominator[:, None], rounding <= accuracy
-    else:
-        prediction, fine = numerator, inside[can]
-    return PopulationRegression(
-        task=task,
-        inputs=inputs.tokens[can],
-        probability=probability[can],
-        prediction=prediction.masked_fill(~fine[:, None], float("nan")),
-        denominator=denominator,
-        rounding=rounding,
-        truth=(log_joint - log_probability[:, None]).exp()[can],
-        unseen=float(probability[~inside].sum()),
-    )
-
-
-def _length(rows: Float64[Tensor, "row entry"]) -> Float64[Tensor, " row"]:
-    """‖row‖ without squaring what is beyond 1e154."""
-    largest = rows.abs().amax(-1)
-    return largest * (rows / largest.masked_fill(largest == 0, 1.0)[:, None]).norm(dim=-1)
-
-
-@dataclass(frozen=True)
-class VariantScore:
-    """How far one variant is from P(Y | x, θ) with infinitely many demonstrations of θ."""
-
-    variant: Variant
-    task: int
-    rank: int
-    condition: float
-    mean_distance: float
-    """L1, over P(x | θ)."""
-    worst_distance: float
-    """L1, over all inputs that θ can give, however rarely."""
-    refused: float
-    """P(x | θ) of the inputs without a prediction; the distances leave them out."""
-    why: str = ""
-    """Why there is no kernel, where there is none: rank 0, NaN for what rests on it."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class VariantTable:
-    """Which operator, moment and readout give P(Y | x, θ) as n → ∞: one score a variant and task."""
-
-    scores: tuple[VariantScore, ...]
-    world: Mapping[str, Any]
-    versions: Mapping[str, str]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __iter__(self) -> Iterator[VariantScore]:
-        return iter(self.scores)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row a variant and task."""
-        import pandas as pd
-
-        return pd.DataFrame([asdict(s.variant) | _plain(s) for s in self.scores])
-
-    def table(self) -> pd.DataFrame:
-        """One row a variant: means over tasks (of the distance, weighted alike), the worst input, the share refused."""
-        import pandas as pd
-
-        rows = []
-        for variant in dict.fromkeys(s.variant for s in self.scores):
-            own = [s for s in self.scores if s.variant == variant]
-            scored = [s for s in own if not math.isnan(s.mean_distance)]
-            rows.append(
-                asdict(variant)
-                | {
-                    "mean_distance": _mean([s.mean_distance for s in scored]),
-                    "least": min((s.mean_distance for s in scored), default=math.nan),
-                    "most": max((s.mean_distance for s in scored), default=math.nan),
-                    "worst_input": max((s.worst_distance for s in scored), default=math.nan),
-                    "refused": _mean([s.refused for s in own]),
-                    "condition": max((s.condition for s in own if s.rank), default=math.nan),
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def figure(self) -> Figure:
-        """The distances on a logarithmic axis, one dot a task."""
-        from icl_kernel_lens.plots.theory import variants_figure
-
-        return variants_figure(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the whole result; `load` reads it back."""
-        numbers = {
-            name: torch.tensor([getattr(s, name) for s in self.scores], dtype=torch.float64)
-            for name in ("condition", "mean_distance", "worst_distance", "refused")
-        }
-        meta = {
-            "scores": [[asdict(s.variant), s.task, s.rank, s.why] for s in self.scores],
-            "world": dict(self.world),
-            "run": {"versions": dict(self.versions)},
-        }
-        return store.write(path, "VariantTable", numbers, meta)
-
-    @classmethod
-    def load(cls, path: str | Path) -> VariantTable:
-        """Read what `save` wrote.
-
-        Raises: LoadError: another kind of file, another format version, or a damaged one.
-        """
-        numbers, meta = store.read(path, "VariantTable")
-        try:
-            scores = tuple(
-                VariantScore(
-                    Variant(**variant),
-                    task,
-                    rank,
-                    why=why,
-                    **{name: float(values[i]) for name, values in numbers.items()},
-                )
-                for i, (variant, task, rank, why) in enumerate(meta["scores"])
-            )
-            return cls(scores, meta["world"], meta["run"]["versions"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise store.missing_field(path, "VariantTable", error) from error
-
-    def __repr__(self) -> str:
-        table = self.table().to_string(index=False, float_format=lambda x: f"{x:.2g}")
-        return f"VariantTable({self.world['name']}: L1 distance to P(Y | x, θ) as n → ∞)\n{table}"
-
-
-def _plain(score: VariantScore) -> dict[str, Any]:
-    return {name: value for name, value in asdict(score).items() if name != "variant"}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
-
-
-def compare_variants(
-    world: TaskMixture, variants: Sequence[Variant] = VARIANTS, *, tasks: Sequence[int] | None = None
-) -> VariantTable:
-    """Which choices make the identity behind Theorem 1 exact: every variant, for every task (or for `tasks`).
-
-    With `[Variant()]` alone: the error of the exact one, beside the condition of its design.
-    """
-    inputs = enumerate_inputs(world)
-    found = []
-    fitted: dict[tuple[Divide, Moment, bool, int | None], OperatorKernel | TheoryError] = {}
-    for variant in variants:
-        for task in range(world.tasks) if tasks is None else tasks:
-            # The readout does not change the kernel, and one that needs no task serves all of them.
-            at = (variant.divide, variant.moment, variant.centred, task if variant.needs_task else None)
-            if at not in fitted:
-                try:
-                    fitted[at] = fit_kernel(world, variant, task=task, inputs=inputs)
-                except TheoryError as error:
-                    fitted[at] = error
-            kernel = fitted[at]
-            if isinstance(kernel, TheoryError):
-                found.append(VariantScore(variant, task, 0, math.nan, math.nan, math.nan, 1.0, str(kernel)))
-                continue
-            result = population_regression(replace(kernel, variant=variant), task, inputs=inputs)
-            distance = result.distance
-            found.append(
-                VariantScore(
-                    variant=variant,
-                    task=task,
-                    rank=kernel.rank,
-                    condition=kernel.condition,
-                    mean_distance=result.mean_distance,
-                    worst_distance=float(distance[~distance.isnan()].max())
-                    if result.refused < 1
-                    else math.nan,
-                    refused=result.refused,
-                )
-            )
-    return VariantTable(tuple(found), world.describe(), versions())

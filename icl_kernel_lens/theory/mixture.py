@@ -22,7 +22,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -30,6 +29,24 @@ from torch import Tensor
 
 from icl_kernel_lens.theory.checks import TheoryError, at_least, probabilities, tokens_in_range
 from icl_kernel_lens.theory.hmm import HMM, draw, make_generator
+
+
+@dataclass(frozen=True)
+class WorldInfo:
+    """The sizes and constants of a world, carried by every result on it."""
+
+    name: str
+    tasks: int
+    states: int
+    symbols: int
+    input_length: int
+    eps_r: float
+    eps_d: float
+
+    @property
+    def sizes(self) -> str:
+        """In words."""
+        return f"{self.tasks} tasks, {self.states} states, {self.symbols} symbols"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,21 +97,25 @@ class TaskMixture:
         if self.start.shape != (tasks, states) or self.restart.shape != (states, tasks):
             raise TheoryError(
                 f"start must be task × state and restart state × task; with {tasks} tasks in prior and {states} "
-                f"states they are {tuple(self.start.shape)} and {tuple(self.restart.shape)}."
+                f"states they are {tuple(self.start.shape)} and {tuple(self.restart.shape)}.",
+                code="theory-world",
             )
         if not (self.prior > 0).all():
             raise TheoryError(
-                f"every task must have a prior above 0; task {int(self.prior.argmin())} has 0. Leave it out."
+                f"every task must have a prior above 0; task {int(self.prior.argmin())} has 0. Leave it out.",
+                code="theory-world",
             )
         if not torch.allclose(self.hmm.initial, self.prior @ self.start, rtol=0, atol=1e-12):
             raise TheoryError(
                 "hmm.initial must be the pre-training start p_pre = Σ_θ prior_θ start_θ; they differ by up to "
-                f"{float((self.hmm.initial - self.prior @ self.start).abs().max()):.3g}. TaskMixture.merge does this."
+                f"{float((self.hmm.initial - self.prior @ self.start).abs().max()):.3g}. TaskMixture.merge does this.",
+                code="theory-world",
             )
         if not 0 < self.delimiter_rate < 1:
             raise TheoryError(
                 f"delimiter_rate must lie strictly between 0 and 1; got {self.delimiter_rate}. At 0 no "
-                "prompt with a demonstration is possible, at 1 none with an input."
+                "prompt with a demonstration is possible, at 1 none with an input.",
+                code="number-range",
             )
 
     @classmethod
@@ -117,11 +138,12 @@ class TaskMixture:
         if not tasks or len({task.symbols for task in tasks}) != 1:
             raise TheoryError(
                 "tasks must be at least one hidden Markov model over the same symbols; their numbers of symbols "
-                f"are {[task.symbols for task in tasks]}."
+                f"are {[task.symbols for task in tasks]}.",
+                code="theory-world",
             )
         for what, value in (("leak", leak), ("switch", switch)):
             if not 0 <= value <= 1:
-                raise TheoryError(f"{what} must be a probability; got {value}.")
+                raise TheoryError(f"{what} must be a probability; got {value}.", code="theory-numbers")
         count = len(tasks)
         prior = torch.full((count,), 1 / count, dtype=torch.float64) if prior is None else prior
         block = torch.block_diag(*(task.transition for task in tasks))
@@ -215,32 +237,41 @@ class TaskMixture:
         at_least(count, 1, "count")
         at_least(demos, 0, "demos")
         if task is not None and not 0 <= task < self.tasks:
-            raise TheoryError(f"task must lie between 0 and {self.tasks - 1}; got {task}.")
+            raise TheoryError(
+                f"task must lie between 0 and {self.tasks - 1}; got {task}.", code="number-range"
+            )
         generator = make_generator(seed)
         law = self.prior if task is None else torch.eye(self.tasks, dtype=torch.float64)[task]
         tasks = draw(law.expand(count, -1), generator)
-        length = self.input_length
-        drawn, _ = self.hmm.sample_with_states(
-            count * (demos + 1),
-            length + 1,
-            seed=generator,
-            initial=self.start[tasks.repeat_interleave(demos + 1)],
-        )
-        drawn = drawn.reshape(count, demos + 1, length + 1)
+        inputs, answers = self.sample_demos(tasks, demos + 1, seed=generator)
         return Prompts(
-            inputs=drawn[:, :demos, :length],
-            answers=drawn[:, :demos, length],
-            test_inputs=drawn[:, demos, :length],
-            test_answers=drawn[:, demos, length],
+            inputs=inputs[:, :demos],
+            answers=answers[:, :demos],
+            test_inputs=inputs[:, demos],
+            test_answers=answers[:, demos],
             tasks=tasks,
         )
+
+    def sample_demos(
+        self, tasks: Int64[Tensor, " row"], count: int, *, seed: int | torch.Generator
+    ) -> tuple[Int64[Tensor, "row demo position"], Int64[Tensor, "row demo"]]:
+        """Independent demonstrations of each row's task: inputs and answers."""
+        drawn, _ = self.hmm.sample_with_states(
+            len(tasks) * count,
+            self.input_length + 1,
+            seed=seed,
+            initial=self.start[tasks.repeat_interleave(count)],
+        )
+        drawn = drawn.reshape(len(tasks), count, -1)
+        return drawn[..., :-1], drawn[..., -1]
 
     def check_prompts(self, prompts: Prompts) -> None:
         """Raises: TheoryError: no prompts, inputs of another length, or tokens out of range."""
         if len(prompts) == 0 or prompts.test_inputs.shape[1] != self.input_length:
             raise TheoryError(
                 f"prompts must hold test inputs of {self.input_length} symbols; theirs have shape "
-                f"{tuple(prompts.test_inputs.shape)}. A prompt without a test input asks nothing."
+                f"{tuple(prompts.test_inputs.shape)}. A prompt without a test input asks nothing.",
+                code="theory-prompts",
             )
         tokens_in_range(prompts.test_inputs, self.symbols, "test inputs")
         if prompts.demos:
@@ -264,13 +295,15 @@ class TaskMixture:
         if len(tokens) == 0 or demos < 0 or rest:
             raise TheoryError(
                 f"a prompt must have n·{step} + {self.input_length} tokens for some n ≥ 0; these rows have {length} "
-                f"({len(tokens)} rows). Input, answer and delimiter of a demonstration are {step} tokens here."
+                f"({len(tokens)} rows). Input, answer and delimiter of a demonstration are {step} tokens here.",
+                code="theory-prompts",
             )
         split = tokens[:, : demos * step].reshape(len(tokens), demos, step)
         if not (split[..., -1] == self.delimiter).all():
             raise TheoryError(
                 f"every demonstration must end with the delimiter, token {self.delimiter}; some end with another. "
-                f"Each takes {step} tokens: {self.input_length} of input, one answer, the delimiter."
+                f"Each takes {step} tokens: {self.input_length} of input, one answer, the delimiter.",
+                code="theory-prompts",
             )
         found = Prompts(
             inputs=split[..., : self.input_length],
@@ -280,14 +313,14 @@ class TaskMixture:
         self.check_prompts(found)
         return found
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> WorldInfo:
         """The sizes and constants that results carry."""
-        return {
-            "name": self.name,
-            "tasks": self.tasks,
-            "states": self.hmm.states,
-            "symbols": self.symbols,
-            "input_length": self.input_length,
-            "eps_r": self.eps_r,
-            "eps_d": self.eps_d,
-        }
+        return WorldInfo(
+            self.name,
+            self.tasks,
+            self.hmm.states,
+            self.symbols,
+            self.input_length,
+            self.eps_r,
+            self.eps_d,
+        )

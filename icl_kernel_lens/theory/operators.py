@@ -59,6 +59,13 @@ def log_answers(
     return log_matmul(log_rows, world.hmm.emission)
 
 
+def log_joint(
+    world: TaskMixture, inputs: Int64[Tensor, "input position"]
+) -> Float64[Tensor, "input task symbol"]:
+    """log P(x, Y | θ) of inputs."""
+    return log_answers(world, log_start_rows(world, inputs))
+
+
 def log_pre(world: TaskMixture, log_inputs: Float64[Tensor, "input task"]) -> Float64[Tensor, " input"]:
     """log P(x | p_pre) = log Σ_θ p(θ) P(x | θ)."""
     return torch.logsumexp(log_inputs + world.prior.log(), -1)
@@ -76,7 +83,8 @@ def all_sequences(
     if count > at_most:
         raise TheoryError(
             f"{symbols} symbols make {count:,} inputs of length {length}, more than the {at_most:,} that are "
-            "enumerated. Sample them (samples=…), shorten input_length, or raise the limit."
+            "enumerated. Sample them (samples=…), shorten input_length, or raise the limit.",
+            code="theory-too-many",
         )
     place = symbols ** torch.arange(length - 1, -1, -1)
     return torch.arange(count)[:, None] // place % symbols

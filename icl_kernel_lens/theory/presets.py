@@ -156,9 +156,11 @@ def preset(name: str) -> TaskMixture:
 
     Example:
 
-    >>> preset("block").describe()
-    {'name': 'block', 'tasks': 2, 'states': 4, 'symbols': 5, 'input_length': 2, 'eps_r': 0.1, 'eps_d': 1.0}
+    >>> preset("block").describe().sizes
+    '2 tasks, 4 states, 5 symbols'
     """
     if name not in PRESETS:
-        raise TheoryError(f"presets are {', '.join(PRESETS)}; there is none named {name!r}.")
+        raise TheoryError(
+            f"presets are {', '.join(PRESETS)}; there is none named {name!r}.", code="unknown-choice"
+        )
     return PRESETS[name]()

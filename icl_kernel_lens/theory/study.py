@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
+from tqdm import tqdm
 
+from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import LoadError
-from icl_kernel_lens.theory.bayes import Concentration, posterior_concentration
+from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.theory.concentration import Concentration, posterior_concentration
 from icl_kernel_lens.theory.experiment import Experiment
-from icl_kernel_lens.theory.experiments import EXPERIMENTS, worlds_of_the_paper
-from icl_kernel_lens.theory.kernel import VariantTable, compare_variants
+from icl_kernel_lens.theory.experiments.attention_kernels import softmax_kernels
+from icl_kernel_lens.theory.experiments.labels import label_noise, output_format
+from icl_kernel_lens.theory.experiments.other_worlds import worlds_of_the_paper
+from icl_kernel_lens.theory.experiments.representative_demos import representative
+from icl_kernel_lens.theory.experiments.similar_demos import retrieve_similar
 from icl_kernel_lens.theory.mixture import TaskMixture
 from icl_kernel_lens.theory.presets import preset
 from icl_kernel_lens.theory.theorem import (
@@ -24,31 +29,30 @@ from icl_kernel_lens.theory.theorem import (
     TheoremResult,
     TheoremTerms,
     measure_theorem,
+    slope,
     theorem_terms,
 )
+from icl_kernel_lens.theory.variants import VariantTable, compare_variants
 
-if TYPE_CHECKING:
-    from icl_kernel_lens.plots.figure import Figure
-
-PARTS = ("theorem", "letter", "terms", "variants", "variants_small", "concentration")
-MORE = ("worlds_of_the_paper", *EXPERIMENTS)
-TABLE, REPORT = "theorem.csv", "report.html"
+EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = {
+    function.__name__: function
+    for function in (retrieve_similar, output_format, representative, label_noise, softmax_kernels)
+}
+"""By name, each with settings that take seconds."""
+PARTS: Mapping[str, type[Result]] = {
+    "theorem": TheoremResult,
+    "letter": TheoremResult,
+    "terms": TheoremTerms,
+    "variants": VariantTable,
+    "variants_small": VariantTable,
+    "concentration": Concentration,
+}
+"""The results of every study, beside its experiments."""
 SMALL = "wide"
 """The world on which variants are compared too: with many inputs and a small condition, float64 tells exact from not."""
 FEW_TASKS, MANY_INPUTS = 2, 2000
 """Variants are compared for so many tasks where there are more inputs than this."""
 LEAST_TRIALS = 10
-FILES: tuple[str, ...] = (
-    *(f"{name}.safetensors" for name in (*PARTS, *MORE)),
-    *(f"{name}.csv" for name in ("theorem", "variants", "variants_small", "concentration", *MORE)),
-    *(
-        f"{name}{suffix}"
-        for name in ("theorem", "variants", "variants_small", "concentration", *MORE)
-        for suffix in (".png", ".svg")
-    ),
-    REPORT,
-)
-"""Every file a study may leave in its folder."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,176 +69,104 @@ class Study:
     concentration: Concentration
     experiments: Mapping[str, Experiment]
 
-    def save(self, folder: str | Path) -> Path:
-        """One file a result."""
-        folder = Path(folder)
-        for name in PARTS:
-            if getattr(self, name) is not None:
-                getattr(self, name).save(folder / f"{name}.safetensors")
-        for name, found in self.experiments.items():
-            found.save(folder / f"{name}.safetensors")
-        return folder
-
     @classmethod
-    def load(cls, folder: str | Path) -> Study:
-        """Read what `save` wrote.
+    def of(cls, results: Mapping[str, Result]) -> Study:
+        """The study that consists of these results, by the names that `results` gives them.
 
-        Raises: LoadError: a file is missing or damaged.
+        Raises: LoadError: one is missing, or of another class.
         """
-        folder = Path(folder)
-        if not (folder / "theorem.safetensors").exists():
-            raise LoadError(f"a study of the theory holds theorem.safetensors; there is none in {folder}.")
-        kinds: dict[str, Any] = {
-            "theorem": TheoremResult,
-            "letter": TheoremResult,
-            "terms": TheoremTerms,
-            "variants": VariantTable,
-            "variants_small": VariantTable,
-            "concentration": Concentration,
-        }
-        made: dict[str, Any] = {"variants_small": None}
-        for name, kind in kinds.items():
-            path = folder / f"{name}.safetensors"
-            if name != "variants_small" or path.exists():
-                made[name] = kind.load(path)
-        paths = {name: folder / f"{name}.safetensors" for name in MORE}
-        return cls(
-            **made,
-            experiments={name: Experiment.load(path) for name, path in paths.items() if path.exists()},
-        )
+        left, made = dict(results), {}
+        for name, kind in PARTS.items():
+            made[name] = left.pop(name, None)
+            if not isinstance(made[name], kind) and (name, made[name]) != ("variants_small", None):
+                raise LoadError(
+                    f"a study of the theory holds a {kind.__name__} called {name}; here "
+                    f"{'there is none' if made[name] is None else f'it is a {type(made[name]).__name__}'}. Compute it anew.",
+                    code="file-kind",
+                )
+        return cls(**made, experiments={n: one for n, one in left.items() if isinstance(one, Experiment)})
+
+    def results(self) -> dict[str, Result]:
+        """Every result by its name."""
+        found = {name: getattr(self, name) for name in PARTS}
+        return {name: one for name, one in (found | dict(self.experiments)).items() if one is not None}
+
+    def tabled(self) -> dict[str, TheoremResult | VariantTable | Concentration | Experiment]:
+        """The results that stand in a table and a figure of their own, by name."""
+        return {
+            n: one for n, one in self.results().items() if n != "letter" and not isinstance(one, TheoremTerms)
+        }  # pyright: ignore[reportReturnType]
 
     def figures(self) -> dict[str, Figure]:
-        """By the name of their file."""
-        made = {
-            "theorem": self.theorem.figure(letter=self.letter, terms=self.terms),
-            "variants": self.variants.figure(),
-            "concentration": self.concentration.figure(),
-        }
-        if self.variants_small is not None:
-            made["variants_small"] = self.variants_small.figure()
-        return made | {name: found.figure() for name, found in self.experiments.items()}
+        """By the name of the result that each is drawn of."""
+        made = {"theorem": self.theorem.figure(letter=self.letter, terms=self.terms)}
+        others = {name: one for name, one in self.tabled().items() if not isinstance(one, TheoremResult)}
+        return made | {name: one.figure() for name, one in others.items()}
 
     def differences(self) -> list[str]:
         """In words: ours and the paper's, the rate, the bound. Only what these numbers say."""
-        said = []
-        world = self.theorem.settings["world"]
-        if world["name"] == "han2025":
-            rows: tuple[tuple[Literal["l1", "agree"], str, str], ...] = (
-                ("l1", "L1 distance", "distance"),
-                ("agree", "agreement", "accuracy"),
-            )
-            for name, title, row in rows:
-                mean = self.theorem.agreement() if name == "agree" else self.theorem.mean("l1")
-                low, high = self.theorem.interval(name)
-                for n in (1, 8, 128):
-                    if n in self.theorem.counts:
-                        i, paper = self.theorem.counts.index(n), PAPER[row][COUNTS.index(n)]
-                        where = "within" if float(low[i]) <= paper <= float(high[i]) else "outside"
-                        said.append(
-                            f"n = {n}, {title}: ours {float(mean[i]):.3f} [{float(low[i]):.3f}, {float(high[i]):.3f}], the paper's "
-                            f"{paper:.3f}, {where} our interval."
-                        )
-            log_n = torch.tensor(COUNTS).double().log()
-            early = slice(0, 6)
-            paper_slope = _slope(log_n[early], torch.tensor(PAPER["distance"]).double().log()[early])
+        said = self._beside_the_paper() if self.theorem.world.name == "han2025" else []
+        titles: dict[Distance, str] = {"l1": "L1", "linf": "L∞"}
+        for name, title in titles.items():
             said.append(
-                f"Slope of the paper's log distance on log n from n = 1 to 32: {paper_slope:.2f}, steeper than sampling noise falls "
-                "(−0.5), then flat. Its HMMs' parameters, l, trials and norm are not stated: why is open."
-            )
-        norms: tuple[tuple[Distance, str], ...] = (("l1", "L1"), ("linf", "L∞"))
-        for name, title in norms:
-            rate = self.theorem.rate(name)
-            said.append(
-                f"Slope of our log {title} distance: {rate.slope:.2f} [{rate.low:.2f}, {rate.high:.2f}]; the theorem's is −0.5."
+                f"Slope of our log {title} distance: {self.theorem.rate(name)}; the theorem's is −0.5."
             )
         said.append(f"The bound of Eq. 7: {self.terms}.")
         for why, cells in self.theorem.reasons.items():
-            said.append(f"No prediction, because {why}: {cells} of {self.theorem.l1.numel()} cells.")
+            said.append(f"No prediction, because {why.message}: {cells} of {self.theorem.l1.numel()} cells.")
+        return said
+
+    def _beside_the_paper(self) -> list[str]:
+        said, table = [], self.theorem.beside_paper().set_index("n")
+        columns: tuple[tuple[Literal["l1", "agree"], str, str, str], ...] = (
+            ("l1", "L1 distance", "l1", "paper_distance"),
+            ("agree", "agreement", "agreement", "paper_accuracy"),
+        )
+        for name, title, ours, papers in columns:
+            low, high = (
+                dict(zip(self.theorem.counts, edge.tolist(), strict=True))
+                for edge in self.theorem.interval(name)
+            )
+            for n in (n for n in (1, 8, 128) if n in table.index):
+                mean, paper = table[ours][n], table[papers][n]
+                where = "within" if low[n] <= paper <= high[n] else "outside"
+                said.append(
+                    f"n = {n}, {title}: ours {mean:.3f} [{low[n]:.3f}, {high[n]:.3f}], the paper's {paper:.3f}, {where} "
+                    "our interval."
+                )
+        log_n, log_distance = (torch.tensor(row[:6]).double().log() for row in (COUNTS, PAPER["distance"]))
+        said.append(
+            f"Slope of the paper's log distance on log n from n = 1 to 32: {float(slope(log_n, log_distance)):.2f}, steeper "
+            "than sampling noise falls (−0.5), then flat. Its HMMs' parameters, l, trials and norm are not stated: why "
+            "is open."
+        )
         return said
 
     def describe(self) -> str:
         """What the command prints."""
-        world = self.theorem.settings["world"]
+        theorem, world = self.theorem, self.theorem.world
+        table = theorem.table()
+        if world.name == "han2025":
+            table = theorem.beside_paper().merge(table[["n", "scored"]])
+            table.insert(len(table.columns) - 1, "l1_letter", self.letter.beside_paper()["l1"])
         lines = [
-            f"{world['name']}: {world['tasks']} tasks, {world['states']} states, {world['symbols']} symbols, inputs of "
-            f"{world['input_length']}; {len(self.theorem.l1)} trials, seed {self.theorem.settings['seed']}; design of "
-            f"rank {self.theorem.rank}, condition {self.theorem.condition:.3g}",
+            f"{world.name}: {world.sizes}, inputs of {world.input_length}; {len(theorem.l1)} trials, seed "
+            f"{theorem.settings.seed}; design of rank {theorem.rank}, condition {theorem.condition:.3g}",
             "",
+            table.to_string(index=False, float_format=lambda x: f"{x:.3f}"),
+            "",
+            *self.differences(),
         ]
-        if world["name"] == "han2025":
-            table = self.theorem.beside_paper()
-            table["l1_letter"] = self.letter.mean("l1").numpy()[[n in COUNTS for n in self.letter.counts]]
-            table["scored"] = self.theorem.scored.numpy()[[n in COUNTS for n in self.theorem.counts]]
-        else:
-            table = self.theorem.table()
-        lines += [table.to_string(index=False, float_format=lambda x: f"{x:.3f}"), ""]
-        lines += self.differences()
-        for found in (self.variants, self.variants_small, self.concentration):
-            if found is not None:
+        for found in self.tabled().values():
+            if not isinstance(found, TheoremResult):
                 lines += ["", repr(found)]
-        for found in self.experiments.values():
-            lines += ["", repr(found)]
         return "\n".join(lines)
-
-    def write(self, folder: str | Path) -> Path:
-        """Tables, figures and report of these results."""
-        from icl_kernel_lens.plots.page import Page
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tables = {"theorem": self.theorem, "variants": self.variants, "concentration": self.concentration}
-        if self.variants_small is not None:
-            tables["variants_small"] = self.variants_small
-        for name, found in (tables | dict(self.experiments)).items():
-            found.table().to_csv(folder / f"{name}.csv", index=False)
-        figures = self.figures()
-        for name, figure in figures.items():
-            for suffix in (".png", ".svg"):
-                figure.save(folder / f"{name}{suffix}")
-        world = self.theorem.settings["world"]
-        page = Page(f"The theory on {world['name']}")
-        page.heading("Theorem 1 measured")
-        page.text(
-            "Han et al. (TMLR 2025): kernel regression with the operators' kernel approaches exact Bayesian prediction "
-            "as demonstrations are added. Both are computed here without a language model, in float64, on the same prompts."
-        )
-        page.chart(figures["theorem"])
-        for text in self.differences():
-            page.text(text)
-        shown = self.theorem.beside_paper() if world["name"] == "han2025" else self.theorem.table()
-        page.table(*_cells(shown))
-        page.heading("Which operator, moment and readout")
-        for name in ("variants", "variants_small"):
-            if name in figures:
-                page.chart(figures[name])
-        page.heading("How demonstrations tell the task")
-        page.chart(figures["concentration"])
-        for name, found in self.experiments.items():
-            page.heading(found.question)
-            page.chart(figures[name])
-            for text in found.findings:
-                page.text(text)
-        (folder / REPORT).write_text(page.html(), encoding="utf-8")
-        return folder
 
     def __repr__(self) -> str:
         return self.describe()
 
 
-def _slope(x: torch.Tensor, y: torch.Tensor) -> float:
-    x = x - x.mean()
-    return float(x @ y / (x @ x))
-
-
-def _cells(table: Any) -> tuple[list[str], list[list[str]]]:
-    columns = list(table.columns)
-    return columns, [
-        [str(int(row[c])) if c == "n" else f"{row[c]:.3f}" for c in columns]
-        for row in table.to_dict("records")
-    ]
-
-
-def study(
+def run_study(
     world: TaskMixture | None = None,
     *,
     trials: int = 300,
@@ -243,18 +175,17 @@ def study(
     progress: bool = False,
 ) -> Study:
     """Measure all that this package measures on one world (None: the paper's)."""
-    from tqdm import tqdm
-
     world = preset("han2025") if world is None else world
     few = range(min(FEW_TASKS, world.tasks)) if world.symbols**world.input_length > MANY_INPUTS else None
-    steps: dict[str, Callable[[], Any]] = {
+    steps: dict[str, Callable[[], Result]] = {
         "theorem": lambda: measure_theorem(world, trials=trials, seed=seed),
         "letter": lambda: measure_theorem(world, trials=trials, seed=seed, **LETTER),
         "terms": lambda: theorem_terms(world),
         "variants": lambda: compare_variants(world, tasks=few),
-        "variants_small": lambda: None if world.name == SMALL else compare_variants(preset(SMALL)),
         "concentration": lambda: posterior_concentration(world, trials=trials, seed=seed),
     }
+    if world.name != SMALL:
+        steps["variants_small"] = lambda: compare_variants(preset(SMALL))
     if world.name == "han2025":
         steps["worlds_of_the_paper"] = lambda: worlds_of_the_paper(trials=min(100, trials), seed=seed)
     if experiments:
@@ -265,7 +196,4 @@ def study(
         for name, step in bar:
             bar.set_postfix_str(name)
             found[name] = step()
-    return Study(
-        **{name: found.pop(name) for name in PARTS},
-        experiments=found,
-    )
+    return Study.of(found)

@@ -12,36 +12,34 @@ in L∞, so a term of 1 or more says nothing: it is *vacuous*.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.results import store
-from icl_kernel_lens.results.resample import cluster_bootstrap
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.theory import Series, theorem_figure
+from icl_kernel_lens.numbers.intervals import bootstrap_counts, cluster_bootstrap
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.base import Result
 from icl_kernel_lens.results.run_info import versions
-from icl_kernel_lens.theory.bayes import bayesian_prediction, check_counts, task_prediction
-from icl_kernel_lens.theory.checks import TheoryError, at_least
-from icl_kernel_lens.theory.kernel import (
-    GUARD,
-    OperatorKernel,
-    Regression,
-    Variant,
-    fit_kernel,
-    kernel_regression,
-    operator_features,
+from icl_kernel_lens.theory.bayes import (
+    bayesian_prediction,
+    check_counts,
+    same_first_answer,
+    true_prediction,
 )
-from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
+from icl_kernel_lens.theory.checks import TheoryError, at_least, rising
+from icl_kernel_lens.theory.kernel import OperatorKernel, Variant, fit_kernel, operator_features
+from icl_kernel_lens.theory.mixture import Prompts, TaskMixture, WorldInfo
 from icl_kernel_lens.theory.operators import enumerate_inputs
+from icl_kernel_lens.theory.regression import GUARD, Negative, kernel_regression
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from icl_kernel_lens.plots.figure import Figure
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 PAPER: Mapping[str, tuple[float, ...]] = {
@@ -52,7 +50,7 @@ PAPER: Mapping[str, tuple[float, ...]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class TheoremTerms:
+class TheoremTerms(Result):
     """The right side of Eq. 7 for one world and kernel."""
 
     variant: Variant
@@ -62,11 +60,19 @@ class TheoremTerms:
     """ε_θ of each task, at the world's input length (the paper takes the infimum over lengths)."""
     symbols: int
     delta: float
+    """δ: the chance that the bound fails."""
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def _problems(self) -> Iterator[str]:
+        if not len(self.eps_theta) or (self.eps_theta < 0).any() or not self.eta >= 0:
+            yield "η, and ε_θ of at least one task, must be 0 or more"
+        if not 0 < self.delta < 1 or self.symbols < 1:
+            yield f"delta lies between 0 and 1 and symbols from 1 on; they are {self.delta} and {self.symbols}"
 
     @property
     def bias(self) -> Float64[Tensor, " task"]:
         """η² ε_θ: the term that does not fall with n."""
-        return self.eta**2 * self.eps_theta
+        return self.eta * self.eta * self.eps_theta
 
     def sampling(self, n: int) -> float:
         """√(ln(4m/δ) / n), the term that does; its constant is taken as 1."""
@@ -80,28 +86,6 @@ class TheoremTerms:
     def vacuous(self, n: int) -> bool:
         """Whether the bound is 1 or more for every task: no two predictions are further apart."""
         return bool((self.bound(n) >= 1).all())
-
-    def save(self, path: str | Path) -> Path:
-        """Write the whole result; `load` reads it back."""
-        meta = {name: getattr(self, name) for name in ("eta", "symbols", "delta")}
-        meta |= {"variant": asdict(self.variant), "run": {"versions": versions()}}
-        return store.write(path, "TheoremTerms", {"eps_theta": self.eps_theta}, meta)
-
-    @classmethod
-    def load(cls, path: str | Path) -> TheoremTerms:
-        """Read what `save` wrote.
-
-        Raises: LoadError: another kind of file, another format version, or a damaged one.
-        """
-        tensors, meta = store.read(path, "TheoremTerms")
-        try:
-            return cls(
-                variant=Variant(**meta["variant"]),
-                eps_theta=tensors["eps_theta"],
-                **{name: meta[name] for name in ("eta", "symbols", "delta")},
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise store.missing_field(path, "TheoremTerms", error) from error
 
     def __str__(self) -> str:
         always = int((self.bias >= 1).sum())
@@ -132,7 +116,10 @@ def theorem_terms(world: TaskMixture, variant: Variant | None = None, *, delta: 
     """
     variant = variant or Variant()
     if not 0 < delta < 1:
-        raise TheoryError(f"delta must lie between 0 and 1; got {delta}. For 95 % certainty, pass 0.05.")
+        raise TheoryError(
+            f"delta must lie between 0 and 1; got {delta}. For 95 % certainty, pass 0.05.",
+            code="number-range",
+        )
     inputs = enumerate_inputs(world)
     divide = variant.divide
     eta, gaps, pre = 0.0, [], None
@@ -155,12 +142,35 @@ class Rate:
     high: float
     level: float
 
+    def __str__(self) -> str:
+        return f"{self.slope:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def slope(x: Float64[Tensor, " point"], y: Float64[Tensor, "*row point"]) -> Float64[Tensor, "*row"]:
+    """Of y against x, by least squares."""
+    centred = x - x.mean()
+    return y @ centred / centred.square().sum()
+
 
 Distance = Literal["l1", "linf"]
 
 
+@dataclass(frozen=True)
+class TheoremSettings:
+    """What makes the numbers of a `TheoremResult` again, beside its world and numbers of demonstrations."""
+
+    variant: Variant
+    trials: int
+    seed: int
+    guard: float
+    negative: Negative
+    floor: float | None
+    samples: int | None
+    sampling_error: float
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class TheoremResult:
+class TheoremResult(Result):
     """Kernel regression beside exact Bayesian prediction, one row a prompt, one column a number of demonstrations.
 
     NaN: kernel regression was refused there; `reasons` says why. Means are over what was scored, so read
@@ -168,43 +178,58 @@ class TheoremResult:
     """
 
     counts: tuple[int, ...]
-    l1: Float64[Tensor, "trial count"]
+    l1: Float64[Tensor, "trial n"]
     """Σ_y |ŷ_y − P(y | prompt)|, between 0 and 2 while ŷ lies in [0, 1]."""
-    linf: Float64[Tensor, "trial count"]
+    linf: Float64[Tensor, "trial n"]
     """max_y |ŷ_y − P(y | prompt)|: the distance that Eq. 7 is about."""
-    agree: Float64[Tensor, "trial count"]
+    agree: Float64[Tensor, "trial n"]
     """1 where both have the same first answer, else 0."""
-    task_l1: Float64[Tensor, "trial count"]
+    task_l1: Float64[Tensor, "trial n"]
     """Σ_y |ŷ_y − P(y | x_test, θ*)|: the same against one who knows the task."""
-    posterior: Float64[Tensor, "trial count"]
+    posterior: Float64[Tensor, "trial n"]
     """P(θ* | prompt), test input included."""
-    denominator: Float64[Tensor, "trial count"]
+    denominator: Float64[Tensor, "trial n"]
     """(1/n) Σ_i K(x_test, x_i); 1 on average over x_test of pre-training as n → ∞."""
-    amplification: Float64[Tensor, "trial count"]
+    amplification: Float64[Tensor, "trial n"]
     """Σ|K| / |ΣK|."""
-    negative_share: Float64[Tensor, "trial count"]
+    negative_share: Float64[Tensor, "trial n"]
     """The share of Σ|K| that is negative."""
     tasks: Int64[Tensor, " trial"]
     """θ* of each trial."""
-    reasons: Mapping[str, int]
+    reasons: Mapping[Reason, int]
+    """Why (trial, n) cells are NaN, and how many."""
     condition: float
     """Of the design (the worst, if tasks have designs of their own)."""
     rank: int
     """Of the design (the smallest, if tasks have designs of their own)."""
-    settings: Mapping[str, Any]
-    """World, variant, seed, guard: what makes the same numbers again."""
-    versions: Mapping[str, str]
+    world: WorldInfo
+    settings: TheoremSettings
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def _problems(self) -> Iterator[str]:
+        trials, counts = self.l1.shape
+        if not trials or not counts or len(self.counts) != counts:
+            yield f"it must hold trials, one column a number of demonstrations; {self.counts} are {counts} columns of {trials}"
+        if not rising(self.counts) or self.counts[0] < 1:
+            yield f"numbers of demonstrations must rise from 1 or more; they are {self.counts}"
+        if any(((found < 0) | found.isinf()).any() for found in (self.l1, self.linf, self.task_l1)):
+            yield "distances must be finite and not below 0"
+        if not self.agree.isnan().logical_or((self.agree == 0) | (self.agree == 1)).all():
+            yield "agreement must be 0, 1 or NaN"
+
+    def coords(self) -> dict[str, Sequence[Any]]:
+        return {"n": list(self.counts)}
 
     @property
-    def scored(self) -> Float64[Tensor, " count"]:
+    def scored(self) -> Float64[Tensor, " n"]:
         """The share of trials in which kernel regression gave a prediction."""
         return 1 - self.l1.isnan().double().mean(0)
 
-    def mean(self, name: Distance | Literal["agree", "task_l1"] = "l1") -> Float64[Tensor, " count"]:
+    def mean(self, name: Distance | Literal["agree", "task_l1"] = "l1") -> Float64[Tensor, " n"]:
         """The mean over scored trials."""
         return getattr(self, name).nanmean(0)
 
-    def agreement(self) -> Float64[Tensor, " count"]:
+    def agreement(self) -> Float64[Tensor, " n"]:
         """Argmax agreement over all trials, a refusal counting as a disagreement."""
         return self.agree.nan_to_num(0.0).mean(0)
 
@@ -224,25 +249,23 @@ class TheoremResult:
         Raises: TheoryError: fewer than two numbers of demonstrations with a distance.
         """
         if not 0 < level < 1:
-            raise TheoryError(f"level must lie between 0 and 1; got {level}. For 95 %, pass 0.95.")
+            raise TheoryError(
+                f"level must lie between 0 and 1; got {level}. For 95 %, pass 0.95.", code="number-range"
+            )
         at = torch.tensor(self.counts, dtype=torch.float64)
         values = getattr(self, name)
         use = (at >= max(1, least)) & (values.nanmean(0).nan_to_num() > 0)
         if int(use.sum()) < 2:
             raise TheoryError(
                 f"a rate needs distances above 0 at two numbers of demonstrations; there are {int(use.sum())} "
-                f"from n = {least} on. Measure at more of them."
+                f"from n = {least} on. Measure at more of them.",
+                code="nothing-scored",
             )
         values, log_n = values[:, use], at[use].log()
         trials = len(values)
-        generator = torch.Generator().manual_seed(seed)
-        picks = torch.randint(trials, (draws, trials), generator=generator)
-        times = torch.zeros(draws + 1, trials, dtype=torch.float64)
-        times[1:].scatter_add_(1, picks, torch.ones(1, dtype=torch.float64).expand(draws, trials))
-        times[0] = 1
+        times = torch.cat([torch.ones(1, trials).double(), bootstrap_counts(trials, draws, seed)])
         means = (times @ values.nan_to_num(0.0)) / (times @ (~values.isnan()).double())
-        centred = log_n - log_n.mean()
-        slopes = means.log() @ centred / centred.square().sum()
+        slopes = slope(log_n, means.log())
         edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
         low, high = slopes[1:].nanquantile(edges).tolist()
         return Rate(float(slopes[0]), low, high, level)
@@ -273,7 +296,7 @@ class TheoremResult:
         level: float = 0.95,
         draws: int = 1000,
         seed: int = 0,
-    ) -> tuple[Float64[Tensor, " count"], Float64[Tensor, " count"]]:
+    ) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]:
         """Bootstrap interval over trials, of `mean`, or for "agree" of `agreement`. The world is the same in all."""
         values = getattr(self, name)
         values = values.nan_to_num(0.0) if name == "agree" else values
@@ -295,76 +318,74 @@ class TheoremResult:
         )
 
     def figure(self, *, letter: TheoremResult | None = None, terms: TheoremTerms | None = None) -> Figure:
-        """Distance and agreement against n; beside them the paper's, Eq. 6 by its letter, and the bound's terms."""
-        from icl_kernel_lens.plots.theory import theorem_figure
+        """Distance and agreement against n; beside them the paper's, Eq. 6 by its letter, and the bound's terms.
 
-        return theorem_figure(self, letter, terms)
+        Bars are 95 % intervals over trials of one world. In the middle, the sampling term of the bound, its constant
+        taken as 1; above 1 (the grey area) a bound says nothing, for two predictions are never further apart.
+        """
+        runs = {OURS: self} | ({BY_LETTER: letter} if letter is not None else {})
+        lines: dict[str, list[Series]] = {}
+        for name in ("l1", "linf", "agree"):
+            lines[name] = [
+                Series(
+                    label,
+                    run.counts,
+                    run.agreement() if name == "agree" else run.mean(name),
+                    *run.interval(name),
+                )
+                for label, run in runs.items()
+            ]
+        if self.world.name == "han2025":
+            paper = self.beside_paper()
+            for name, column in (("l1", "paper_distance"), ("agree", "paper_accuracy")):
+                printed = torch.tensor(paper[column].tolist(), dtype=torch.float64)
+                lines[name].append(Series("the paper's Table 3", paper["n"].tolist(), printed))
+        share = self.scored
+        said = [
+            f"{self.world.name}: {self.world.sizes}, inputs of {self.world.input_length}; {len(self.l1)} trials; bars: "
+            "95 % over trials",
+            f"slope of log distance on log n: L1 {self._rate('l1')}, L∞ {self._rate('linf')}; the theorem's is −0.5",
+            f"share of prompts with a prediction ({OURS}): {float(share.min()):.0%} to {float(share.max()):.0%}; "
+            "a refusal counts as a disagreement",
+        ]
+        if terms is not None:
+            term = torch.tensor([terms.sampling(n) for n in self.counts], dtype=torch.float64)
+            lines["linf"].append(Series("√(ln(4m/δ)/n)", self.counts, term))
+            low, high = float(terms.bias.min()), float(terms.bias.max())
+            verdict = "above 1, so that the bound is vacuous for every task and n; off the scale, not drawn"
+            said.append(
+                f"the bound's other term, η²ε_θ, is {low:.2g} to {high:.2g}: {verdict if low >= 1 else 'not drawn'}"
+            )
+        return theorem_figure(
+            lines["l1"],
+            lines["linf"],
+            lines["agree"],
+            vacuous=None if terms is None else terms.sampling(min(self.counts)),
+            subtitle=said,
+            name=f"Theorem 1 measured on {self.world.name}",
+        )
+
+    def _rate(self, name: Distance) -> str:
+        try:
+            return str(self.rate(name))
+        except TheoryError:
+            return "not told"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: one row a trial and number of demonstrations."""
-        import pandas as pd
-
-        trials = len(self.l1)
-        columns: dict[str, Any] = {
-            "trial": torch.arange(trials).repeat_interleave(len(self.counts)).numpy(),
-            "task": self.tasks.repeat_interleave(len(self.counts)).numpy(),
-            "n": self.counts * trials,
-        }
-        return pd.DataFrame(columns | {name: getattr(self, name).flatten().numpy() for name in _ARRAYS})
-
-    def save(self, path: str | Path) -> Path:
-        """Write the whole result; `load` reads it back."""
-        tensors = {name: getattr(self, name) for name in (*_ARRAYS, "tasks")}
-        meta = {name: getattr(self, name) for name in ("condition", "rank")}
-        meta |= {
-            "counts": list(self.counts),
-            "reasons": dict(self.reasons),
-            "settings": dict(self.settings),
-            "run": {"versions": dict(self.versions)},
-        }
-        return store.write(path, "TheoremResult", tensors, meta)
-
-    @classmethod
-    def load(cls, path: str | Path) -> TheoremResult:
-        """Read what `save` wrote.
-
-        Raises: LoadError: another kind of file, another format version, or a damaged one.
-        """
-        tensors, meta = store.read(path, "TheoremResult")
-        try:
-            return cls(
-                **{name: tensors[name] for name in (*_ARRAYS, "tasks")},
-                counts=tuple(meta["counts"]),
-                reasons=meta["reasons"],
-                condition=meta["condition"],
-                rank=meta["rank"],
-                settings=meta["settings"],
-                versions=meta["run"]["versions"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise store.missing_field(path, "TheoremResult", error) from error
+        return super().to_dataframe().rename(columns={"tasks": "task"})
 
     def __repr__(self) -> str:
-        world = self.settings["world"]
         lines = [
-            f"TheoremResult({world['name']}: {world['tasks']} tasks, {world['states']} states, {world['symbols']} "
-            f"symbols; {len(self.l1)} trials; design of rank {self.rank}, condition {self.condition:.3g})",
+            f"TheoremResult({self.world.name}: {self.world.sizes}; {len(self.l1)} trials; design of rank {self.rank}, "
+            f"condition {self.condition:.3g})",
             self.table().to_string(index=False, float_format=lambda x: f"{x:.3f}"),
         ]
-        lines += [f"  NaN: {why} ({count} cells)" for why, count in self.reasons.items()]
+        lines += [f"  NaN: {why.message} ({count} cells)" for why, count in self.reasons.items()]
         return "\n".join(lines)
 
 
-_ARRAYS = (
-    "l1",
-    "linf",
-    "agree",
-    "task_l1",
-    "posterior",
-    "denominator",
-    "amplification",
-    "negative_share",
-)
+OURS, BY_LETTER = "ours", "ours, nothing refused"
 
 
 LETTER: Mapping[str, Any] = {"guard": 0.0, "negative": "keep", "floor": 0.0}
@@ -379,17 +400,17 @@ def measure_theorem(
     *,
     variant: Variant | None = None,
     guard: float = GUARD,
-    negative: Literal["refuse", "keep"] = "refuse",
+    negative: Negative = "refuse",
     floor: float | None = None,
     samples: int | None = None,
     kernel: OperatorKernel | None = None,
 ) -> TheoremResult:
     """Distance and argmax agreement of kernel regression and exact Bayes, against n.
 
-    Each trial draws θ* from the prior and one prompt of max(n) demonstrations, which is cut to every n. The
-    moment is over all inputs, or over `samples` of them; a `kernel` fitted before, to this world, saves doing it again. A variant that needs the task is fitted to each
-    trial's own. `guard` and `negative` are those of `kernel_regression`, `floor` that of
-    `OperatorKernel.weights`; `**LETTER` (guard=0, negative="keep", floor=0) is Eq. 6 by its letter. Ties of the argmax go to the lower symbol, in both.
+    Each trial draws θ* from the prior and one prompt of max(n) demonstrations, which is cut to every n. The moment is
+    over all inputs, or over `samples` of them; a `kernel` fitted before, to this world, saves doing it again. A variant
+    that needs the task is fitted to each trial's own. `guard` and `negative` are those of `kernel_regression`, `floor`
+    that of `OperatorKernel.weights`; `**LETTER` (guard=0, negative="keep", floor=0) is Eq. 6 by its letter.
 
     Raises: TheoryError: numbers that do not rise or are below 1, no trials, too many inputs to enumerate.
     """
@@ -397,27 +418,23 @@ def measure_theorem(
     if kernel is not None and (kernel.world is not world or kernel.variant != variant or variant.needs_task):
         raise TheoryError(
             "a kernel fitted before must be of this very world and variant, and of one that needs no task; fit it with "
-            "fit_kernel(world, variant), or leave it out."
+            "fit_kernel(world, variant), or leave it out.",
+            code="theory-kernel",
         )
     at_least(trials, 1, "trials")
     if not n or min(n) < 1:
-        raise TheoryError(f"n must be numbers of at least one demonstration; got {tuple(n)}.")
+        raise TheoryError(
+            f"n must be numbers of at least one demonstration; got {tuple(n)}.", code="number-range"
+        )
     counts = check_counts(n, max(n))
     prompts = world.sample_prompts(trials, max(counts), seed=seed)
     tasks = prompts.tasks
     assert tasks is not None
-    weights = torch.zeros(trials, max(counts), dtype=torch.float64)
-    kernels = []
-    if variant.needs_task:
-        inputs = enumerate_inputs(world) if samples is None else None
-        for task in tasks.unique().tolist():
-            kernels.append(fit_kernel(world, variant, task=task, samples=samples, seed=seed, inputs=inputs))
-            mine = tasks == task
-            weights[mine] = kernels[-1].weights(prompts.test_inputs[mine], prompts.inputs[mine], floor=floor)
+    if kernel is None:
+        kernels, weights = _fitted_weights(world, prompts, variant, samples, seed, floor)
     else:
-        kernels.append(kernel or fit_kernel(world, variant, samples=samples, seed=seed))
-        weights = kernels[0].weights(prompts.test_inputs, prompts.inputs, floor=floor)
-    regression = kernel_regression(
+        kernels, weights = [kernel], kernel.weights(prompts.test_inputs, prompts.inputs, floor=floor)
+    found = kernel_regression(
         weights,
         prompts.answers,
         world.symbols,
@@ -426,52 +443,46 @@ def measure_theorem(
         guard=guard,
         negative=negative,
     )
-    settings = {
-        "world": world.describe(),
-        "variant": asdict(variant),
-        "trials": trials,
-        "seed": seed,
-        "guard": guard,
-        "negative": negative,
-        "floor": floor,
-        "samples": samples,
-        "sampling_error": max(kernel.sampling_error for kernel in kernels),
-    }
-    return _compare(world, prompts, regression, kernels, settings)
-
-
-def _compare(
-    world: TaskMixture,
-    prompts: Prompts,
-    regression: Regression,
-    kernels: Sequence[OperatorKernel],
-    settings: Mapping[str, Any],
-) -> TheoremResult:
-    """Distances of a regression to the exact prediction on the same prompts."""
-    tasks = prompts.tasks
-    assert tasks is not None
-    bayes = bayesian_prediction(world, prompts, regression.counts)
-    each, where = prompts.test_inputs.unique(dim=0, return_inverse=True)
-    known = task_prediction(world, each)[tasks, where]
-    guess = regression.prediction
-    gap = (guess - bayes.prediction).abs()
-    refused = gap.isnan().any(-1)
-    agree = (guess.nan_to_num(0.0).argmax(-1) == bayes.prediction.argmax(-1)).double()
-    index = tasks[:, None, None].expand(-1, len(regression.counts), 1)
+    bayes = bayesian_prediction(world, prompts, counts)
+    gap = (found.prediction - bayes.prediction).abs()
+    index = tasks[:, None, None].expand(-1, len(counts), 1)
+    sampling_error = max(kernel.sampling_error for kernel in kernels)
     return TheoremResult(
-        counts=regression.counts,
+        counts=counts,
         l1=gap.sum(-1),
         linf=gap.max(-1).values,
-        agree=agree.masked_fill(refused, float("nan")),
-        task_l1=(guess - known[:, None]).abs().sum(-1),
+        agree=same_first_answer(found.prediction, bayes.prediction),
+        task_l1=(found.prediction - true_prediction(world, prompts)[:, None]).abs().sum(-1),
         posterior=bayes.posterior_with_input.gather(-1, index).squeeze(-1),
-        denominator=regression.denominator,
-        amplification=regression.amplification,
-        negative_share=regression.negative_share,
+        denominator=found.denominator,
+        amplification=found.amplification,
+        negative_share=found.negative_share,
         tasks=tasks,
-        reasons=regression.reasons,
+        reasons=found.reasons,
         condition=max(kernel.condition for kernel in kernels),
         rank=min(kernel.rank for kernel in kernels),
-        settings=settings,
-        versions=versions(),
+        world=world.describe(),
+        settings=TheoremSettings(variant, trials, seed, guard, negative, floor, samples, sampling_error),
     )
+
+
+def _fitted_weights(
+    world: TaskMixture,
+    prompts: Prompts,
+    variant: Variant,
+    samples: int | None,
+    seed: int,
+    floor: float | None,
+) -> tuple[list[OperatorKernel], Float64[Tensor, "prompt demo"]]:
+    """The kernels a variant needs, one for all prompts or one a task, and the demonstrations' weights."""
+    if not variant.needs_task:
+        kernel = fit_kernel(world, variant, samples=samples, seed=seed)
+        return [kernel], kernel.weights(prompts.test_inputs, prompts.inputs, floor=floor)
+    assert prompts.tasks is not None
+    inputs = enumerate_inputs(world) if samples is None else None
+    kernels, weights = [], torch.zeros(prompts.answers.shape, dtype=torch.float64)
+    for task in prompts.tasks.unique().tolist():
+        kernels.append(fit_kernel(world, variant, task=task, samples=samples, seed=seed, inputs=inputs))
+        mine = prompts.tasks == task
+        weights[mine] = kernels[-1].weights(prompts.test_inputs[mine], prompts.inputs[mine], floor=floor)
+    return kernels, weights

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from icl_kernel_lens import PromptSet, head_vote
+from icl_kernel_lens.errors import EvidenceMissing
+from icl_kernel_lens.evidence.pooling import RowPlan, pool, resample
+from icl_kernel_lens.evidence.small import small_evidence
+from icl_kernel_lens.numbers.votes import hard_vote, kernel_regression
+from icl_kernel_lens.prompts.promptset import TokenRole
+
 ROW = [0.10, 0.05, 0.05, 0.02, 0.03, 0.30, 0.04, 0.06, 0.15, 0.20]
 
 
 def fixture():
     """Positions 0–9; three demonstrations of three tokens with labels A, B, A; the last one answers."""
-    from icl_kernel_lens import PromptSet
-
     return PromptSet.from_tokens(
         torch.tensor([[1, 1, 20, 1, 1, 21, 1, 1, 20, 1]]),
         torch.tensor([[2, 5, 8]]),
@@ -23,8 +28,6 @@ def fixture():
 
 
 def pooled(pooling, prompts=None, **options):
-    from icl_kernel_lens.evidence.pooling import RowPlan, pool
-
     prompts = prompts or fixture()
     plan = RowPlan.of(prompts, 10, **({"template_tokens": True} | options))
     return pool(torch.tensor(ROW)[None, None], plan, pooling)[0, 0].tolist()
@@ -44,8 +47,6 @@ def pooled(pooling, prompts=None, **options):
     ],
 )
 def test_the_hand_checkable_fixture(pooling, weights, share_of_a, vote):
-    from icl_kernel_lens.kernels.regression import hard_vote, kernel_regression
-
     found = pooled(pooling)
     assert found == pytest.approx(weights)
     shares = kernel_regression(torch.tensor(found).reshape(1, 1, 1, 3), fixture().demo_labels, 2)
@@ -57,11 +58,9 @@ def test_the_hand_checkable_fixture(pooling, weights, share_of_a, vote):
 def test_template_tokens_can_be_left_out():
     from dataclasses import replace
 
-    from icl_kernel_lens.prompts import Role
-
     prompts = fixture()
     roles = prompts.roles.clone()
-    roles[0, [0, 3, 6]] = int(Role.TEMPLATE)
+    roles[0, [0, 3, 6]] = int(TokenRole.TEMPLATE)
     prompts = replace(prompts, roles=roles)
     assert pooled("span_sum", prompts, template_tokens=False) == pytest.approx([0.10, 0.33, 0.21])
     assert pooled("span_sum", prompts, template_tokens=True) == pytest.approx([0.20, 0.35, 0.25])
@@ -79,8 +78,6 @@ def test_several_label_tokens_are_summed_and_the_first_is_the_label():
 
 
 def test_a_demonstration_without_tokens_left_is_nan():
-    from icl_kernel_lens import PromptSet
-
     prompts = PromptSet.from_tokens(
         torch.tensor([[20, 1, 1, 1, 1, 21, 1, 1, 1, 1]]),
         torch.tensor([[0, 5]]),
@@ -93,8 +90,6 @@ def test_a_demonstration_without_tokens_left_is_nan():
 
 
 def test_the_averaged_row_against_numpy():
-    from icl_kernel_lens.evidence.pooling import RowPlan, resample
-
     prompts = fixture()
     plan = RowPlan.of(prompts, 10, template_tokens=True)
     found = resample(torch.tensor(ROW)[None, None], plan)[0, 0].numpy()
@@ -107,9 +102,5 @@ def test_the_averaged_row_against_numpy():
 
 
 def test_an_unknown_pooling_is_refused_with_what_is_there():
-    from icl_kernel_lens import head_vote
-    from icl_kernel_lens.errors import EvidenceMissing
-    from icl_kernel_lens.evidence.small import small_evidence
-
     with pytest.raises(EvidenceMissing, match=r"'span_max' was asked for and \['label'\] are there"):
         head_vote(small_evidence(), pooling="span_max")

@@ -7,6 +7,7 @@ rotary embedding, and attention comes from `output_attentions`.
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -201,3 +202,65 @@ class Plain:
 
     def kv_heads(self):
         return {"llama": 2, "qwen3": 2, "gemma2": 2, "falcon": 1}.get(self.name, HEADS)
+
+
+ACTIVATIONS = (
+    "residual",
+    "attention_output",
+    "mlp_output",
+    "head_output",
+    "query",
+    "key",
+    "value",
+    "attention_edge",
+)
+
+
+def place_of(found, cell):
+    """Layer and head of a cell; 0 for a whole layer."""
+    return cell[0], cell[1] if {"head", "kv_head"} & set(found.places) else 0
+
+
+def other(prompts, seed=5):
+    """The same prompts with every label exchanged for the next class's, and other test inputs."""
+    labels = (prompts.demo_labels + 1) % prompts.labels
+    tokens = prompts.tokens.scatter(1, prompts.label_pos, prompts.label_tokens.gather(1, labels))
+    return replace(prompts, tokens=tokens, demo_labels=labels)
+
+
+def rows_changed(plain, tokens, edits):
+    """Logits with attention rows changed layer after layer: `edits` maps a layer to (head, query, A → A') triples.
+
+    A later layer's rows are those of the run in which all below is changed already.
+    """
+    changes = []
+    group = HEADS // plain.kv_heads()
+    for layer in sorted(edits):
+        heads = sorted({head for head, _, _ in edits[layer]})
+        watch = [(h, plain.place("value", layer, h // group)) for h in heads]
+        _, seen, attentions = plain.run(tokens, changes=changes, watch=watch)
+        for head, query, change in edits[layer]:
+            a = attentions[layer][0, head, query]
+            moved = (change(a.clone()) - a) @ seen[head][0]
+
+            def add(z, query=query, moved=moved):
+                z = z.clone()
+                z[:, query] += moved
+                return z
+
+            changes.append((plain.place("head_output", layer, head), add))
+    return plain.run(tokens, changes=changes)[0]
+
+
+def without(keys, *, renormalise):
+    def change(a):
+        a[list(keys)] = 0
+        return a / a.sum() if renormalise else a
+
+    return change
+
+
+def own_text(prompts, number, demo):
+    start, end = prompts.demo_spans[number, demo].tolist()
+    label = int(prompts.label_pos[number, demo])
+    return [k for k in range(start, end) if k != label and k < label]

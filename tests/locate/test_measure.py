@@ -5,22 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
+from icl_kernel_lens import Criteria
+from icl_kernel_lens.locate.classes import classify
+from icl_kernel_lens.locate.measure import Fidelity, report, select
+
 PROMPTS = 200
 QUESTIONS = {
-    # agreement, moved, loss → class
+    # agreement, label shift, drop → class
     "kernel head": (0.9, 0.02, 0.4),
     "shadow": (0.9, 0.02, 0.0),
     "driver": (0.3, 0.02, 0.4),
     "driver, against the answer": (0.9, 0.02, -0.4),
-    "driver, moved": (0.9, 0.4, 0.4),
+    "driver, shifted": (0.9, 0.4, 0.4),
     "neither": (0.3, 0.02, 0.0),
 }
 
 
-def numbers(agreement, moved, loss, *, words=0.0, echo=0.0, spread=0.05, p=1e-9):
+def numbers(agreement, shift, drop, *, words=0.0, echo=0.0, spread=0.05, p=1e-9):
     """A half's numbers of a model with one head."""
-    from icl_kernel_lens.locate.measure import Fidelity
-
     g = torch.Generator().manual_seed(0)
 
     def around(mean, width=spread):
@@ -30,28 +32,25 @@ def numbers(agreement, moved, loss, *, words=0.0, echo=0.0, spread=0.05, p=1e-9)
     fidelity = Fidelity(
         agreement=(torch.arange(PROMPTS) < agreement * PROMPTS).float()[:, None, None],
         controls={"label_prior": (torch.rand(PROMPTS, 1, 1, generator=g) < 0.5).float()},
-        moved=around(moved, 0.005),
-        carried=around(0.4),
-        within=around(0.4),
+        label_shift=around(shift, 0.005),
+        word_bound_shift=around(0.4),
+        within_class_shift=around(0.4),
         words=around(words),
         preferred=around(words),
         echo=around(echo),
-        label_mass=around(0.8),
+        label_attention=around(0.8),
         p={"labels_permuted": torch.full((1, 1), p, dtype=torch.float64)},
         demo_set=torch.arange(PROMPTS),
     )
     base = 5 + torch.rand(PROMPTS, generator=g)
-    return fidelity, around(loss * 5.5, 1.0), base
+    return fidelity, around(drop * 5.5, 1.0), base
 
 
-def classed(fidelity, loss, base, equal_mass=None, **selected):
-    from icl_kernel_lens import Criteria
-    from icl_kernel_lens.locate.measure import classify, report
-
-    chosen = {"votes": True, "moved": False, "matters": False} | selected
+def classed(fidelity, drop, base, equal_mass=None, **selected):
+    chosen = {"votes": True, "label_shift": False, "matters": False} | selected
     flags = {name: torch.full((1, 1), value) for name, value in chosen.items()}
-    equal = torch.zeros_like(loss) if equal_mass is None else equal_mass
-    columns, strongest = report(fidelity, flags, loss, equal, base, Criteria())
+    equal = torch.zeros_like(drop) if equal_mass is None else equal_mass
+    columns, strongest = report(fidelity, flags, drop, equal, base, Criteria())
     (name,) = classify(columns, flags, Criteria())
     assert strongest == ("label_prior",)
     return name, {key: float(value) for key, value in columns.items()}
@@ -61,10 +60,10 @@ def classed(fidelity, loss, base, equal_mass=None, **selected):
 def test_each_question_decides(name):
     found, columns = classed(*numbers(*QUESTIONS[name]))
     assert found == name.split(",")[0]
-    agreement, _, loss = QUESTIONS[name]
+    agreement, _, drop = QUESTIONS[name]
     assert columns["agreement"] == pytest.approx(agreement)
-    assert columns["loss"] == pytest.approx(loss, abs=0.03)
-    assert columns["loss_low"] < columns["loss"] < columns["loss_high"]
+    assert columns["logit_diff_drop"] == pytest.approx(drop, abs=0.03)
+    assert columns["logit_diff_drop_low"] < columns["logit_diff_drop"] < columns["logit_diff_drop_high"]
 
 
 def test_words_and_answers_come_first():
@@ -77,47 +76,48 @@ def test_words_and_answers_come_first():
 def test_what_is_not_sure_is_not_said():
     assert classed(*numbers(0.9, 0.2, 0.4))[0] == "undetermined", "moved by half of what words carry"
     assert classed(*numbers(0.9, 0.02, 0.4, p=0.3))[0] == "undetermined", "its agreement may be chance"
-    assert classed(*numbers(0.9, 0.02, 0.05))[0] == "undetermined", "a loss at the smallest of interest"
+    assert classed(*numbers(0.9, 0.02, 0.05))[0] == "undetermined", "a drop at the smallest of interest"
     assert classed(*numbers(0.9, 0.4, 0.0))[0] == "undetermined", "no shadow: its weights move"
     name, columns = classed(*numbers(0.9, 0.02, 0.4), votes=False)
     assert name == "neither", "the choosing half gave no reason"
     assert columns["p"] != columns["p"], "not tested"
-    fidelity, loss, base = numbers(0.5, 0.4, 0.4, words=0.3)
-    unmeasured = torch.full_like(loss, torch.nan)
-    name, _ = classed(fidelity, unmeasured, base, unmeasured, votes=False, moved=True)
+    fidelity, drop, base = numbers(0.5, 0.4, 0.4, words=0.3)
+    unmeasured = torch.full_like(drop, torch.nan)
+    name, _ = classed(fidelity, unmeasured, base, unmeasured, votes=False, label_shift=True)
     assert name == "word preference", "its class needs no cut"
 
 
 def test_equal_mass_compares_where_it_covers():
     """Other edges that cost as much; cut everywhere, and in a few prompts that say nothing of the others."""
-    fidelity, loss, base = numbers(0.9, 0.02, 0.4)
-    name, columns = classed(fidelity, loss, base, loss.clone())
+    fidelity, drop, base = numbers(0.9, 0.02, 0.4)
+    name, columns = classed(fidelity, drop, base, drop.clone())
     assert name == "undetermined"
     assert columns["equal_mass_covers"] == pytest.approx(1)
-    few = loss.clone()
+    few = drop.clone()
     few[20:] = torch.nan
-    name, columns = classed(fidelity, loss, base, few)
+    name, columns = classed(fidelity, drop, base, few)
     assert name == "kernel head"
     assert columns["equal_mass_covers"] < 0.2
     assert columns["beyond_equal_mass_low"] != columns["beyond_equal_mass_low"], "no comparison"
 
 
 def test_selection_by_its_three_reasons():
-    from icl_kernel_lens import Criteria
-    from icl_kernel_lens.locate.measure import select
-
     for case, votes, moves, matters in (
         (numbers(0.9, 0.02, 0.4), True, False, True),
         (numbers(0.9, 0.4, 0.0), True, True, False),
         (numbers(0.9, 0.02, 0.0, p=0.9), False, False, False),
         (numbers(0.3, 0.1, 0.0, p=0.9), False, False, False),  # moved by a quarter of what words carry
     ):
-        fidelity, loss, base = case
-        selected, choosing = select(fidelity, loss, base, Criteria())
-        assert [bool(selected[name]) for name in ("votes", "moved", "matters")] == [votes, moves, matters]
+        fidelity, drop, base = case
+        selected, choosing = select(fidelity, drop, base, Criteria())
+        assert [bool(selected[name]) for name in ("votes", "label_shift", "matters")] == [
+            votes,
+            moves,
+            matters,
+        ]
         assert float(choosing["p"]) == float(fidelity.p["labels_permuted"])
-    fidelity, loss, base = numbers(0.9, 0.4, 0.0)
-    blind = type(fidelity)(**{**vars(fidelity), "label_mass": fidelity.label_mass * 0.01})
-    selected, _ = select(blind, loss, base, Criteria())
+    fidelity, drop, base = numbers(0.9, 0.4, 0.0)
+    blind = type(fidelity)(**{**vars(fidelity), "label_attention": fidelity.label_attention * 0.01})
+    selected, _ = select(blind, drop, base, Criteria())
     assert not selected["votes"], "it hardly reads labels"
-    assert not selected["moved"]
+    assert not selected["label_shift"]

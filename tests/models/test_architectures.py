@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from architectures import hf_model
 from support import KINDS, uneven_prompts
+
+from icl_kernel_lens import read
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.models.load import bridge_from_hf
+from icl_kernel_lens.models.verify import verify_model
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_weights_and_scores_equal_hugging_face(tiny, name, kind):
-    from icl_kernel_lens import read
-
     model, hf = tiny(name, kind)
     prompts = uneven_prompts()
     keep = ("label", "label_sum", "span_max", "span_sum", "span_mean")
@@ -53,8 +57,6 @@ def test_weights_and_scores_equal_hugging_face(tiny, name, kind):
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_batching_changes_nothing(tiny, name, kind):
-    from icl_kernel_lens import read
-
     model, _ = tiny(name, kind)
     prompts = uneven_prompts(count=7)
     single = read(model, prompts, batch_size=1, progress=False)
@@ -67,42 +69,18 @@ def test_batching_changes_nothing(tiny, name, kind):
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_probe_residuals_are_rounding(tiny, name, kind):
-    from icl_kernel_lens.models import as_lens, probe
-
     model, _ = tiny(name, kind)
-    report = probe(as_lens(model))
-    layers = as_lens(model).shape.layers
+    report = verify_model(as_adapter(model))
+    layers = as_adapter(model).shape.layers
     assert list(report.row_sum) == list(range(layers)) == list(report.values)
     assert report.worst < 1e-5
     assert not report.missing
-
-
-@pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_evidence_from_a_cache_equals_reading(tiny, name, kind):
-    from icl_kernel_lens import Evidence, read
-
-    model, _ = tiny(name, kind)
-    prompts = uneven_prompts()
-    mask = (torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]).long()
-    with torch.no_grad():
-        logits, cache = model.run_with_cache(prompts.tokens, attention_mask=mask)
-    expected = read(model, prompts, progress=False)
-    for given in (None, logits):
-        found = Evidence.from_cache(cache, prompts, logits=given)
-        for pooling, weights in expected.weights.items():
-            torch.testing.assert_close(found.weights[pooling], weights, atol=1e-5, rtol=0)
-        torch.testing.assert_close(found.label_scores, expected.label_scores, atol=1e-4, rtol=0)
-        torch.testing.assert_close(found.profile, expected.profile, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama", "gptj"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(name, dtype):
     """Rounding apart, half precision reads what float32 reads; weights are float32."""
-    from architectures import hf_model
-
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import bridge_from_hf
 
     prompts = uneven_prompts()
     half = read(bridge_from_hf(hf_model(name).to(dtype)), prompts, progress=False)

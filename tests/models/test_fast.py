@@ -5,32 +5,32 @@ from __future__ import annotations
 import pytest
 import torch
 from architectures import VOCAB, hf_model
-from support import KINDS, needs_hooked, same_evidence, shared_prompts
+from support import KINDS, needs_hooked, same_evidence, shared_prompts, verified_otherwise
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from icl_kernel_lens import PromptSet, load_model, load_task, read
+from icl_kernel_lens.errors import LoadError, ModelError
+from icl_kernel_lens.models import attention_passes
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.models.fast import fast_attention
+from icl_kernel_lens.models.load import bridge_from_hf, hooked_from_hf
+from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.numbers import attention
+from icl_kernel_lens.run import runner
 
 
 def plainly(model, prompts, monkeypatch, **options):
     """The reading through `hook_pattern`, each prompt whole."""
-    from dataclasses import replace
-
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import as_lens, probe
-    from icl_kernel_lens.models import probe as probe_function
-
-    report = replace(probe(as_lens(model)), not_fast="the test says so", not_shared="the test says so")
-    with monkeypatch.context() as patch:
-        module = __import__("icl_kernel_lens.models.probe", fromlist=["_reports"])
-        patch.setitem(module._reports, model, (as_lens(model).hooks_in_place(), report))
-        assert probe_function(as_lens(model)).not_fast
-        return read(model, prompts, progress=False, **options)
+    with verified_otherwise(monkeypatch, model, not_fast="the test says so", not_shared="the test says so"):
+        found = read(model, prompts, progress=False, **options)
+    assert found.run.reading.startswith("rows taken from hook_pattern; prompts read whole: the test says so")
+    return found
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_every_architecture_is_read_fast_and_shared(tiny, name, kind):
     """No architecture falls back: equality below is of the fast path."""
-    from icl_kernel_lens.models import as_lens, probe
-
-    report = probe(as_lens(tiny(name, kind)[0]))
+    report = verify_model(as_adapter(tiny(name, kind)[0]))
     assert report.not_fast is None
     assert report.not_shared is None
     assert report.taken_over < 1e-5
@@ -40,9 +40,6 @@ def test_every_architecture_is_read_fast_and_shared(tiny, name, kind):
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_shared_equals_whole(tiny, name, kind, monkeypatch):
     """Demonstrations run once, nested and not, give what every prompt whole gives through the pattern hook."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.evidence import runner
-
     model, _ = tiny(name, kind)
     prompts = shared_prompts()
     ran = []
@@ -50,7 +47,7 @@ def test_shared_equals_whole(tiny, name, kind, monkeypatch):
     monkeypatch.setattr(
         runner,
         "read_prefix",
-        lambda lens, tokens, parent: ran.append(len(tokens)) or original(lens, tokens, parent),
+        lambda adapter, tokens, parent: ran.append(len(tokens)) or original(adapter, tokens, parent),
     )
     keep = ("label", "span_max", "span_sum")
     shared = read(model, prompts, keep=keep, progress=False)
@@ -61,39 +58,10 @@ def test_shared_equals_whole(tiny, name, kind, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_a_prefix_behind_a_prefix(tiny, name, kind):
-    """Leading tokens run in three pieces give the rows and logits of the whole prompt."""
-    from icl_kernel_lens.models import as_lens
-    from icl_kernel_lens.models.fast import read_logits, read_prefix, read_rows
-
-    lens = as_lens(tiny(name, kind)[0])
-    prompts = shared_prompts().select([1, 0, 2])
-    tokens, lengths, at = prompts.tokens, prompts.lengths, prompts.answer_pos
-    whole, pieces = {}, {}
-    expected = read_rows(lens, tokens, lengths, at, whole.__setitem__)
-    prefix = None
-    for start, end in ((0, 5), (5, 22), (22, 24)):
-        prefix = read_prefix(lens, tokens[0, start:end], prefix)
-    assert prefix.end == 24
-    kept = 24 * sum(2 * blocks[0].k.shape[1] * blocks[0].k.shape[3] * 4 for blocks in prefix.blocks.values())
-    assert prefix.bytes == kept
-    assert {blocks[0].k.shape[1] for blocks in prefix.blocks.values()} == {lens.shape.kv_heads}
-    found = read_rows(lens, tokens[:, 24:], lengths, at, pieces.__setitem__, prefix=prefix)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for layer, rows in whole.items():
-        torch.testing.assert_close(pieces[layer], rows, atol=1e-5, rtol=0)
-    positions = torch.stack([at - 1, at], 1)
-    later = read_logits(lens, tokens[:, 24:], lengths, positions, prefix=prefix)
-    torch.testing.assert_close(later[:, 1:], expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_fast_attention_changes_no_activation(tiny, name, kind):
     """Logits, q, k, v and z as ever; an edit of v, and a gradient, flow as ever."""
-    from icl_kernel_lens.models import as_lens, fast_attention
-
     model, _ = tiny(name, kind)
-    layers = as_lens(model).shape.layers
+    layers = as_adapter(model).shape.layers
     tokens = torch.randint(3, VOCAB, (2, 33), generator=torch.Generator().manual_seed(1))
     names = [f"blocks.{layer}.attn.hook_{x}" for layer in range(layers) for x in "qkvz"]
     options = {"output_attentions": False, "use_cache": False} if kind == "bridge" else {}
@@ -144,13 +112,10 @@ class Squares(TorchDispatchMode):
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_nothing_of_the_square_is_alive(tiny, name, kind, monkeypatch):
     """Not only nothing of head × position², nothing of position²; windows and soft caps go by stretches."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import attend
-
     model, _ = tiny(name, kind)
     prompts = shared_prompts(sets=1, tests=1).select([0])
     length = int(prompts.lengths.max())
-    monkeypatch.setattr(attend, "LARGEST_BLOCK", {"cpu": 4 * length * 4})
+    monkeypatch.setattr(attention, "LARGEST_BLOCK", {"cpu": 4 * length * 4})
     read(model, prompts, progress=False)  # the probe, and what is made at the first run
     inner = model.original_model if kind == "bridge" else model
     with Squares(length, inner) as squares:
@@ -166,20 +131,17 @@ def test_a_layers_queries_are_gone_before_the_next_layer(tiny, name, kind, monke
     """Nothing holds on to q once its layer is done: memory does not grow with the layers."""
     import weakref
 
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import fast
-
     model, _ = tiny(name, kind)
     prompts = shared_prompts(sets=1, tests=1).select([0])
     read(model, prompts, progress=False)
-    attend, before, alive = fast.attend, [], []
+    attend, before, alive = attention_passes.attend, [], []
 
     def noting(q, k, v, rule):
         alive.append(sum(ref() is not None for ref in before))
         before.append(weakref.ref(q))
         return attend(q, k, v, rule)
 
-    monkeypatch.setattr(fast, "attend", noting)
+    monkeypatch.setattr(attention_passes, "attend", noting)
     read(model, prompts, progress=False)
     assert len(alive) >= 3
     assert max(alive) == 0
@@ -187,9 +149,6 @@ def test_a_layers_queries_are_gone_before_the_next_layer(tiny, name, kind, monke
 
 def test_a_pattern_hook_under_fast_attention_is_an_error(tiny):
     """A cache of patterns that were never made would be nonsense."""
-    from icl_kernel_lens.errors import ModelError
-    from icl_kernel_lens.models import fast_attention
-
     model, _ = tiny("llama", "bridge")
     tokens = torch.arange(3, 20)[None]
     with fast_attention(model), pytest.raises(ModelError, match="hook_pattern has a hook"):
@@ -214,9 +173,6 @@ def test_a_pattern_hook_under_fast_attention_is_an_error(tiny):
 @pytest.mark.parametrize("kind", ["bridge", pytest.param("hooked", marks=needs_hooked)])
 def test_reading_within_fast_attention(tiny, kind):
     """The inner of two contexts takes over, and the outer one is as it was afterwards."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import fast_attention
-
     model, _ = tiny("gpt_neo", kind)
     prompts = shared_prompts()
     expected = read(model, prompts, progress=False)
@@ -231,22 +187,19 @@ def test_reading_within_fast_attention(tiny, kind):
 
 def test_fast_attention_refuses_what_the_probe_refuses(monkeypatch):
     """A layer that does what no rule can say, and one whose numbers differ."""
-    from icl_kernel_lens.errors import ModelError
-    from icl_kernel_lens.models import as_lens, bridge_from_hf, fast, fast_attention, probe
-
     model = bridge_from_hf(hf_model("gptj"))
     inner = model.blocks[1].attn.original_component
     original = inner.attn_dropout.forward
     inner.attn_dropout.forward = lambda weights: weights.relu()
-    assert "layer 1: it calls relu" in str(probe(as_lens(model)).not_fast)
+    assert "layer 1: it calls relu" in str(verify_model(as_adapter(model)).not_fast)
     inner.attn_dropout.forward = original
     with pytest.raises(ModelError, match="calls relu"), fast_attention(model):
         pass
 
     model = bridge_from_hf(hf_model("gptj"))
-    attend = fast.attend
-    monkeypatch.setattr(fast, "attend", lambda q, k, v, rule: attend(q, k, v, rule) * 1.01)
-    report = probe(as_lens(model))
+    attend = attention_passes.attend
+    monkeypatch.setattr(attention_passes, "attend", lambda q, k, v, rule: attend(q, k, v, rule) * 1.01)
+    report = verify_model(as_adapter(model))
     assert "differs from the plain run" in str(report.not_fast)
     assert "attention is written out" in str(report)
     with pytest.raises(ModelError, match="differs from the plain run"), fast_attention(model):
@@ -255,14 +208,10 @@ def test_fast_attention_refuses_what_the_probe_refuses(monkeypatch):
 
 def test_sharing_alone_can_be_refused(monkeypatch):
     """Positions that do not move with the prefix show in the probe, and prompts are read whole."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.evidence import runner
-    from icl_kernel_lens.models import as_lens, bridge_from_hf, fast, probe
-
     model = bridge_from_hf(hf_model("gptj"))
-    blocks = fast.attend_blocks
-    monkeypatch.setattr(fast, "attend_blocks", lambda q, b, rule: blocks(q, b, rule) * 1.01)
-    report = probe(as_lens(model))
+    blocks = attention_passes.attend_blocks
+    monkeypatch.setattr(attention_passes, "attend_blocks", lambda q, b, rule: blocks(q, b, rule) * 1.01)
+    report = verify_model(as_adapter(model))
     assert report.not_fast is None
     assert "differs from the plain run" in str(report.not_shared)
     assert "nothing shared" in str(report)
@@ -318,14 +267,11 @@ def length_dependent(name):
 @pytest.mark.parametrize("name", ["dynamic", "longrope", "gemma3"])
 def test_prompts_placed_by_their_length_are_read_alone(name):
     """Whatever the batch and the order, each prompt is read as Hugging Face reads it alone, fresh."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
-
     prompts = shared_prompts()
     assert int(prompts.lengths.min()) < 45 < int(prompts.lengths.max()), "on both sides of the limit"
     model = bridge_from_hf(length_dependent(name))
     model.cfg.n_ctx = 96
-    assert probe(as_lens(model)).not_shared is None, "13 tokens do not show it"
+    assert verify_model(as_adapter(model)).not_shared is None, "13 tokens do not show it"
     before = {key: b.clone() for key, b in model.original_model.named_buffers()}
     with pytest.warns(UserWarning, match="one whole prompt at a time.*by the length"):
         found = read(model, prompts, progress=False)
@@ -349,9 +295,6 @@ def test_prompts_placed_by_their_length_are_read_alone(name):
 
 def test_short_prompts_of_such_a_model_are_shared():
     """Below the limit a token stands where it always does."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import bridge_from_hf
-
     model, prompts = bridge_from_hf(length_dependent("longrope")), shared_prompts()
     model.cfg.n_ctx = 96
     rotary = next(m for m in model.original_model.modules() if hasattr(m, "rope_type"))
@@ -361,11 +304,8 @@ def test_short_prompts_of_such_a_model_are_shared():
 
 def test_a_limit_met_on_the_way_falls_back_with_a_warning(monkeypatch):
     """ALiBi's bias in half precision is linear up to 256 positions; the longer prompt is read by the pattern."""
-    from icl_kernel_lens import PromptSet, read
-    from icl_kernel_lens.models import as_lens, bridge_from_hf, probe
-
     model = bridge_from_hf(hf_model("bloom").to(torch.bfloat16))
-    assert probe(as_lens(model)).not_fast is None
+    assert verify_model(as_adapter(model)).not_fast is None
     tokens = torch.randint(3, VOCAB, (1, 400), generator=torch.Generator().manual_seed(4))
     tokens[0, [100, 350]] = torch.tensor([10, 20])
     prompts = PromptSet.from_tokens(
@@ -379,11 +319,8 @@ def test_a_limit_met_on_the_way_falls_back_with_a_warning(monkeypatch):
 @pytest.mark.parametrize("kind", ["bridge", pytest.param("hooked", marks=needs_hooked)])
 def test_a_users_hook_meets_whole_prompts(kind):
     """An edit at a position of the prompt would be made twice, or at the wrong place, in a shared one."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import as_lens, bridge_from_hf, hooked_from_hf, probe
-
     model = {"bridge": bridge_from_hf, "hooked": hooked_from_hf}[kind](hf_model("llama"))
-    probe(as_lens(model))
+    verify_model(as_adapter(model))
     prompts, widths = shared_prompts(), []
 
     def edit(z, hook):
@@ -393,7 +330,7 @@ def test_a_users_hook_meets_whole_prompts(kind):
 
     plain = read(model, prompts, progress=False)
     model.blocks[0].attn.hook_z.add_hook(edit)
-    assert as_lens(model).hooks_in_place()
+    assert as_adapter(model).hooks_in_place()
     edited = read(model, prompts, progress=False)
     assert min(widths) >= int(prompts.lengths.min())
     single = read(model, prompts, progress=False, batch_size=1)
@@ -403,15 +340,13 @@ def test_a_users_hook_meets_whole_prompts(kind):
 
 def test_hooks_that_libraries_leave_are_not_the_users():
     """After `run_with_cache`, Hugging Face's own recording hooks stay on the model for good."""
-    from icl_kernel_lens.models import as_lens, bridge_from_hf
-
     model = bridge_from_hf(hf_model("gpt2"))
     model.run_with_cache(torch.arange(3, 20)[None])
     hooked = [m for m in model.original_model.modules() if m._forward_hooks]
     assert hooked, "or this test shows nothing"
-    assert as_lens(model).hooks_in_place() == []
+    assert as_adapter(model).hooks_in_place() == []
     handle = model.blocks[0].mlp.register_forward_hook(lambda *_: None)
-    assert any("mlp" in name for name in as_lens(model).hooks_in_place())
+    assert any("mlp" in name for name in as_adapter(model).hooks_in_place())
     handle.remove()
 
 
@@ -419,9 +354,6 @@ def test_hooks_that_libraries_leave_are_not_the_users():
 @pytest.mark.parametrize("name", ["llama", "gptj", "gpt2", "gemma2"])
 def test_half_precision_rows_are_built_in_float32(name, dtype, monkeypatch):
     """Rows of a half-precision model sum to one as float32 does, and stay near the pattern's."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models import bridge_from_hf
-
     model = bridge_from_hf(hf_model(name).to(dtype))
     prompts = shared_prompts()
     found = read(model, prompts, progress=False)
@@ -433,9 +365,6 @@ def test_half_precision_rows_are_built_in_float32(name, dtype, monkeypatch):
 
 def test_a_model_spread_over_devices_by_a_device_map(mini):
     """On one device here; what is read is reduced where it lives, and inputs go where the embedding is."""
-    from icl_kernel_lens import load_model, load_task, read
-    from icl_kernel_lens.errors import LoadError
-
     spread = load_model("mini", device="auto")
     assert type(spread).__name__ == "TransformerBridge"
     prompts = load_task("topics").prompts(spread, demos=4, count=6, seed=0)
@@ -462,9 +391,6 @@ def masks(length):
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
 def test_a_mask_of_ones_own_is_followed_or_refused(tiny, name, hides, additive, view):
     """Never ignored: the band of one row is not the band of all."""
-    from icl_kernel_lens.errors import ModelError
-    from icl_kernel_lens.models import fast_attention
-
     model = tiny(name, "bridge")[0].original_model
     tokens = torch.randint(3, VOCAB, (2, 33), generator=torch.Generator().manual_seed(1))
 
@@ -498,8 +424,6 @@ def test_two_threads_read_one_model_each_in_its_turn(tiny, kind):
     """And two models at once: nothing is global."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from icl_kernel_lens import read
-
     models = [tiny(name, kind)[0] for name in ("llama", "gpt2")] * 3
     prompts = shared_prompts()
     expected = [read(model, prompts, progress=False) for model in models[:2]] * 3
@@ -513,8 +437,6 @@ def test_two_threads_read_one_model_each_in_its_turn(tiny, kind):
 @pytest.mark.parametrize("kind", ["bridge", pytest.param("hooked", marks=needs_hooked)])
 def test_contexts_left_in_any_order(tiny, kind):
     """Two notebook cells that enter and leave by hand."""
-    from icl_kernel_lens.models import fast_attention
-
     model, _ = tiny("bloom", kind)
     inner = getattr(model, "original_model", model)
     state = [dict(vars(module)) for module in (*model.modules(), *inner.modules())]
@@ -537,8 +459,6 @@ def test_a_config_that_two_models_share(tiny):
     """Under `fast_attention` of one, the other still makes its own masks."""
     import transformers
 
-    from icl_kernel_lens.models import bridge_from_hf, fast_attention
-
     hf = hf_model("llama")
     twin = transformers.AutoModelForCausalLM.from_config(hf.config, attn_implementation="eager").eval()
     twin.config = hf.config
@@ -554,24 +474,22 @@ def test_a_config_that_two_models_share(tiny):
 
 def test_every_way_to_hook_a_model_is_seen():
     """A hook that holds one of TransformerLens's objects, a patched `forward`, a hook on every module."""
-    from icl_kernel_lens.models import as_lens, bridge_from_hf
-
     model = bridge_from_hf(hf_model("gpt2"))
-    lens, mlp = as_lens(model), model.blocks[1].mlp.original_component
-    assert lens.hooks_in_place() == []
+    adapter, mlp = as_adapter(model), model.blocks[1].mlp.original_component
+    assert adapter.hooks_in_place() == []
     hook = model.blocks[0].hook_out
 
     def raw(module, args, output):
         return hook(output) * 2
 
     handle = mlp.register_forward_hook(raw)
-    assert any("mlp" in name for name in lens.hooks_in_place())
+    assert any("mlp" in name for name in adapter.hooks_in_place())
     handle.remove()
     forward = mlp.forward
     mlp.forward = lambda x: forward(x) * 2
-    assert any("mlp" in name for name in lens.hooks_in_place())
+    assert any("mlp" in name for name in adapter.hooks_in_place())
     del mlp.forward
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
-    assert lens.hooks_in_place() == ["every module of PyTorch's"]
+    assert adapter.hooks_in_place() == ["every module of PyTorch's"]
     handle.remove()
-    assert lens.hooks_in_place() == []
+    assert adapter.hooks_in_place() == []

@@ -7,6 +7,14 @@ import torch
 from architectures import hf_model
 from support import SHARED, has_hooked_transformer, needs_hooked, needs_shared
 
+from icl_kernel_lens import load_model
+from icl_kernel_lens.errors import LoadError
+from icl_kernel_lens.models import load
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.models.load import MINI, load_record
+from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
+from icl_kernel_lens.models.verify import verify_model
+
 
 def saved(tmp_path, name, **options):
     folder = tmp_path / f"a-{name}-folder"
@@ -15,9 +23,6 @@ def saved(tmp_path, name, **options):
 
 
 def test_the_bundled_model_is_transformer_lens_own_object(mini):
-    from icl_kernel_lens.models import load_record
-    from icl_kernel_lens.models.lens import transformer_lens_classes
-
     hooked, bridge = transformer_lens_classes()
     assert type(mini) is (hooked or bridge)
     record = load_record(mini)
@@ -28,8 +33,6 @@ def test_the_bundled_model_is_transformer_lens_own_object(mini):
 
 @needs_hooked
 def test_both_classes_give_the_same_logits(mini):
-    from icl_kernel_lens import load_model
-
     other = load_model("mini", backend="bridge", device="cpu")
     tokens = torch.randint(3, 300, (2, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -40,9 +43,6 @@ def test_both_classes_give_the_same_logits(mini):
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "gpt2", "bloom"])
 def test_auto_on_a_local_folder(tmp_path, name):
     """The folder's name plays no part: TransformerLens would read an architecture out of it."""
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.models import load_record
-
     folder = saved(tmp_path, name)
     model = load_model(folder, device="cpu")
     record = load_record(model)
@@ -59,9 +59,6 @@ def test_auto_on_a_local_folder(tmp_path, name):
 def test_the_name_of_the_temporary_folder_plays_no_part(tmp_path, monkeypatch):
     import tempfile
 
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.models import load_record
-
     (tmp_path / "llama-gemma-tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "llama-gemma-tmp"))
     record = load_record(load_model("mini", device="cpu"))
@@ -72,8 +69,6 @@ def test_the_name_of_the_temporary_folder_plays_no_part(tmp_path, monkeypatch):
 def test_loading_leaves_the_progress_bars_as_they_were(tmp_path):
     from transformers.utils import logging
 
-    from icl_kernel_lens import load_model
-
     assert logging.is_progress_bar_enabled()
     load_model("mini", device="cpu")
     assert logging.is_progress_bar_enabled()
@@ -81,10 +76,6 @@ def test_loading_leaves_the_progress_bars_as_they_were(tmp_path):
 
 @needs_hooked
 def test_auto_falls_back_to_the_bridge_and_says_why(tmp_path):
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.errors import LoadError
-    from icl_kernel_lens.models import load_record
-
     folder = saved(tmp_path, "falcon")
     record = load_record(load_model(folder, device="cpu"))
     assert record is not None
@@ -97,9 +88,6 @@ def test_auto_falls_back_to_the_bridge_and_says_why(tmp_path):
 @needs_hooked
 def test_a_conversion_with_wrong_logits_is_not_kept(tmp_path, monkeypatch):
     """A converter that gets the weights wrong loses to the bridge, with the residual in the record."""
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.models import load, load_record
-
     good = load.hooked_from_hf
 
     def bad(hf, tokenizer, *, name):
@@ -117,17 +105,11 @@ def test_a_conversion_with_wrong_logits_is_not_kept(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(has_hooked_transformer(), reason="this TransformerLens has HookedTransformer")
 def test_hooked_is_refused_where_it_does_not_exist():
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.errors import LoadError
-
     with pytest.raises(LoadError, match="removed in 4.0"):
         load_model("mini", backend="hooked")
 
 
 def test_refusals(tmp_path):
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.errors import LoadError
-
     with pytest.raises(LoadError, match="must hold config.json"):
         load_model(tmp_path)
     with pytest.raises(LoadError, match='neither "mini", nor a folder here, nor readable on the Hub'):
@@ -141,9 +123,6 @@ def test_refusals(tmp_path):
 
 
 def test_pickled_weights_are_refused(tmp_path):
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.errors import LoadError
-
     folder = saved(tmp_path, "gpt2")
     (folder / "model.safetensors").unlink()
     torch.save(hf_model("gpt2").state_dict(), folder / "pytorch_model.bin")
@@ -155,9 +134,6 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_a_window_that_transformer_lens_forgets_is_seen(tmp_path):
     """Qwen2's sliding window is longer than 32 tokens and lost in conversion: the bridge must be taken."""
     import transformers
-
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.models import load_record
 
     config = transformers.Qwen2Config(
         vocab_size=89, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -174,9 +150,6 @@ def test_a_window_that_transformer_lens_forgets_is_seen(tmp_path):
 def test_absent_weights_are_not_replaced_by_random_ones(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.errors import LoadError
-
     folder = saved(tmp_path, "gpt2")
     weights = load_file(folder / "model.safetensors")
     kept = {name: w for name, w in weights.items() if ".h.1.attn" not in name}
@@ -191,8 +164,6 @@ def test_absent_weights_are_not_replaced_by_random_ones(tmp_path):
 @pytest.mark.parametrize("backend", ["bridge", pytest.param("hooked", marks=needs_hooked)])
 def test_the_model_is_whole_and_random_state_is_left_alone(backend):
     """TransformerLens's own `to_tokens` works on what was loaded."""
-    from icl_kernel_lens import load_model
-
     before = torch.random.get_rng_state()
     model = load_model("mini", device="cpu", backend=backend)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -202,10 +173,6 @@ def test_the_model_is_whole_and_random_state_is_left_alone(backend):
 
 def test_damaged_files_are_named(tmp_path):
     import shutil
-
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.errors import LoadError
-    from icl_kernel_lens.models.load import MINI
 
     for name, message in (
         ("tokenizer.json", "the tokenizer in"),
@@ -220,10 +187,7 @@ def test_damaged_files_are_named(tmp_path):
 
 @needs_shared
 def test_real_weights():
-    from icl_kernel_lens import load_model
-    from icl_kernel_lens.models import as_lens, probe
-
     model = load_model(SHARED / "models" / "stories260k", device="cpu")
-    lens = as_lens(model)
-    assert (lens.shape.heads, lens.shape.kv_heads, lens.shape.context) == (8, 4, 512)
-    assert probe(lens).worst < 1e-5
+    adapter = as_adapter(model)
+    assert (adapter.shape.heads, adapter.shape.kv_heads, adapter.shape.context) == (8, 4, 512)
+    assert verify_model(adapter).worst < 1e-5

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+
+from icl_kernel_lens import PromptSet, read
+from icl_kernel_lens.errors import PromptError
+from icl_kernel_lens.prompts.promptset import first_token_clash
 
 TOKENS = torch.tensor([[0, 1, 30, 3, 4, 31, 6, 7, 30, 9], [10, 31, 12, 13, 31, 15, 30, 17, 18, 19]])
 LABEL_POS = torch.tensor([[2, 5, 8], [1, 4, 6]])
@@ -12,8 +18,6 @@ LABEL_TOKENS = torch.tensor([30, 31])
 
 
 def make(**changes):
-    from icl_kernel_lens import PromptSet
-
     given = {
         "tokens": TOKENS,
         "label_pos": LABEL_POS,
@@ -75,8 +79,6 @@ def test_select_keeps_rows_together():
     ],
 )
 def test_refusals(changes, message):
-    from icl_kernel_lens.errors import PromptError
-
     with pytest.raises(PromptError, match=message):
         make(**changes)
 
@@ -100,9 +102,6 @@ def test_refusals(changes, message):
     ],
 )
 def test_wrong_shapes_are_refused_without_type_checks_too(changes, message):
-    from icl_kernel_lens import PromptSet
-    from icl_kernel_lens.errors import PromptError
-
     given = {
         "tokens": TOKENS,
         "label_pos": LABEL_POS,
@@ -125,9 +124,6 @@ def test_shifted_label_positions_are_warned_about_and_copies_are_taken():
 
 
 def test_tokens_of_another_vocabulary_and_prompts_too_long(tiny):
-    from icl_kernel_lens import PromptSet, read
-    from icl_kernel_lens.errors import PromptError
-
     model, _ = tiny("llama")
     with pytest.raises(PromptError, match=r"token ids must lie in 0…88 for llama; found 200"):
         read(model, make(tokens=TOKENS + 169, label_tokens=LABEL_TOKENS + 169), progress=False)
@@ -143,3 +139,45 @@ def test_tokens_of_another_vocabulary_and_prompts_too_long(tiny):
         PromptError, match=r"context of 96 tokens; 1 of 2 do not \(the longest needs 130\). 2 demon"
     ):
         read(model, long, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"label_words": (("a",), ("a", "b"))},
+            r"one word a class; there are 2 classes and the words \('a',\)",
+        ),
+        ({"classes": ("only",)}, "one word a class; there are 2 classes"),
+        ({"roles": torch.full((2, 10), 6)}, r"roles must lie in 0…5 .*; found 6…6"),
+        (
+            {"lengths": torch.tensor([10, 11])},
+            r"lengths must lie in 1…10 \(tokens has 10 positions\); found 10…11",
+        ),
+        ({"label_lengths": torch.tensor([[1, 0], [1, 1]])}, "label_lengths must lie in 1…1"),
+        ({"strings": (("a", "b"),)}, "prompt 0 has 2 strings and 10 tokens"),
+        ({"strings": (("a",) * 10,) * 3}, "strings has 3 rows, and there are 2 prompts"),
+    ],
+)
+def test_what_printing_relies_on_is_checked(changes, message):
+    with pytest.raises(PromptError, match=message):
+        replace(make(), **changes)
+
+
+def test_the_first_clash_of_first_tokens():
+    assert first_token_clash(torch.tensor([[5, 6, 7], [8, 9, 10]])) is None
+    clash = first_token_clash(torch.tensor([[5, 6, 7], [8, 9, 9], [1, 1, 1]]))
+    assert clash == (1, (1, 2), 9)
+
+
+def test_tokens_are_rearranged_with_their_roles_and_strings():
+    prompts = make()
+    where = torch.arange(10).repeat(2, 1)
+    where[0, [0, 1]] = torch.tensor([1, 0])
+    found = prompts.rearranged(where)
+    assert found.tokens[0].tolist() == [1, 0, *TOKENS[0, 2:].tolist()]
+    assert found.strings[0][:2] == ("1 ", "0 ")
+    assert torch.equal(found.tokens[1], TOKENS[1])
+    rows = torch.arange(2)[:, None].repeat(1, 10)
+    rows[1, 9] = 0
+    assert prompts.rearranged(where, rows=rows, strings=()).tokens[1, 9] == TOKENS[0, 9]

@@ -10,6 +10,13 @@ import torch
 from scipy.stats import pearsonr
 from support import uneven_prompts
 
+from icl_kernel_lens import Evidence, PromptSet, Task, Template, load_task, read
+from icl_kernel_lens.errors import EvidenceMissing, PromptError, ResultError
+from icl_kernel_lens.models.transformer_lens_adapters import BridgeAdapter
+from icl_kernel_lens.prompts.example import Example
+from icl_kernel_lens.readouts.similarity import pearson, prediction_similarity
+from icl_kernel_lens.reasons import Reason
+
 
 def predicted(model, tokens):
     """The next-token distribution of one text on its own."""
@@ -30,9 +37,6 @@ def check(found, weights, similar):
 @pytest.mark.parametrize("prepend_bos", [None, True])
 def test_texts_of_a_task_each_run_alone(mini, pooling, prepend_bos):
     """Tokenized on their own, as the prompts were."""
-    from icl_kernel_lens import load_task, read
-    from icl_kernel_lens.readouts import prediction_similarity
-
     tokenizer = mini.tokenizer
     if prepend_bos and tokenizer.bos_token_id is None:
         pytest.skip("no such token")
@@ -53,10 +57,6 @@ def test_texts_of_a_task_each_run_alone(mini, pooling, prepend_bos):
 
 
 def test_two_fields_are_joined_as_in_the_template(mini):
-    from icl_kernel_lens import Task, Template, load_task, read
-    from icl_kernel_lens.readouts import prediction_similarity
-    from icl_kernel_lens.tasks.task import Example
-
     topics = load_task("topics").episodes(demos=12, count=12, seed=0, sets=None, balanced=False, given=None)
     words = topics[0].label_words
     pool = [
@@ -86,20 +86,16 @@ def test_two_fields_are_joined_as_in_the_template(mini):
 
 def test_ready_made_ids_are_cut_out(tiny, monkeypatch, tmp_path):
     """From behind the label before to the label; each distinct text once; a checkpoint is resumed."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.models.lens import BridgeLens
-    from icl_kernel_lens.readouts import prediction_similarity
-
     (model, hf), prompts = tiny("llama"), uneven_prompts(count=6, demos=4)
     prompts = prompts.select([0, 1, 2, 3, 4, 5, 0, 1])
     evidence = read(model, prompts, progress=False)
-    run, texts = BridgeLens.run, []
+    forward, texts = BridgeAdapter.forward, []
 
     def noting(self, tokens, lengths, positions, **options):
         texts.extend(tuple(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True))
-        return run(self, tokens, lengths, positions, **options)
+        return forward(self, tokens, lengths, positions, **options)
 
-    monkeypatch.setattr(BridgeLens, "run", noting)
+    monkeypatch.setattr(BridgeAdapter, "forward", noting)
     found = prediction_similarity(
         model, prompts, evidence, progress=False, batch_size=3, checkpoint=tmp_path / "kept"
     )
@@ -124,9 +120,6 @@ def test_ready_made_ids_are_cut_out(tiny, monkeypatch, tmp_path):
 
 def test_a_saved_evidence_has_tokens_enough(mini, tmp_path):
     """Without its episodes, texts are the tokens in the prompt: the same where the tokenizer splits at words."""
-    from icl_kernel_lens import Evidence, load_task, read
-    from icl_kernel_lens.readouts import prediction_similarity
-
     prompts = load_task("topics").prompts(mini, demos=5, count=4, seed=1)
     evidence = read(mini, prompts, progress=False)
     again = Evidence.load(evidence.save(tmp_path / "evidence.safetensors"))
@@ -138,10 +131,6 @@ def test_a_saved_evidence_has_tokens_enough(mini, tmp_path):
 
 def test_nothing_that_varies_is_no_correlation(tiny):
     """NaN and a reason, for attention all alike, none at all, and similarities all alike."""
-    from icl_kernel_lens import PromptSet, read
-    from icl_kernel_lens.readouts import prediction_similarity
-    from icl_kernel_lens.readouts.similarity import pearson
-
     (model, _), prompts = tiny("gpt2"), uneven_prompts(count=4, demos=4)
     evidence = read(model, prompts, progress=False)
     weights = evidence.weights["label"].clone()
@@ -156,9 +145,9 @@ def test_nothing_that_varies_is_no_correlation(tiny):
     assert torch.equal(found.values.isnan(), nan)
     assert torch.equal(found.controls["shuffled_similarity"].isnan(), nan)
     assert found.reasons == {
-        "attention all alike": 4,
-        "no attention on the demonstrations": 1,
-        "a demonstration without a token that counts": 1,
+        Reason.ATTENTION_ALIKE: 4,
+        Reason.NO_ATTENTION: 1,
+        Reason.NO_TOKEN: 1,
     }
     similar = torch.tensor([[0.1, 0.1, 0.1 + 2e-8, 0.1], [0.1, 0.2, 0.3, 0.1]])
     assert pearson(weights[2:], similar)[0].isnan().all()
@@ -172,13 +161,10 @@ def test_nothing_that_varies_is_no_correlation(tiny):
     found = prediction_similarity(model, flat, read(model, flat, progress=False), progress=False)
     assert found.values[0].isnan().all()
     assert not found.values[1].isnan().any()
-    assert found.reasons == {"similarities all alike": 12}
+    assert found.reasons == {Reason.SIMILARITIES_ALIKE: 12}
 
 
 def test_shuffles_are_seeded_and_within_the_prompt(tiny):
-    from icl_kernel_lens import read
-    from icl_kernel_lens.readouts import prediction_similarity
-
     (model, _), prompts = tiny("gpt2"), uneven_prompts(count=4, demos=4)
     evidence = read(model, prompts, progress=False)
     one, two = (prediction_similarity(model, prompts, evidence, progress=False) for _ in range(2))
@@ -190,13 +176,9 @@ def test_shuffles_are_seeded_and_within_the_prompt(tiny):
 
 
 def test_refusals(tiny):
-    from icl_kernel_lens import PromptSet, read
-    from icl_kernel_lens.errors import EvidenceMissing, PromptError, ResultError
-    from icl_kernel_lens.readouts import prediction_similarity
-
     (model, _), prompts = tiny("gpt2"), uneven_prompts(count=4, demos=4)
     evidence = read(model, prompts, progress=False)
-    with pytest.raises(ResultError, match="evidence must be of these prompts"):
+    with pytest.raises(ResultError, match="evidence must be a reading of these 4 prompts"):
         prediction_similarity(model, prompts.select([1, 0, 2, 3]), evidence)
     with pytest.raises(EvidenceMissing, match="label_sum"):
         prediction_similarity(model, prompts, evidence, pooling="label_sum")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from support import uneven_prompts
+
+from icl_kernel_lens import HeadRef, HeadScores, head_vote, read
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.numbers.intervals import cluster_bootstrap
+from icl_kernel_lens.reasons import Reason
 
 
 @pytest.fixture(scope="module")
 def scores(request):
-    from icl_kernel_lens import head_vote, read
-
     model, _ = request.getfixturevalue("tiny")("llama")
     return head_vote(read(model, uneven_prompts(count=24, demos=5), progress=False))
 
@@ -67,8 +68,6 @@ def test_the_interval_matches_scipy_on_independent_prompts(scores):
 
 def test_the_interval_covers_and_clusters_widen_it():
     """95 % intervals over independent prompts cover about 95 %; copies of a prompt add no certainty."""
-    from icl_kernel_lens.results.resample import cluster_bootstrap
-
     generator = torch.Generator().manual_seed(0)
     data = (torch.rand(100, 500, generator=generator) < 0.7).float()
     low, high = cluster_bootstrap(data, torch.arange(100), draws=1000)
@@ -80,8 +79,6 @@ def test_the_interval_covers_and_clusters_widen_it():
 
 
 def test_the_interval_leaves_nan_out():
-    from icl_kernel_lens.results.resample import cluster_bootstrap
-
     data = torch.tensor([[1.0, 0.0], [1.0, float("nan")], [1.0, 0.0], [1.0, float("nan")]])
     low, high = cluster_bootstrap(data, torch.arange(4))
     assert low.tolist() == [1, 0]
@@ -89,25 +86,19 @@ def test_the_interval_leaves_nan_out():
 
 
 def test_a_single_demonstration_set_gives_no_interval():
-    from icl_kernel_lens.results.resample import cluster_bootstrap
-
     low, high = cluster_bootstrap(torch.rand(30, 2), torch.zeros(30, dtype=torch.long))
     assert low.isnan().all()
     assert high.isnan().all()
 
 
 def test_an_impossible_level_is_refused(scores):
-    from icl_kernel_lens.errors import ResultError
-
     with pytest.raises(
         ResultError, match=r"level must lie between 0 and 1; got 95\.0\. For 95 %, pass 0\.95"
     ):
         scores.interval(95.0)
 
 
-def test_scores_and_evidence_survive_a_file(scores, tmp_path, tiny):
-    from icl_kernel_lens import Evidence, HeadScores, read
-
+def test_scores_survive_a_file(scores, tmp_path):
     back = HeadScores.load(scores.save(tmp_path / "s.safetensors"))
     assert back.run == scores.run
     assert dict(back.settings) == dict(scores.settings)
@@ -117,61 +108,21 @@ def test_scores_and_evidence_survive_a_file(scores, tmp_path, tiny):
     assert back.table().equals(scores.table())
     assert back.figure().spec() == scores.figure().spec()
 
-    model, _ = tiny("llama")
-    evidence = read(model, uneven_prompts(), progress=False)
-    again = Evidence.load(evidence.save(tmp_path / "deep" / "e.safetensors"))
-    for name, weights in evidence.weights.items():
-        assert torch.equal(again.weights[name], weights)
-    assert again.run == evidence.run
-    assert again.prompts.strings == evidence.prompts.strings
-    assert torch.equal(again.prompts.demo_spans, evidence.prompts.demo_spans)
-    assert repr(again) == repr(evidence)
-    assert not list(tmp_path.rglob("*.partial"))
 
-
-def test_files_that_are_something_else(scores, tmp_path):
-    from icl_kernel_lens import Evidence, HeadScores
-    from icl_kernel_lens.errors import LoadError
-
-    with pytest.raises(LoadError, match="there is none at"):
-        HeadScores.load(tmp_path / "absent.safetensors")
-    (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(LoadError, match="must be a safetensors file"):
-        HeadScores.load(tmp_path / "text.safetensors")
-    save_file({"w": torch.ones(2)}, tmp_path / "weights.safetensors")
-    with pytest.raises(LoadError, match="without this library's header, perhaps a model's weights"):
-        HeadScores.load(tmp_path / "weights.safetensors")
-    path = scores.save(tmp_path / "s.safetensors")
-    with pytest.raises(LoadError, match="holds a HeadScores, and a Evidence was asked for"):
-        Evidence.load(path)
-
-    def rewrite(name, change, drop=()):
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["icl_kernel_lens"])
-            tensors = {k: file.get_tensor(k) for k in file.keys() if k not in drop}  # noqa: SIM118
-        change(header)
-        save_file(tensors, tmp_path / name, {"icl_kernel_lens": json.dumps(header)})
-        return tmp_path / name
-
-    with pytest.raises(
-        LoadError, match=r"has format version 99; this library reads version 1.*that wrote it \(0"
+def test_names_and_shown_demonstrations_must_fit(scores):
+    """A constructed result is checked as a loaded one is."""
+    shown = scores.shown
+    for change, words in (
+        ({"companions": {"low": scores.mean()}}, "names of their own; not low"),
+        ({"controls": {"head_vote": scores.values}}, "names of their own; not head_vote"),
+        ({"title": ""}, "must say something"),
+        ({"reasons": {Reason.NO_TOKEN: -1}}, "reasons count cells"),
+        ({"shown": replace(shown, texts=shown.texts[:1])}, "must have their label words and texts"),
+        ({"shown": replace(shown, answers=shown.answers + 9)}, "their texts and label words"),
     ):
-        HeadScores.load(rewrite("new.safetensors", lambda h: h.update(format=99)))
-    with pytest.raises(LoadError, match="cannot be read"):
-        HeadScores.load(rewrite("bare.safetensors", lambda h: h.pop("kind")))
-    with pytest.raises(LoadError, match="does not hold a whole HeadScores: 'values'"):
-        HeadScores.load(rewrite("part.safetensors", lambda h: None, drop=("values",)))
-    with pytest.raises(LoadError, match="cannot be read|does not hold"):
-        HeadScores.load(rewrite("list.safetensors", lambda h: h.update(meta=[1])))
-    with pytest.raises(LoadError, match="does not hold a whole HeadScores"):
-        HeadScores.load(rewrite("null.safetensors", lambda h: h["meta"].update(run=None)))
-    with pytest.raises(LoadError, match="does not hold a whole HeadScores: 'title'"):
-        HeadScores.load(rewrite("meta.safetensors", lambda h: h["meta"].pop("title")))
+        with pytest.raises(ResultError, match=words):
+            replace(scores, **change)
 
 
 def test_head_refs_print_as_the_field_writes_them():
-    from icl_kernel_lens import HeadRef
-
     assert str(HeadRef(3, 7)) == repr(HeadRef(3, 7)) == "L3H7"

@@ -1,72 +1,56 @@
-"""The object that interventions return: its summaries, its file, its figure."""
+"""The object that interventions return: its summaries, its axes, its file, its figure."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+
+from icl_kernel_lens import PatchEffects, knock_out, load_task, patch_labels
+from icl_kernel_lens.errors import LoadError, ResultError
+from icl_kernel_lens.results import codec
 
 
 @pytest.fixture(scope="module")
 def effects(mini):
-    from icl_kernel_lens import knock_out, load_task
-
     prompts = load_task("topics").prompts(mini, demos=4, count=12, seed=0)
     return knock_out(mini, prompts, progress=False), prompts
 
 
-def test_the_difference_is_the_right_label_against_the_mean_of_the_others():
-    from icl_kernel_lens.interventions.measure import logit_difference, measures
-
-    scores = torch.tensor([[3.0, 1.0, 5.0], [0.0, 2.0, 4.0]])
-    found = logit_difference(scores, torch.tensor([2, 0]))
-    torch.testing.assert_close(found, torch.tensor([5 - 2.0, 0 - 3.0]))
-    logits = torch.randn(4, 11, generator=torch.Generator().manual_seed(0))
-    numbers = measures(logits, logits[0], torch.tensor([7, 2]), 1)
-    torch.testing.assert_close(numbers["probability"], logits.softmax(-1)[:, 2])
-    torch.testing.assert_close(numbers["label_scores"], logits[:, [7, 2]])
-    for row in range(4):
-        p, q = logits[0].softmax(-1), logits[row].softmax(-1)
-        expected = float((p * (p / q).log()).sum())
-        assert float(numbers["kl"][row]) == pytest.approx(expected, abs=1e-5)
-    infinite = torch.tensor([0.0, -torch.inf, 1.0])
-    assert float(measures(infinite[None], infinite, torch.tensor([0, 2]), 0)["kl"][0]) == pytest.approx(
-        0, abs=1e-6
-    )
-
-
 def test_summaries(effects):
     found, prompts = effects
-    values, base = found.values[..., 0], found.base
-    torch.testing.assert_close(found.mean()[..., 0], (values - base[:, None, None]).mean(0))
+    values, base = found.values, found.base
+    assert found.places == {"layer": (0, 1, 2), "head": (0, 1, 2, 3)}
+    torch.testing.assert_close(found.mean(), (values - base[:, None, None]).mean(0))
     low, high = found.interval(draws=500)
     assert (low <= found.mean()).all()
     assert (found.mean() <= high).all()
-    answers = found.label_scores[..., 0, :].argmax(-1)
+    answers = found.label_scores.argmax(-1)
     before = found.base_label_scores.argmax(-1)
-    torch.testing.assert_close(found.flips()[..., 0], (answers != before[:, None, None]).float().mean(0))
+    torch.testing.assert_close(found.flips(), (answers != before[:, None, None]).float().mean(0))
     right = (answers == prompts.test_labels[:, None, None]).float().mean(0)
-    torch.testing.assert_close(found.accuracy(prompts.test_labels)[..., 0], right)
+    torch.testing.assert_close(found.accuracy(prompts.test_labels), right)
     torch.testing.assert_close(
         found.effect("probability"),
-        found.others["probability"] - found.base_others["probability"][:, None, None, None],
+        found.others["probability"] - found.base_others["probability"][:, None, None],
     )
     assert found.effect("kl").min() >= 0
     table = found.table()
     assert len(table) == 12
     assert table["effect"].abs().is_monotonic_decreasing
-    assert set(table.columns) >= {"part", "offset", "effect", "low", "high", "random_keys", "equal_mass"}
+    assert list(table.columns) == ["layer", "head", "effect", "low", "high", "random_keys", "equal_mass"]
+    first = found.mean().abs().argmax().item()
+    assert table["head"][0] == f"L{first // 4}H{first % 4}"
     frame = found.to_dataframe()
     assert len(frame) == 12 * 12
     row = frame.iloc[17]
-    cell = (int(row["prompt"]), int(row["layer"]), int(row["part"]), 0)
+    cell = (int(row["prompt"]), int(row["layer"]), int(row["head"]))
     assert row["logit_difference"] == pytest.approx(float(found.values[cell]))
 
 
 def test_normalised_is_a_ratio_of_means(effects):
-    from icl_kernel_lens.errors import ResultError
-
     found, prompts = effects
     with pytest.raises(ResultError, match="there are 3 for 12 prompts"):
         found.accuracy(prompts.test_labels[:3])
@@ -82,11 +66,7 @@ def test_normalised_is_a_ratio_of_means(effects):
             replace(found, source=found.base + nothing).normalised()
 
 
-def test_saved_and_loaded(effects, tmp_path, mini):
-    from icl_kernel_lens import PatchEffects, knock_out, patch_labels
-    from icl_kernel_lens.errors import LoadError
-    from icl_kernel_lens.results import store
-
+def test_saved_and_loaded(effects, estimated, tmp_path):
     found, _ = effects
     back = PatchEffects.load(found.save(tmp_path / "effects.safetensors"))
     assert repr(back) == repr(found)
@@ -96,63 +76,142 @@ def test_saved_and_loaded(effects, tmp_path, mini):
         assert list(getattr(back, name)) == list(getattr(found, name))
     assert back.run == found.run
     assert back.settings == found.settings
-    labels = 1 - effects[1].demo_labels
-    turned = replace(
-        effects[1],
-        demo_labels=labels,
-        tokens=effects[1].tokens.scatter(1, effects[1].label_pos, effects[1].label_tokens.gather(1, labels)),
-    )
-    estimated = patch_labels(
-        mini, clean=effects[1], corrupted=turned, method="attribution", offsets=(0,), progress=False
-    )
     back = PatchEffects.load(estimated.save(tmp_path / "estimates.safetensors"))
     assert back.label_scores is None
     assert back.sample.cells == estimated.sample.cells
     assert back.sample.correlation == pytest.approx(estimated.sample.correlation)
     assert torch.equal(back.source, estimated.source)
-    tensors, meta = store.read(tmp_path / "effects.safetensors", "PatchEffects")
-    damages = [{"parts": "foo"}, {"offsets": ["0", "1"]}, {"offsets": [0]}]
-    broken = [({**tensors}, meta | damage) for damage in damages]
-    broken += [({k: v for k, v in tensors.items() if k != "base"}, meta)]
-    broken += [
-        (tensors | {name: tensors[name][:-1]}, meta)
-        for name in ("label_scores", "others.kl", "controls.random_keys", "demo_set", "base")
-    ]
-    for parts, words in broken:
-        store.write(tmp_path / "broken.safetensors", "PatchEffects", parts, words)
-        with pytest.raises(LoadError, match="does not hold a whole PatchEffects"):
-            PatchEffects.load(tmp_path / "broken.safetensors")
-    sets = knock_out(mini, effects[1], heads=[[(2, 1), (2, 3)]], progress=False)
-    tensors, meta = store.read(sets.save(tmp_path / "sets.safetensors"), "PatchEffects")
-    assert PatchEffects.load(tmp_path / "sets.safetensors").names == ("L2H1 L2H3",)
-    store.write(tmp_path / "broken.safetensors", "PatchEffects", tensors, meta | {"names": []})
-    with pytest.raises(LoadError, match="0 sets have names, and there are 1"):
-        PatchEffects.load(tmp_path / "broken.safetensors")
 
 
-def test_figures_of_heads_layers_and_sets(effects, mini, tmp_path):
-    """Every kind is drawn, with its control; a head that could not be run keeps its place."""
-    from icl_kernel_lens import knock_out, patch_labels
-
-    found, prompts = effects
+def turned(prompts):
+    """The same prompts with the two labels exchanged."""
     labels = 1 - prompts.demo_labels
-    turned = replace(
-        prompts,
-        demo_labels=labels,
-        tokens=prompts.tokens.scatter(1, prompts.label_pos, prompts.label_tokens.gather(1, labels)),
+    tokens = prompts.tokens.scatter(1, prompts.label_pos, prompts.label_tokens.gather(1, labels))
+    return replace(prompts, demo_labels=labels, tokens=tokens)
+
+
+@pytest.fixture(scope="module")
+def estimated(effects, mini):
+    """First-order estimates at two offsets, of a few heads."""
+    return patch_labels(
+        mini,
+        clean=effects[1],
+        corrupted=turned(effects[1]),
+        method="attribution",
+        offsets=(-1, 0),
+        heads=["L2H1", "L2H3", "L0H0"],
+        progress=False,
     )
-    options = {"clean": prompts, "corrupted": turned, "progress": False}
+
+
+def test_axes_say_what_they_are(effects, estimated, mini):
+    """In the table, the long form and xarray: heads, offsets, demonstrations, key-value heads, layers and sets."""
+    prompts = effects[1]
+    options = {"clean": prompts, "corrupted": turned(prompts), "progress": False}
+    each = knock_out(
+        mini, prompts, heads=[["L2H1", "L2H3"], "L0H0"], demo="each", controls=False, progress=False
+    )
+    for found, axes, coords in (
+        (estimated, ("layer", "head", "offset"), {"offset": [-1, 0]}),
+        (each, ("set", "demo"), {"set": ["L2H1 L2H3", "L0H0"], "demo": [0, 1, 2, 3]}),
+        (patch_labels(mini, activation="value", at="answer", **options), ("layer", "kv_head"), {}),
+        (
+            patch_labels(mini, activation="residual", offsets=(3,), **options),
+            ("layer", "offset"),
+            {"offset": [3]},
+        ),
+        (
+            patch_labels(mini, activation="mlp_output", at="answer", **options),
+            ("layer",),
+            {"layer": [0, 1, 2]},
+        ),
+    ):
+        assert tuple(found.places) == axes
+        assert tuple(found.values.shape[1:]) == tuple(map(len, found.places.values()))
+        assert list(found.table().columns[: len(axes)]) == list(axes)
+        frame = found.to_dataframe()
+        assert list(frame.columns[: len(axes) + 1]) == ["prompt", *axes]
+        row = frame.iloc[-1]
+        cell = [list(found.places[axis]).index(row[axis]) for axis in axes]
+        assert row["logit_difference"] == pytest.approx(float(found.values[(int(row["prompt"]), *cell)]))
+        data = found.to_xarray()
+        assert data["values"].dims == ("prompt", *axes)
+        assert data["values"].attrs["units"] == "logits"
+        for axis, names in coords.items():
+            assert data[axis].values.tolist() == names
+        picked = data["values"].sel({axis: row[axis] for axis in axes}).values[int(row["prompt"])]
+        np.testing.assert_allclose(picked, row["logit_difference"], rtol=1e-6)
+    assert set(estimated.table()["head"]) == {"L2H1", "L2H3", "L0H0"}
+    assert "of 12 random cells" not in repr(estimated)
+    assert "of 6 random cells" in repr(estimated)
+
+
+def test_only_swaps_make_predictions(effects):
+    with pytest.raises(
+        ResultError, match="only swap_values makes predictions.*knock_out of answer_reads_labels"
+    ):
+        effects[0].prediction()
+
+
+def test_what_is_not_whole_is_refused(effects, estimated, mini, tmp_path):
+    """When it is made, and when it is loaded, though the digest of the file is right."""
+    found, prompts = effects
+    places = {"layer": (0, 1, 2), "head": (0, 1, 2, 3)}
+    sample = estimated.sample
+    for whole, change, reason in (
+        (found, {"places": {"layer": (0, 1, 2)}}, "as many as the cells"),
+        (found, {"places": {**places, "head": (0, 1)}}, "as many as the cells"),
+        (found, {"places": {"layer": (0, 1, 2), "part": (0, 1, 2, 3)}}, "its axes must be"),
+        (found, {"places": {"head": (0, 1, 2, 3), "layer": (0, 1, 2)}}, "its axes must be"),
+        (found, {"places": {**places, "head": ("0", "1", "2", "3")}}, "otherwise numbers"),
+        (found, {"controls": {"low": found.values}}, "names of their own"),
+        (found, {"controls": {"kl": found.values}}, "names of their own"),
+        (found, {"reference": found.reference + 2}, "reference classes"),
+        (estimated, {"sample": replace(sample, cells=sample.cells[:-1])}, "must hold an estimate"),
+        (estimated, {"sample": replace(sample, cells=((9, 0, 0), *sample.cells[1:]))}, "among those of"),
+        (estimated, {"largest": replace(sample, exact=sample.exact[:, :1])}, "must hold an estimate"),
+    ):
+        with pytest.raises(ResultError, match=f"must be whole.*{reason}"):
+            replace(whole, **change)
+    stored = codec.read(found.save(tmp_path / "effects.safetensors"))
+    broken = tmp_path / "broken.safetensors"
+    for data, tensors in (
+        (stored.data | {"places": [["layer", [0, 1, 2]], ["head", [0, 1]]]}, stored.tensors),
+        (stored.data | {"places": [["layer", [0, 1, 2]], ["head", [0, 1, 2, True]]]}, stored.tensors),
+        (stored.data | {"reasons": [["bad weather", 3]]}, stored.tensors),
+        ({k: v for k, v in stored.data.items() if k != "title"}, stored.tensors),
+        (stored.data, {k: v for k, v in stored.tensors.items() if k != "base"}),
+        *(
+            (stored.data, {**stored.tensors, k: stored.tensors[k][:-1]})
+            for k in ("label_scores", "others.kl", "controls.random_keys", "base", "demo_set")
+        ),
+    ):
+        codec.write(broken, codec.Stored(stored.kind, data, tensors))
+        with pytest.raises(LoadError, match="does not hold a whole PatchEffects"):
+            PatchEffects.load(broken)
+    sets = knock_out(mini, prompts, heads=[[(2, 1), (2, 3)]], progress=False)
+    back = PatchEffects.load(sets.save(tmp_path / "sets.safetensors"))
+    assert back.places == {"set": ("L2H1 L2H3",)}
+
+
+def test_figures_of_heads_layers_and_sets(effects, estimated, mini, tmp_path):
+    """Every kind is drawn, with its control; a head that could not be run keeps its place."""
+    found, prompts = effects
+    options = {"clean": prompts, "corrupted": turned(prompts), "progress": False}
     drawn = {
         "heads": found,
-        "layers": patch_labels(mini, what="residual", offsets=(-1, 0), **options),
+        "layers": patch_labels(mini, activation="residual", offsets=(-1, 0), **options),
         "offsets": patch_labels(mini, offsets=(-1, 0), heads=[(2, 1)], **options),
         "demonstrations": patch_labels(mini, offsets=(-2, -1, 0, 1, 2, 3, 4), **options),
+        "answers": patch_labels(mini, activation="residual", at="answer", **options),
+        "estimates": estimated,
+        "each demonstration": knock_out(mini, prompts, demo="each", controls=False, progress=False),
         "sets": knock_out(mini, prompts, heads=[[(2, 1), (2, 3)]], progress=False),
     }
     for name, effect in drawn.items():
         figure = effect.figure()
         assert figure.save(tmp_path / f"{name}.png").stat().st_size > 5000
-        assert effect.what in figure.title
+        assert effect.intervention in figure.title
         assert "<img" in effect._repr_html_()
     spec = drawn["offsets"].figure().spec()
     cells = [d for row in spec["vconcat"] for chart in row["concat"] for d in chart["data"]["values"]]

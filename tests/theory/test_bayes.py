@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from theory.test_hmm import EXACT, f64, fits, unchecked
+from theory import enumerate as oracle
+from theory.test_hmm import EXACT, f64
+
+from icl_kernel_lens.theory.bayes import bayesian_prediction, task_prediction
+from icl_kernel_lens.theory.checks import TheoryError
+from icl_kernel_lens.theory.concentration import posterior_concentration, task_divergences
+from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
+from icl_kernel_lens.theory.presets import preset
 
 DEMOS = {"block": 1, "leaky": 0, "short": 1, "long": 0, "sparse": 2}
 
@@ -19,8 +26,6 @@ def asked(world_of):
 
     def ask(name):
         if name not in made:
-            from icl_kernel_lens.theory import enumerate as oracle
-
             world = world_of(name)
             prompts = world.sample_prompts(2, DEMOS[name], seed=1)
             rows = []
@@ -43,8 +48,6 @@ def asked(world_of):
 
 
 def test_predictions_posteriors_and_marginals(world, asked):
-    from icl_kernel_lens.theory import bayesian_prediction
-
     world, prompts, rows = asked(world.name)
     for n in range(prompts.demos + 1):
         # the listing keeps the last n demonstrations, so that the test input is the same
@@ -63,8 +66,6 @@ def test_predictions_posteriors_and_marginals(world, asked):
 
 def test_the_world_is_a_plain_hidden_markov_model(world):
     """The delimited model with its states split in two gives prompts the same probability."""
-    from icl_kernel_lens.theory import bayesian_prediction
-
     prompts = world.sample_prompts(20, 6, seed=2)
     tokens = world.tokens(prompts)
     found = bayesian_prediction(world, prompts, [6])
@@ -78,8 +79,6 @@ def test_the_world_is_a_plain_hidden_markov_model(world):
 
 
 def test_all_counts_in_one_pass(world):
-    from icl_kernel_lens.theory import bayesian_prediction
-
     prompts = world.sample_prompts(4, 5, seed=3)
     whole = bayesian_prediction(world, prompts)
     assert whole.counts == (0, 1, 2, 3, 4, 5)
@@ -93,8 +92,6 @@ def test_all_counts_in_one_pass(world):
 
 
 def test_order_of_demonstrations_matters_only_where_tasks_can_switch(world_of):
-    from icl_kernel_lens.theory import bayesian_prediction
-
     for name, same in (("block", True), ("long", False)):
         world = world_of(name)
         prompts = world.sample_prompts(30, 4, seed=4)
@@ -104,8 +101,6 @@ def test_order_of_demonstrations_matters_only_where_tasks_can_switch(world_of):
 
 
 def test_impossible_prompts_are_minus_infinity_and_never_a_prediction(world_of):
-    from icl_kernel_lens.theory import Prompts, bayesian_prediction
-
     world = world_of("sparse")
     demo = torch.tensor([[[2, 0]]])  # neither task emits 0 after 2
     prompts = Prompts(demo, torch.tensor([[0]]), torch.tensor([[0, 1]]))
@@ -119,8 +114,6 @@ def test_impossible_prompts_are_minus_infinity_and_never_a_prediction(world_of):
 
 def test_one_task_only_can_have_given_this(world_of):
     """An input that only the second task emits settles it; P(Y | x, θ) is NaN for the other."""
-    from icl_kernel_lens.theory import Prompts, bayesian_prediction, task_prediction
-
     world = world_of("sparse")
     x = torch.tensor([[3, 3]])
     none = Prompts(torch.zeros(1, 0, 2, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64), x)
@@ -132,9 +125,6 @@ def test_one_task_only_can_have_given_this(world_of):
 
 
 def test_task_prediction_by_listing(world):
-    from icl_kernel_lens.theory import enumerate as oracle
-    from icl_kernel_lens.theory import task_prediction
-
     prompts = world.sample_prompts(6, 0, seed=6)
     found = task_prediction(world, prompts.test_inputs)
     for task in range(world.tasks):
@@ -144,201 +134,21 @@ def test_task_prediction_by_listing(world):
                 torch.testing.assert_close(found[task, i], joint / joint.sum(), **EXACT)
 
 
-@pytest.mark.parametrize("length", [1, 2])
-def test_divergences_by_listing(world, length):
-    from icl_kernel_lens.theory import enumerate as oracle
-    from icl_kernel_lens.theory import task_divergences
-
-    found = task_divergences(world, length)
-    for a, b in {(0, 1), (world.tasks - 1, 0)}:
-        exact = f64(oracle.divergence(world, a, b, length))
-        torch.testing.assert_close(found.values[a, b], exact, rtol=1e-10, atol=1e-12)
-    assert found.values.diagonal().abs().max() < 1e-12
-    apart = found.values[~torch.eye(world.tasks, dtype=torch.bool)]
-    assert found.eps_kl == float(apart.min())
-    assert found.threshold == -math.log(world.eps_r * world.eps_d) if world.eps_d else math.inf
-    assert found.holds == (found.eps_kl > found.threshold)
-
-
-def test_divergences_grow_with_length_and_may_be_infinite(world_of):
-    from icl_kernel_lens.theory import task_divergences
-
-    grown = [task_divergences(world_of("long"), length).eps_kl for length in range(1, 7)]
-    assert grown == sorted(grown)
-    assert task_divergences(world_of("sparse")).values[0, 1] == math.inf
-
-
-def test_sampled_divergences_agree_within_their_error(world_of):
-    from icl_kernel_lens.theory import task_divergences
-
-    world = world_of("leaky")
-    exact, drawn = task_divergences(world, 3), task_divergences(world, 3, samples=4000)
-    apart = ~torch.eye(3, dtype=torch.bool)
-    z = (drawn.values - exact.values)[apart] / drawn.standard_error[apart]
-    assert z.abs().max() < 4
-    assert (drawn.standard_error[apart] > 0).all()
-    assert (drawn.values.diagonal() == 0).all()
-
-
-def test_the_posterior_concentrates_at_least_as_the_bound_says(world_of):
-    """Where tasks never mix, log-odds grow by the divergence per demonstration on average."""
-    from icl_kernel_lens.theory import posterior_concentration
-
-    world = world_of("block")
-    found = posterior_concentration(world, (0, 1, 4, 16), trials=400, seed=1)
-    own = found.divergences.values[found.tasks, 1 - found.tasks]
-    growth = (found.log_odds[:, 3] - found.log_odds[:, 0]) / 16
-    error = growth.std() / 20
-    assert abs(float(growth.mean() - own.mean())) < 4 * float(error)
-    assert (found.bound <= found.log_odds.mean(0)).all()
-    assert found.posterior.mean(0).diff().gt(0).all()
-    torch.testing.assert_close(found.posterior, found.log_odds.sigmoid())
-
-
 def test_a_switching_delimiter_leaves_doubt(world_of):
-    from icl_kernel_lens.theory import posterior_concentration
-
     world = world_of("sparse")
     found = posterior_concentration(world, (0, 8, 32), trials=50)
     stays = (1 - 0.3) + 0.3 * world.prior
     assert (found.posterior <= stays[found.tasks][:, None] + 1e-9).all()
 
 
-# --- the mixture itself ---
-
-
-def test_constants_of_regularity(world_of):
-    block, leaky = world_of("block"), world_of("leaky")
-    assert (block.eps_r, block.eps_d) == (0.1, 1.0)
-    assert leaky.eps_d == pytest.approx(
-        0.2 * 0.2
-    )  # ends in another's block, and is redrawn to the rarest task
-    assert block.kl_threshold == pytest.approx(math.log(10))
-    assert world_of("short").eps_d == 0
-    assert world_of("short").kl_threshold == math.inf
-
-
-def test_after_the_delimiter_comes_a_start(world):
-    """A1, in the plain model: a state that emits the delimiter moves to starts only."""
-    hmm, states = world.delimited_hmm, world.hmm.states
-    assert (hmm.emission[states:, world.delimiter] == 1).all()
-    assert (hmm.emission[:states, world.delimiter] == 0).all()
-    starts = (world.hmm.initial > 0).repeat(2)
-    assert (hmm.transition[states:][:, ~starts] == 0).all()
-
-
-def test_merging_puts_tasks_side_by_side(world_of):
-    from icl_kernel_lens.theory import TaskMixture
-    from icl_kernel_lens.theory.presets import random_tasks
-
-    tasks = random_tasks(2, 2, 3, transition_concentration=1.0, emission_concentration=1.0, seed=0)
-    world = TaskMixture.merge("w", tasks, input_length=1, leak=0.2, switch=0.5)
-    torch.testing.assert_close(world.hmm.transition[:2, :2], 0.8 * tasks[0].transition + 0.05)
-    torch.testing.assert_close(world.hmm.transition[:2, 2:], torch.full((2, 2), 0.05).double())
-    torch.testing.assert_close(world.hmm.emission[2:], tasks[1].emission)
-    assert world.restart.tolist() == [[0.75, 0.25]] * 2 + [[0.25, 0.75]] * 2
-    assert world.hmm.initial.tolist() == [0.5, 0, 0.5, 0]
-
-
-def test_prompts_are_independent_draws_from_one_task(world):
-    from icl_kernel_lens.theory import enumerate as oracle
-
-    if world.name == "long":
-        world = replace(world, input_length=2)
-    prompts = world.sample_prompts(400, 9, seed=7, task=1)
-    assert (prompts.tasks == 1).all()
-    drawn = torch.cat([prompts.inputs, prompts.answers[..., None]], -1).flatten(0, 1)
-    test = torch.cat([prompts.test_inputs, prompts.test_answers[:, None]], -1)
-    place = world.symbols ** torch.arange(world.input_length, -1, -1)
-    exact = f64(
-        [p for x in oracle.sequences(world.symbols, world.input_length) for p in oracle.answers(world, x, 1)]
-    )
-    for seen, count in ((drawn, 3600), (test, 400)):
-        assert fits((seen @ place).bincount(minlength=len(exact)).double(), count * exact)
-
-
-def test_tasks_come_from_the_prior(world_of):
-    world = world_of("leaky")
-    tasks = world.sample_prompts(2000, 1, seed=8).tasks
-    assert fits(tasks.bincount(minlength=3).double(), 2000 * world.prior)
-
-
-def test_tokens_there_and_back(world):
-    prompts = world.sample_prompts(3, 2, seed=9)
-    tokens = world.tokens(prompts)
-    length = world.input_length
-    assert tokens.shape == (3, 2 * (length + 2) + length)
-    assert (tokens[:, [length + 1, 2 * length + 3]] == world.delimiter).all()
-    again = world.read_tokens(tokens)
-    for name in ("inputs", "answers", "test_inputs"):
-        assert torch.equal(getattr(again, name), getattr(prompts, name))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "message"),
-    [
-        ([[0, 1, 2]], r"n·4 \+ 2 tokens for some n ≥ 0; these rows have 3"),
-        ([[0]], "these rows have 1"),
-        ([[0, 1, 2, 3, 0, 1]], "must end with the delimiter, token 5"),
-        ([[0, 5]], "test inputs must lie between 0 and 4"),
-        ([[0, 1, 5, 5, 0, 1]], "answers of demonstrations must lie between 0 and 4"),
-        ([[0, 6, 1, 5, 0, 1]], "inputs of demonstrations must lie between 0 and 4; at (0, 0, 1) stands 6"),
-    ],
-)
-def test_other_layouts_are_refused(world_of, tokens, message):
-    from icl_kernel_lens.theory import TheoryError
-
-    with pytest.raises(TheoryError) as error:
-        world_of("block").read_tokens(torch.tensor(tokens))
-    assert message.replace("\\", "") in str(error.value)
-
-
-def test_empty_prompts_are_refused(world_of):
-    from icl_kernel_lens.theory import Prompts, TheoryError, bayesian_prediction
-
-    world = world_of("block")
-    for prompts, length in ((1, 0), (0, 2), (1, 3)):
-        prompts = Prompts(
-            torch.zeros(prompts, 0, length, dtype=torch.int64),
-            torch.zeros(prompts, 0, dtype=torch.int64),
-            torch.zeros(prompts, length, dtype=torch.int64),
-        )
-        with pytest.raises(TheoryError, match="test inputs of 2 symbols"):
-            bayesian_prediction(world, prompts)
-
-
 @pytest.mark.parametrize("counts", [(), (2, 1), (1, 1), (-1, 0), (0, 4)])
 def test_counts_must_rise_and_be_there(world_of, counts):
-    from icl_kernel_lens.theory import TheoryError, bayesian_prediction
-
     world = world_of("block")
     with pytest.raises(TheoryError, match="must rise from 0 or more to at most the 3 of the prompts"):
         bayesian_prediction(world, world.sample_prompts(2, 3, seed=0), counts)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"delimiter_rate": 0.0}, "delimiter_rate must lie strictly between 0 and 1; got 0.0"),
-        ({"delimiter_rate": 1.0}, "got 1.0"),
-        ({"input_length": 0}, "input_length must be at least 1; got 0"),
-        ({"prior": f64([1.0, 0.0])}, "prior above 0; task 1 has 0"),
-        ({"prior": f64([0.25, 0.75])}, "pre-training start p_pre"),
-        ({"restart": f64([[1.0, 0.0]])}, r"state × task; with 2 tasks in prior and 4 states"),
-        ({"restart": f64([[0.9, 0.0]] * 4)}, "rows of restart must sum to 1; row 0 sums to 0.9"),
-        ({"start": f64([[1.0, 0, 0, 0]])}, r"are \(1, 4\) and"),
-    ],
-)
-def test_bad_mixtures_are_refused(world_of, change, message):
-    from icl_kernel_lens.theory import TaskMixture, TheoryError
-
-    with pytest.raises(TheoryError, match=message):
-        unchecked(TaskMixture, **(vars(replace(world_of("block"))) | change))
-
-
 def test_bad_requests_are_refused(world_of):
-    from icl_kernel_lens.theory import TaskMixture, TheoryError, preset, task_divergences
-
     world = world_of("block")
     with pytest.raises(TheoryError, match="task must lie between 0 and 1; got 2"):
         world.sample_prompts(1, 1, seed=0, task=2)
@@ -352,20 +162,3 @@ def test_bad_requests_are_refused(world_of):
         preset("nowhere")
     with pytest.raises(TheoryError, match="length must be at least 1"):
         task_divergences(world, 0)
-
-
-def test_an_impossible_outcome_is_infinitely_far_however_rare():
-    """P = e^-800 is 0 in float64, and 0 × ∞ is not a number."""
-    from icl_kernel_lens.theory.bayes import _divergence
-
-    assert float(_divergence(f64([-800.0, 0.0]), f64([-math.inf, 0.0]))) == math.inf
-    assert float(_divergence(f64([-math.inf, 0.0]), f64([-3.0, 0.0]))) == 0
-
-
-def test_the_standard_error_falls_with_the_samples(world_of):
-    from icl_kernel_lens.theory import task_divergences
-
-    few, many = (
-        task_divergences(world_of("block"), samples=n, seed=1).standard_error[0, 1] for n in (500, 8000)
-    )
-    assert 3 < float(few / many) < 5.3

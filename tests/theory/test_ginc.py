@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from icl_kernel_lens.theory.bayes import bayesian_prediction
+from icl_kernel_lens.theory.checks import TheoryError
+from icl_kernel_lens.theory.ginc import DELIMITER, draw_ginc
+
 
 @pytest.fixture(scope="module")
 def made():
-    from icl_kernel_lens.theory import ginc
-
-    return ginc()
+    return draw_ginc()
 
 
 def test_sizes(made):
@@ -21,8 +23,6 @@ def test_sizes(made):
 
 
 def test_a_state_emits_its_memory_and_slot_0_the_delimiter(made):
-    from icl_kernel_lens.theory.ginc import DELIMITER
-
     for concept in made.concepts:
         for value, slot in ((0, 0), (3, 0), (9, 4), (2, 7)):
             emits = concept.emission[made.state(value, slot)]
@@ -53,33 +53,27 @@ def test_transitions_are_a_product_with_a_shared_slow_part(made):
 
 def test_temperatures(made):
     """Starts are near uniform (softmax of uniforms over 10), slot moves are peaked (over 0.1)."""
-    from icl_kernel_lens.theory import ginc
-
     for concept in made.concepts:
         assert concept.initial.max() / concept.initial.min() < torch.tensor(0.1).exp() + 1e-3
-    flat = ginc(transition_temperature=100.0)
+    flat = draw_ginc(transition_temperature=100.0)
     peak = made.slot_transitions.max(-1).values.mean()
     assert peak > 1.5 * flat.slot_transitions.max(-1).values.mean()
-    sharp = ginc(start_temperature=0.01)
+    sharp = draw_ginc(start_temperature=0.01)
     assert sharp.concepts[0].initial.max() > 0.1
 
 
 def test_options(made):
-    from icl_kernel_lens.theory import ginc
-
-    other = ginc(symbols=7, values=3, slots=4, concepts=2, value_identity=0.0, seed=5)
+    other = draw_ginc(symbols=7, values=3, slots=4, concepts=2, value_identity=0.0, seed=5)
     assert other.memory.shape == (3, 4)
     assert other.memory.max() < 7
     assert other.concepts[0].transition.shape == (12, 12)
     assert len(other.in_distribution) == 1
-    again, moved = ginc(), ginc(seed=2)
+    again, moved = draw_ginc(), draw_ginc(seed=2)
     assert torch.equal(again.concepts[3].transition, made.concepts[3].transition)
     assert not torch.equal(moved.memory, made.memory)
 
 
 def test_as_a_mixture(made):
-    from icl_kernel_lens.theory import bayesian_prediction
-
     world = made.mixture(4, slot=3)
     assert (world.tasks, world.hmm.states, world.input_length) == (5, 500, 4)
     assert (world.start > 0).sum(1).tolist() == [10] * 5
@@ -103,14 +97,10 @@ def test_as_a_mixture(made):
     ],
 )
 def test_bad_parameters_are_refused(change, message):
-    from icl_kernel_lens.theory import TheoryError, ginc
-
     with pytest.raises(TheoryError, match=message):
-        ginc(**change)
+        draw_ginc(**change)
 
 
 def test_a_slot_that_is_not_there(made):
-    from icl_kernel_lens.theory import TheoryError
-
     with pytest.raises(TheoryError, match="slot must lie between 0 and 9; got 10"):
         made.mixture(2, slot=10)

@@ -7,6 +7,11 @@ import math
 import pytest
 import torch
 from scipy import stats
+from theory import enumerate as oracle
+
+from icl_kernel_lens.theory.checks import TheoryError
+from icl_kernel_lens.theory.hmm import HMM, log_matmul
+from icl_kernel_lens.theory.presets import random_world
 
 EXACT = {"rtol": 1e-10, "atol": 1e-14}
 
@@ -26,8 +31,6 @@ def unchecked(kind, **fields):
 
 def chain():
     """0 emits a or b and stays or goes on; 1 emits b or c and is never left."""
-    from icl_kernel_lens.theory import HMM
-
     return HMM(f64([1.0, 0.0]), f64([[0.5, 0.5], [0.0, 1.0]]), f64([[0.75, 0.25, 0.0], [0.0, 0.5, 0.5]]))
 
 
@@ -44,8 +47,6 @@ def test_a_state_emits_and_then_moves():
 
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_every_sequence_has_the_probability_of_its_paths(world, length):
-    from icl_kernel_lens.theory import enumerate as oracle
-
     hmm = world.hmm
     listed = oracle.sequences(hmm.symbols, length)
     if len(listed) > 50:
@@ -66,8 +67,6 @@ def test_every_sequence_has_the_probability_of_its_paths(world, length):
 
 
 def test_a_start_of_ones_own_per_sequence(world):
-    from icl_kernel_lens.theory import enumerate as oracle
-
     tokens = torch.tensor([[0, 1, 1], [1, 0, 2], [2, 2, 0]])
     starts = world.start[torch.tensor([0, 1, 0])]
     exact = [
@@ -78,9 +77,6 @@ def test_a_start_of_ones_own_per_sequence(world):
 
 def test_improbable_is_not_impossible():
     """Paths whose probabilities underflow alone, and one that overtakes the others only at the end."""
-    from icl_kernel_lens.theory import HMM
-    from icl_kernel_lens.theory.hmm import log_matmul
-
     rare = 1e-200
     hmm = HMM(f64([1 - rare, rare]), torch.eye(2).double(), f64([[1 - rare, rare, 0.0], [0.0, 0.0, 1.0]]))
     found = hmm.log_probability(torch.tensor([[1, 1, 1], [2, 2, 2], [1, 2, 2]]))
@@ -99,8 +95,6 @@ def test_improbable_is_not_impossible():
 
 
 def test_samples_follow_the_exact_probabilities(world):
-    from icl_kernel_lens.theory import enumerate as oracle
-
     count, m = 4000, world.symbols
     tokens, states = world.hmm.sample_with_states(count, 3, seed=5)
     listed = oracle.sequences(m, 2)
@@ -138,8 +132,6 @@ def test_sampling_has_its_own_generator():
 
 
 def test_what_is_handed_in_is_copied():
-    from icl_kernel_lens.theory import HMM
-
     initial, moves, emits = f64([1.0, 0.0]), f64([[0.5, 0.5], [0.5, 0.5]]), torch.eye(2).double()
     hmm = HMM(initial, moves, emits)
     moves[0] = f64([0.0, 1.0])
@@ -164,15 +156,11 @@ GOOD = {"initial": [1.0, 0.0], "transition": [[0.5, 0.5], [0.5, 0.5]], "emission
     ],
 )
 def test_bad_models_are_refused(field, value, message):
-    from icl_kernel_lens.theory import HMM, TheoryError
-
     with pytest.raises(TheoryError, match=message):
         unchecked(HMM, **{name: f64(rows) for name, rows in (GOOD | {field: value}).items()})
 
 
 def test_unreachable_states_may_be_kept_and_are_named():
-    from icl_kernel_lens.theory import HMM
-
     hmm = HMM(f64([1.0, 0.0]), f64([[1.0, 0.0], [0.5, 0.5]]), torch.eye(2).double(), allow_unreachable=True)
     assert hmm.unreachable == (1,)
     assert hmm.log_probability(torch.tensor([[1]])).isneginf().all()
@@ -188,23 +176,17 @@ def test_unreachable_states_may_be_kept_and_are_named():
     ],
 )
 def test_bad_tokens_are_refused(tokens, message):
-    from icl_kernel_lens.theory import TheoryError
-
     with pytest.raises(TheoryError, match=message):
         chain().log_probability(tokens)
 
 
 @pytest.mark.parametrize(("count", "length"), [(0, 1), (1, 0)])
 def test_nothing_cannot_be_sampled(count, length):
-    from icl_kernel_lens.theory import TheoryError
-
     with pytest.raises(TheoryError, match="must be at least 1; got 0"):
         chain().sample(count, length, seed=0)
 
 
 def test_random_worlds_are_what_was_asked(world_of):
-    from icl_kernel_lens.theory import random_world
-
     assert (world_of("short").start > 0).sum(1).tolist() == [3, 3], "spread over the task's own states"
     assert (world_of("block").start == 1).sum(1).tolist() == [1, 1]
     one, two, again = (random_world("w", 2, 2, 4, 1, seed=seed) for seed in (1, 2, 1))

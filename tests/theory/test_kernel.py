@@ -4,70 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import mpmath
 import pytest
 import torch
+from theory import enumerate as oracle
 from theory.test_hmm import EXACT, f64
+
+from icl_kernel_lens.theory.checks import TheoryError
+from icl_kernel_lens.theory.hmm import HMM
+from icl_kernel_lens.theory.kernel import Variant, fit_kernel, operator_features
+from icl_kernel_lens.theory.mixture import TaskMixture
+from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs
+from icl_kernel_lens.theory.regression import kernel_regression, population_regression
 
 
 def some_inputs(world, count=6):
-    from icl_kernel_lens.theory import enumerate as oracle
-
     listed = oracle.sequences(world.symbols, world.input_length)
     return listed[:: max(1, len(listed) // count)]
 
 
-# --- operators ---
-
-
-def test_operators_by_listing(world):
-    from icl_kernel_lens.theory import Inputs
-    from icl_kernel_lens.theory import enumerate as oracle
-    from icl_kernel_lens.theory.operators import log_answers, operator
-
-    listed = some_inputs(world)
-    tokens = torch.tensor(listed)
-    inputs = Inputs.of(world, tokens)
-    full = operator(world.hmm, tokens)
-    joint = log_answers(world, inputs.log_rows).exp()
-    for i, x in enumerate(listed):
-        torch.testing.assert_close(full[i], f64(oracle.operator(world.hmm, x)), **EXACT)
-        rows = f64(oracle.start_rows(world, x))
-        torch.testing.assert_close(inputs.log_rows[i].exp(), rows, **EXACT)
-        torch.testing.assert_close(inputs.log_given_task[i].exp(), rows.sum(-1), **EXACT)
-        assert float(inputs.log_pre[i].exp()) == pytest.approx(
-            oracle.probability(world.hmm, x), rel=1e-10, abs=1e-300
-        )
-        answers = f64([oracle.answers(world, x, task) for task in range(world.tasks)])
-        torch.testing.assert_close(joint[i], answers, **EXACT)
-
-
-def test_only_rows_at_starts_are_kept(world):
-    from icl_kernel_lens.theory.operators import log_start_rows, operator
-
-    tokens = torch.tensor(some_inputs(world))
-    rows = log_start_rows(world, tokens).exp()
-    torch.testing.assert_close(rows, world.start @ operator(world.hmm, tokens))
-
-
-def test_inputs_are_listed_in_order(world):
-    from icl_kernel_lens.theory import enumerate as oracle
-    from icl_kernel_lens.theory import enumerate_inputs
-    from icl_kernel_lens.theory.operators import sequence_index
-
-    inputs = enumerate_inputs(world)
-    assert inputs.tokens.tolist() == [list(x) for x in oracle.sequences(world.symbols, world.input_length)]
-    assert torch.equal(sequence_index(world.symbols, inputs.tokens), torch.arange(len(inputs.tokens)))
-    assert float(inputs.log_pre.exp().sum()) == pytest.approx(1, abs=1e-12)
-
-
 @pytest.mark.parametrize(("divide", "task"), [("no", None), ("pre", None), ("task", 0), ("task", 1)])
 def test_features_by_listing(world, divide, task):
-    from icl_kernel_lens.theory import Inputs, operator_features
-    from icl_kernel_lens.theory import enumerate as oracle
-
     listed = some_inputs(world)
     inputs = Inputs.of(world, torch.tensor(listed))
     found = operator_features(inputs, divide, task)
@@ -81,8 +39,6 @@ def test_features_by_listing(world, divide, task):
 
 def test_a_rare_input_keeps_its_features():
     """P(x) = 1e-400 is 0 in float64; T_x / P(x) is not."""
-    from icl_kernel_lens.theory import HMM, Inputs, TaskMixture, operator_features
-
     rare = 1e-200
     emit = f64([[1 - rare, rare], [1 - rare, rare]])
     task = HMM(f64([1.0, 0.0]), f64([[0.25, 0.75], [0.5, 0.5]]), emit)
@@ -91,13 +47,8 @@ def test_a_rare_input_keeps_its_features():
     torch.testing.assert_close(found, (task.initial @ task.transition @ task.transition).expand(2, -1))
 
 
-# --- the kernel ---
-
-
 def exact_kernel(world, variant, task):
     """K of all inputs that can occur, in 60 digits: the moment formed, and its pseudo-inverse taken."""
-    from icl_kernel_lens.theory import enumerate as oracle
-
     with mpmath.workdps(60):
         listed, rows, chances = [], [], []
         for x in oracle.sequences(world.symbols, world.input_length):
@@ -139,8 +90,6 @@ def exact_kernel(world, variant, task):
     "choice", ["pre pre", "no pre", "task pre", "pre task", "no task", "task task", "pre pre centred"]
 )
 def test_the_kernel_in_sixty_digits(world_of, name, choice):
-    from icl_kernel_lens.theory import Variant, fit_kernel
-
     world = world_of(name)
     divide, moment, *centred = choice.split()
     variant = Variant(divide, moment, centred=bool(centred))
@@ -159,8 +108,6 @@ def test_the_kernel_in_sixty_digits(world_of, name, choice):
 
 def test_the_kernel_is_the_projection_onto_the_design(world):
     """√P K √P is symmetric, idempotent, of trace rank; and E[K(x, X)²] = K(x, x)."""
-    from icl_kernel_lens.theory import enumerate_inputs, fit_kernel
-
     kernel, inputs = fit_kernel(world), enumerate_inputs(world)
     inside = ~kernel.table.isnan().any(-1)
     hat = kernel.table[inside] * inputs.log_pre[inside].div(2).exp()[:, None]
@@ -170,8 +117,6 @@ def test_the_kernel_is_the_projection_onto_the_design(world):
 
 
 def test_weights_are_the_kernel(world):
-    from icl_kernel_lens.theory import fit_kernel
-
     kernel = fit_kernel(world)
     prompts = world.sample_prompts(7, 5, seed=1)
     found = kernel.weights(prompts.test_inputs, prompts.inputs, floor=0.0)
@@ -183,7 +128,6 @@ def test_weights_are_the_kernel(world):
 @pytest.fixture(scope="module")
 def apart():
     """Two tasks that share no symbol."""
-    from icl_kernel_lens.theory import HMM, TaskMixture
 
     def task(first):
         emit = torch.zeros(2, 4, dtype=torch.float64)
@@ -195,8 +139,6 @@ def apart():
 
 def test_rounding_errors_are_not_weights(apart):
     """With tasks that share no input, K between them is 0, not 1e-17."""
-    from icl_kernel_lens.theory import fit_kernel
-
     kernel = fit_kernel(apart)
     tests, demos = torch.tensor([[0, 1], [0, 0]]), torch.tensor([[[2, 3], [0, 1]], [[3, 3], [1, 1]]])
     assert (kernel.weights(tests, demos)[:, 0] == 0).all()
@@ -204,8 +146,6 @@ def test_rounding_errors_are_not_weights(apart):
 
 
 def test_an_impossible_input_has_no_features(world_of):
-    from icl_kernel_lens.theory import fit_kernel
-
     kernel = fit_kernel(world_of("sparse"))
     found = kernel.weights(torch.tensor([[0, 1], [2, 0]]), torch.tensor([[[2, 0], [0, 1]], [[0, 1], [0, 1]]]))
     assert found.isnan().tolist() == [[True, False], [True, True]]
@@ -213,8 +153,6 @@ def test_an_impossible_input_has_no_features(world_of):
 
 def test_inputs_outside_a_tasks_design_are_refused(apart):
     """The second task's own moment says nothing about an input that only the first can give."""
-    from icl_kernel_lens.theory import Variant, fit_kernel, population_regression
-
     x = torch.tensor([[0, 1]])
     own = fit_kernel(apart, Variant("pre", "task"), task=1)
     assert own.features(x).isnan().all()
@@ -226,8 +164,6 @@ def test_inputs_outside_a_tasks_design_are_refused(apart):
 
 
 def test_a_sampled_moment_comes_near_and_says_how_near(world_of):
-    from icl_kernel_lens.theory import enumerate_inputs, fit_kernel
-
     world = world_of("block")
     exact, inputs = fit_kernel(world), enumerate_inputs(world)
     few, many = (fit_kernel(world, samples=n, seed=2) for n in (400, 40_000))
@@ -245,8 +181,6 @@ def test_a_sampled_moment_comes_near_and_says_how_near(world_of):
 
 @pytest.mark.parametrize("moment", ["pre", "task"])
 def test_a_sampled_moment_is_of_all_that_was_drawn(world_of, moment):
-    from icl_kernel_lens.theory import Inputs, Variant, fit_kernel, operator_features
-
     world = world_of("block")
     kernel = fit_kernel(world, Variant("pre", moment), task=1, samples=50, seed=3)
     start = world.hmm.initial if moment == "pre" else world.start[1]
@@ -257,8 +191,6 @@ def test_a_sampled_moment_is_of_all_that_was_drawn(world_of, moment):
 
 
 def test_a_sampled_moment_refuses_directions_never_drawn(world_of):
-    from icl_kernel_lens.theory import enumerate_inputs, fit_kernel
-
     world = world_of("sparse")
     kernel = fit_kernel(world, samples=2, seed=0)
     assert kernel.rank <= 2
@@ -266,206 +198,7 @@ def test_a_sampled_moment_refuses_directions_never_drawn(world_of):
     assert found.isnan().any(-1).sum() > 5
 
 
-# --- the identity ---
-
-
-def test_the_identity_is_exact_for_every_task(world):
-    from icl_kernel_lens.theory import Variant, compare_variants
-
-    for score in compare_variants(world, [Variant()]):
-        assert score.condition <= 1e5
-        assert score.mean_distance < 1e-12
-        assert score.worst_distance < 1e-9
-        assert score.refused < 1e-6
-
-
-def test_the_identity_on_the_papers_world(han):
-    """Condition 1e11: exact on average, and inputs of probability 1e-10 are off by no more than 1e-4."""
-    from icl_kernel_lens.theory import Variant, compare_variants
-
-    scores = compare_variants(han, [Variant()])
-    assert len(scores) == 8
-    for score in scores:
-        assert score.condition > 1e5
-        assert score.mean_distance < 1e-9
-        assert score.worst_distance < 1e-4
-        assert score.refused < 1e-4
-
-
-@pytest.mark.parametrize("leak", [0.0, 0.1])
-def test_the_identity_on_random_worlds(leak):
-    from icl_kernel_lens.theory import Variant, compare_variants
-    from icl_kernel_lens.theory.presets import random_world
-
-    for seed in range(10):
-        world = random_world("random", 2, 3, 8, 2, seed=seed, leak=leak, concentration=0.5)
-        for score in compare_variants(world, [Variant()]):
-            assert score.mean_distance < 1e-9
-            assert score.worst_distance < (1e-9 if score.condition <= 1e5 else 1e-6)
-            assert score.refused < 1e-4
-
-
-def test_peaked_worlds_keep_their_digits():
-    """Condition 1e13: S⁻¹Vᵀv(x) alone is off by 2 at rare inputs, and by 1e-5 on average."""
-    from icl_kernel_lens.theory import Variant, compare_variants
-    from icl_kernel_lens.theory.presets import random_world
-
-    world = random_world("peaked", 2, 3, 8, 2, seed=0, concentration=0.1)
-    for score in compare_variants(world, [Variant()]):
-        assert score.condition > 1e12
-        assert score.mean_distance < 1e-12
-        assert score.worst_distance < 1e-8
-
-
-def test_the_denominator_is_a_ratio_of_probabilities(world):
-    from icl_kernel_lens.theory import Inputs, fit_kernel, population_regression
-
-    for task in range(world.tasks):
-        found = population_regression(fit_kernel(world), task)
-        inputs = Inputs.of(world, found.inputs)
-        exact = (inputs.log_given_task[:, task] - inputs.log_pre).exp()
-        fine = found.rounding <= 1e-10
-        torch.testing.assert_close(found.denominator[fine], exact[fine], rtol=1e-9, atol=0)
-        torch.testing.assert_close(found.probability, inputs.log_given_task[:, task].exp())
-        assert found.unseen < 1e-12
-
-
-def test_the_table_of_variants_in_kind(world_of):
-    """More symbols than states, tasks that never mix: which cells are exact, and which are not."""
-    from icl_kernel_lens.theory import compare_variants
-
-    world = world_of("wide")
-    found: dict[tuple, list[float]] = {}
-    for s in compare_variants(world):
-        found.setdefault((s.variant.divide, s.variant.moment, s.variant.readout), []).append(s.mean_distance)
-    assert len(found) == 12
-    exact = {("pre", "pre", "ratio"), ("task", "task", "sum"), ("task", "task", "ratio")}
-    for cell, distances in found.items():
-        if cell in exact:
-            assert max(distances) < 1e-9, cell
-        else:
-            assert min(distances) > 1e-3, cell
-    for task in range(2):  # the ratio repairs most, but not all, of what the raw sum gets wrong
-        assert found["no", "pre", "sum"][task] > 10 * found["no", "pre", "ratio"][task]
-        assert found["pre", "pre", "sum"][task] > 0.4
-
-
-def test_population_regression_by_listing(world_of):
-    """A variant that is not exact, so that a mistake cannot hide behind the identity."""
-    from icl_kernel_lens.theory import Variant, fit_kernel, population_regression
-    from icl_kernel_lens.theory import enumerate as oracle
-
-    for name, readout in (("block", "ratio"), ("short", "sum"), ("sparse", "ratio")):
-        world = world_of(name)
-        variant = Variant("no", "pre", readout)
-        inputs, kernel, _ = exact_kernel(world, variant, 0)
-        joint = f64([oracle.answers(world, x, 0) for x in inputs.tolist()])
-        votes, total = kernel @ joint, kernel @ joint.sum(-1)
-        found = population_regression(fit_kernel(world, variant), 0)
-        can = joint.sum(-1) > 0
-        expected = (votes / total[:, None] if readout == "ratio" else votes)[can]
-        scored = ~found.prediction.isnan().any(-1)
-        assert scored.sum() >= 4
-        torch.testing.assert_close(found.prediction[scored], expected[scored], rtol=1e-8, atol=1e-10)
-        assert torch.equal(found.inputs, inputs[can])
-        truth = joint[can] / joint[can].sum(-1, keepdim=True)
-        distance = (expected - truth).abs().sum(-1)
-        mean = (distance * joint[can].sum(-1))[scored].sum() / joint[can].sum(-1)[scored].sum()
-        assert found.mean_distance == pytest.approx(float(mean), rel=1e-8)
-
-
-def test_finite_regression_tends_to_the_population(world_of):
-    from icl_kernel_lens.theory import fit_kernel, kernel_regression, population_regression
-
-    world = world_of("sparse")
-    kernel = fit_kernel(world)
-    population = population_regression(kernel, 1)
-    prompts = world.sample_prompts(1, 20_000, seed=3, task=1)
-    weights = kernel.weights(prompts.test_inputs, prompts.inputs)
-    found = kernel_regression(weights, prompts.answers, world.symbols, [20_000])
-    at = (population.inputs == prompts.test_inputs).all(-1)
-    torch.testing.assert_close(found.prediction[0], population.prediction[at], rtol=0, atol=0.03)
-
-
-# --- the readout ---
-
-
-def test_regression_by_plain_loops():
-    from icl_kernel_lens.theory import enumerate as oracle
-    from icl_kernel_lens.theory import kernel_regression
-
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(9, 8, generator=generator, dtype=torch.float64)
-    answers = torch.randint(4, (9, 8), generator=generator)
-    ratio = kernel_regression(weights, answers, 4, (1, 3, 8), guard=0.0, negative="keep")
-    raw = kernel_regression(weights, answers, 4, (1, 3, 8), readout="sum")
-    assert ratio.reasons == raw.reasons == {}
-    for p, (i, n) in itertools.product(range(9), enumerate((1, 3, 8))):
-        w, y = weights[p, :n].tolist(), answers[p, :n].tolist()
-        exact = f64(oracle.regression(w, y, 4))
-        torch.testing.assert_close(ratio.prediction[p, i], exact, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(raw.prediction[p, i], exact * sum(w) / n, rtol=1e-10, atol=1e-12)
-        size = sum(map(abs, w))
-        assert float(ratio.denominator[p, i]) == pytest.approx(sum(w) / n)
-        assert float(ratio.amplification[p, i]) == pytest.approx(size / abs(sum(w)))
-        assert float(ratio.negative_share[p, i]) == pytest.approx(-sum(x for x in w if x < 0) / size)
-
-
-def test_refusals_are_nan_and_counted_once():
-    from icl_kernel_lens.theory import kernel_regression
-    from icl_kernel_lens.theory.kernel import CANCELLED, NEGATIVE, NO_DEMOS, NO_WEIGHT, OUTSIDE
-
-    nan = math.nan
-    weights = f64([[1.0, 1.0], [-1.0, 0.5], [0.0, 0.0], [nan, 1.0], [1.0, -1.0], [1.0, -0.99999]])
-    answers = torch.tensor([[0, 1]] * 6)
-    found = kernel_regression(weights, answers, 2)
-    kept = ~found.prediction.isnan().any(-1)
-    assert kept.tolist() == [
-        [False, True, True],
-        [False, False, False],
-        [False, False, False],
-        [False, False, False],
-        [False, True, False],
-        [False, True, False],
-    ]
-    assert found.reasons == {NO_DEMOS: 6, OUTSIDE: 2, NO_WEIGHT: 2, NEGATIVE: 2, CANCELLED: 2}
-    barely = kernel_regression(f64([[1.0, -1.0001]]), answers[:1], 2, [2])
-    assert barely.reasons == {CANCELLED: 1}, "below 0 by less than the guard: noise, not a sign"
-    letter = kernel_regression(weights, answers, 2, negative="keep", guard=0.0)
-    assert letter.prediction[1, 1].tolist() == [1.0, 0.0]
-    assert letter.prediction[1, 2].tolist() == [2.0, -1.0]
-    assert letter.prediction[4, 2].isnan().all()
-    assert NEGATIVE not in letter.reasons
-
-
-def test_the_order_of_demonstrations_changes_nothing(world):
-    from icl_kernel_lens.theory import fit_kernel, kernel_regression
-
-    kernel = fit_kernel(world)
-    prompts = world.sample_prompts(10, 6, seed=5)
-    turned = replace(prompts, inputs=prompts.inputs.flip(1), answers=prompts.answers.flip(1))
-    one, two = (
-        kernel_regression(kernel.weights(p.test_inputs, p.inputs), p.answers, world.symbols, [6])
-        for p in (prompts, turned)
-    )
-    torch.testing.assert_close(one.prediction, two.prediction, equal_nan=True, rtol=1e-9, atol=1e-9)
-
-
-# --- refusals ---
-
-
 def test_bad_requests_are_refused(world_of):
-    from icl_kernel_lens.theory import (
-        HMM,
-        TaskMixture,
-        TheoryError,
-        Variant,
-        enumerate_inputs,
-        fit_kernel,
-        kernel_regression,
-        population_regression,
-    )
-
     world = world_of("block")
     with pytest.raises(TheoryError, match="one task; pass task="):
         fit_kernel(world, Variant("task"))

@@ -8,6 +8,13 @@ import pytest
 import torch
 from support import has_hooked_transformer, needs_hooked
 
+from benchmarks.planted import random_plan
+from icl_kernel_lens import corrupt, knock_out, read
+from icl_kernel_lens.errors import ModelError, PromptError
+from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
+from icl_kernel_lens.worlds.planted.model import PlantedModel, planted_model
+from icl_kernel_lens.worlds.planted.roles import PlantedHead
+
 CASES = [
     pytest.param(
         form,
@@ -23,8 +30,6 @@ CASES = [
 
 def everything(**settings):
     """Every role once or more, in four layers of six heads."""
-    from icl_kernel_lens.worlds.planted import PlantedHead, PlantedPlan
-
     heads = [
         PlantedHead(0, 1, "first_token"),
         PlantedHead(0, 4, "word_preference", label=2, gain=0.5),
@@ -54,7 +59,7 @@ def built():
 
     def make(form, norm, kind):
         if (form, norm, kind) not in made:
-            made[form, norm, kind] = everything(form=form, norm=norm).build(kind)
+            made[form, norm, kind] = PlantedModel.of(everything(form=form, norm=norm), kind)
         return made[form, norm, kind]
 
     return make
@@ -76,8 +81,6 @@ def gaussian(plan, prompts, bandwidth):
 @pytest.mark.parametrize(("form", "norm", "kind"), CASES)
 def test_the_model_computes_its_closed_form(built, form, norm, kind):
     """Weights, logits and the effect of every knock-out; kernels from the features alone, too."""
-    from icl_kernel_lens import knock_out, read
-
     planted = built(form, norm, kind)
     plan, prompts = planted.plan, planted.prompts(count=24)
     evidence = read(planted.model, prompts, progress=False)
@@ -97,7 +100,7 @@ def test_the_model_computes_its_closed_form(built, form, norm, kind):
     assert bool((evidence.model_tokens == prompts.label_tokens[0, evidence.answers]).all())
 
     effects = knock_out(planted.model, prompts, controls=False, progress=False)
-    found = effects.effect()[..., 0].double()
+    found = effects.effect().double()
     torch.testing.assert_close(found, plan.effects(prompts), atol=1e-4, rtol=0)
     share = found.mean(0) / effects.base.double().mean()
     for head in planted.heads:
@@ -110,9 +113,6 @@ def test_the_model_computes_its_closed_form(built, form, norm, kind):
 @pytest.mark.parametrize("form", ["plain", "rotary", "parallel"])
 def test_what_a_kernel_head_does_is_written_out_here_again(form):
     """One kernel, its sink and the direct path, without any of the plan's own sums."""
-    from icl_kernel_lens import knock_out, read
-    from icl_kernel_lens.worlds.planted import PlantedHead, planted_model
-
     planted = planted_model(
         [PlantedHead(1, 1, "kernel", gain=2.5, bandwidth=0.4)],
         layers=2,
@@ -137,7 +137,7 @@ def test_what_a_kernel_head_does_is_written_out_here_again(form):
     answer = evidence.answers
     own = votes.gather(1, answer[:, None]).squeeze(1)
     expected = -2.5 * mass * (own - (votes.sum(1) - own) / 3)
-    torch.testing.assert_close(effects.effect()[:, 1, 1, 0].double(), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(effects.effect()[:, 1, 1].double(), expected, atol=1e-4, rtol=0)
     others = effects.effect().clone()
     others[:, 1, 1] = 0
     assert others.abs().max() < 1e-4
@@ -179,8 +179,6 @@ def test_the_norm_has_one_scale_everywhere(built):
 
 def test_permuted_labels_move_echoes_and_word_preferences_only(built):
     """Kernels follow the inputs, echoes the answer, word preferences the word."""
-    from icl_kernel_lens import corrupt, read
-
     planted = built("parallel", True, best_kind())
     prompts = planted.prompts(count=40)
     permuted = corrupt(prompts, "permute_labels", seed=3)
@@ -256,7 +254,6 @@ def test_every_head_has_a_class_and_the_table_says_why():
 
 def test_a_driver_that_decides_alone_matters():
     """Without kernels the answer follows the label prior; a gain of 0 takes the class away."""
-    from icl_kernel_lens.worlds.planted import PlantedHead, PlantedPlan
 
     def plan(*heads, direct=0.5):
         return PlantedPlan(heads, layers=3, heads_per_layer=2, direct=direct)
@@ -297,9 +294,6 @@ def test_prompts_are_what_the_closed_form_takes_them_for():
 
 def test_a_model_of_gptj_s_shape():
     """28 layers of 16 heads, kernels in layers 18–21; small, and exact at depth."""
-    from icl_kernel_lens import read
-    from icl_kernel_lens.worlds.planted import PlantedHead, planted_model
-
     heads = [PlantedHead(18 + i, 5 * i, "kernel", bandwidth=0.3 + 0.1 * i) for i in range(4)]
     heads += [PlantedHead(5, 2, "unread_kernel"), PlantedHead(26, 3, "echo", gain=2.0)]
     for kind in ("HookedTransformer", "TransformerBridge"):
@@ -320,14 +314,11 @@ def test_a_model_of_gptj_s_shape():
 
 @pytest.mark.parametrize("seed", [0, 4, 5, 7])
 def test_random_plans_are_clear_and_computed_exactly(seed):
-    from icl_kernel_lens import read
-    from icl_kernel_lens.worlds.planted import random_plan
-
     before = torch.get_rng_state()
     plan = random_plan(seed, norm=None if has_hooked_transformer() else True)
-    planted = plan.build()
+    planted = PlantedModel.of(plan)
     if plan.norm:
-        plan.build("TransformerBridge")
+        PlantedModel.of(plan, "TransformerBridge")
     assert torch.equal(torch.get_rng_state(), before), "the global seed is left as it was"
     assert 2 <= plan.layers <= 12
     assert 2 <= plan.heads_per_layer <= 16
@@ -349,9 +340,6 @@ def test_random_plans_are_clear_and_computed_exactly(seed):
 
 
 def test_what_cannot_be_planted_is_refused():
-    from icl_kernel_lens.errors import ModelError
-    from icl_kernel_lens.worlds.planted import PlantedHead, PlantedPlan
-
     kernel = PlantedHead(1, 0, "kernel")
 
     def refused(message, *heads, **settings):
@@ -389,9 +377,6 @@ def test_what_cannot_be_planted_is_refused():
 
 
 def test_what_cannot_be_built_or_drawn_is_refused():
-    from icl_kernel_lens.errors import ModelError, PromptError
-    from icl_kernel_lens.worlds.planted import PlantedHead, PlantedPlan
-
     kernel = PlantedHead(1, 0, "kernel")
     plan = PlantedPlan((kernel,), layers=2, heads_per_layer=2, demos=6, inputs=9)
     with pytest.raises(PromptError, match="7 demonstrations make 16 tokens, and the context has 14"):
@@ -405,16 +390,14 @@ def test_what_cannot_be_built_or_drawn_is_refused():
         plan.logits(other.prompts(count=2))
     bare = PlantedPlan((kernel,), layers=2, heads_per_layer=2, norm=False)
     with pytest.raises(ModelError, match="norm=False needs kind='HookedTransformer'"):
-        bare.build("TransformerBridge")
+        PlantedModel.of(bare, "TransformerBridge")
     if not has_hooked_transformer():
         with pytest.raises(ModelError, match="removed in 4.0"):
-            bare.build()
+            PlantedModel.of(bare)
 
 
 @needs_hooked
 def test_the_default_class_is_hooked_transformer():
-    from icl_kernel_lens.worlds.planted import PlantedHead, planted_model
-
     planted = planted_model([PlantedHead(1, 0, "kernel")], layers=2, heads_per_layer=2)
     assert type(planted.model).__name__ == planted.kind == "HookedTransformer"
     assert repr(planted).startswith("PlantedModel(HookedTransformer, plain, norm on, 2 layers × 2 heads")

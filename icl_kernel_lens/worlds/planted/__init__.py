@@ -18,17 +18,16 @@ that the norm's scale does not depend on the rest; both are divided out in the w
 rounding. Does not show: what trained models do, where heads are neither exact nor alone in their subspace.
 """
 
-from icl_kernel_lens.worlds.planted.at_random import random_plan
-from icl_kernel_lens.worlds.planted.plan import PlantedModel, PlantedPlan, planted_model
-from icl_kernel_lens.worlds.planted.roles import ROLES, PlantedClass, PlantedHead, Role
+from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
+from icl_kernel_lens.worlds.planted.model import PlantedModel, planted_model
+from icl_kernel_lens.worlds.planted.roles import ROLES, HeadRole, PlantedClass, PlantedHead
 
 __all__ = [
     "ROLES",
+    "HeadRole",
     "PlantedClass",
     "PlantedHead",
     "PlantedModel",
     "PlantedPlan",
-    "Role",
     "planted_model",
-    "random_plan",
 ]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from icl_kernel_lens.axes import HeadRef
 
 PlantedClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither"]
-Role = Literal[
+HeadRole = Literal[
     "kernel",
     "unread_kernel",
     "cancelled_kernel",
@@ -65,7 +65,7 @@ class RoleWords(NamedTuple):
 
 
 _NONE = math.nan
-ROLES: Mapping[Role, RoleWords] = {
+ROLES: Mapping[HeadRole, RoleWords] = {
     "kernel": RoleWords("attends to labels by a Gaussian kernel of their inputs, writes them", 3.0, 0.35),
     "unread_kernel": RoleWords(
         "attends to labels by a Gaussian kernel of their inputs, writes nothing", _NONE, 0.35
@@ -95,7 +95,7 @@ class PlantedHead:
 
     layer: int
     head: int
-    role: Role
+    role: HeadRole
     gain: float | None = None
     """Logits that a whole vote for a label adds to it; 0: the head is not read."""
     bandwidth: float | None = None

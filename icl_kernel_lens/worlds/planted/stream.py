@@ -19,7 +19,7 @@ class Stream:
 
     labels: int
     paired: bool
-    parts: Mapping[str, slice] = field(init=False)
+    subspaces: Mapping[str, slice] = field(init=False)
 
     def __post_init__(self) -> None:
         sizes = {
@@ -35,18 +35,18 @@ class Stream:
             "scratch": SCRATCH,
             "spill": SCRATCH,
         }
-        at, parts = 0, {}
+        at, subspaces = 0, {}
         for name, size in sizes.items():
-            parts[name] = slice(at, at + size)
+            subspaces[name] = slice(at, at + size)
             at += size
-        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "subspaces", subspaces)
 
     def __getitem__(self, name: str) -> slice:
-        return self.parts[name]
+        return self.subspaces[name]
 
     @property
     def size(self) -> int:
-        return self.parts["spill"].stop
+        return self.subspaces["spill"].stop
 
     @property
     def coordinates(self) -> int:

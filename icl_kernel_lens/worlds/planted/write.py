@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from icl_kernel_lens.models.planted_build import Form, HandWeights
-from icl_kernel_lens.worlds.planted.plan import PlantedPlan
+from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
 from icl_kernel_lens.worlds.planted.roles import (
     ABOVE,
     BOS,
@@ -72,8 +72,8 @@ def written(plan: PlantedPlan) -> HandWeights:
         _write_head(plan, head, s, q[ref], k[ref], v[ref], o[ref])
 
     unembed = torch.zeros(s.size, plan.vocab, dtype=double)
-    for part in ("vote", "taken"):
-        unembed[s[part], words] = torch.eye(plan.labels, dtype=double)
+    for subspace in ("vote", "taken"):
+        unembed[s[subspace], words] = torch.eye(plan.labels, dtype=double)
     unembed[s["const"]] = -ABOVE  # the answer over the whole vocabulary is a label
     unembed[s["const"], words] = 0.0
     return HandWeights(

@@ -1,0 +1,436 @@
+"""The commands: one typed function each, whose docstring is its help; and the table of what each of them writes.
+
+A command's body imports what it needs, so that `--help` is there at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from icl_kernel_lens.axes import Pooling, Reference
+from icl_kernel_lens.cli.options import (
+    Activation,
+    Direction,
+    Edges,
+    From,
+    Method,
+    Source,
+    Target,
+    To,
+    World,
+    check_top,
+)
+from icl_kernel_lens.cli.outputs import Command, Results, Saved, described
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.results.criteria import Criteria
+
+if TYPE_CHECKING:
+    from icl_kernel_lens.run.folder import RunFolder
+
+
+def score(
+    target: To,
+    source: From = Source(),  # noqa: B008 (frozen)
+    against: Reference = "model",
+    pooling: Pooling = "label",
+    score_on: Literal["first_token", "sequence"] = "first_token",
+    batch_size: int | Literal["auto"] = "auto",
+    top: int = 10,
+    progress: bool = True,
+) -> None:
+    """Score every head of a model on a task, and write a report.
+
+    Prints the model's accuracy beside its controls and the heads furthest above theirs, and writes into OUT:
+    report.html, head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves
+    (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
+
+    The bundled model, a model and a task from the Hub, and your own folder and file:
+
+    icl-kernel-lens score --out results
+
+    icl-kernel-lens score --model gpt2 --task sst2 --demos 16 --prompts 200 --out results
+
+    icl-kernel-lens score --model ./my-model --task reviews.csv --label-words bad good --out results
+
+    The prompts split over two processes (and as many GPUs, where there are some):
+
+    torchrun --nproc-per-node 2 -m icl_kernel_lens score --out results
+
+    An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
+
+    Args:
+        target: Where results go.
+        source: The model, the task and the prompts.
+        against: Compare votes with the model's own answer or with the true label.
+        pooling: How attention on a demonstration becomes one weight; label is its first label token.
+        score_on: Read the model's answer off each label's first token, or off the whole label.
+        batch_size: Prompts at once; auto: what memory allows, halved where it turns out too many.
+        top: Heads to print.
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens.evidence.reading import read
+    from icl_kernel_lens.scores.in_context import in_context_accuracy
+    from icl_kernel_lens.scores.vote import head_vote
+
+    source.check()
+    if batch_size != "auto" and batch_size < 1:
+        raise ResultError(
+            f'--batch-size must be at least 1, or "auto"; got {batch_size}.', code="number-range"
+        )
+    how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    poolings: dict[str, Pooling] = {"head_vote": pooling}
+    if pooling != "span_max":
+        poolings["head_vote_span_max"] = "span_max"
+    with _running("score", target, top) as folder:
+        model, _, prompts = source.load(folder.group, score_on=score_on)
+        folder.begin(source.identity(model, prompts, against=against, pooling=pooling))
+        keep, place = tuple(dict.fromkeys((pooling, "label", "span_max"))), folder.checkpoint("read")
+        evidence = folder.result("evidence", lambda: read(model, prompts, keep=keep, checkpoint=place, **how))
+        for name, one in poolings.items():
+            folder.result(name, lambda one=one: head_vote(evidence, against=against, pooling=one))
+        how |= {"evidence": evidence, "checkpoint": folder.checkpoint("accuracy")}
+        folder.result("accuracy", lambda: in_context_accuracy(model, prompts, **how))
+
+
+def patch(
+    target: To,
+    source: From = Source(),  # noqa: B008 (frozen)
+    activation: Activation = "attention_edge",
+    offsets: tuple[int, ...] = (-1, 0, 1, 2, 3),
+    corruption: Literal["map_labels", "permute_labels"] = "map_labels",
+    method: Method = "exact",
+    direction: Direction = "denoise",
+    edges: Edges = "answer_reads_labels",
+    against: Reference = "model",
+    top: int = 10,
+    progress: bool = True,
+) -> None:
+    """Change what heads read at the labels, and see what becomes of the answer.
+
+    Two interventions on the same prompts: activations from a run with other labels (patch_labels), and
+    attention edges, from the answer to the labels for example, cut head by head, beside two controls
+    (knock_out). Writes into OUT: patch_labels.* and knock_out.* (tables, figures, and the results
+    themselves, read by `icl-kernel-lens show OUT` or by PatchEffects.load).
+
+    icl-kernel-lens patch --out effects
+
+    icl-kernel-lens patch --model gpt2 --task sst2 --activation residual --method attribution --out effects
+
+    An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
+
+    Args:
+        target: Where results go.
+        source: The model, the task and the prompts.
+        activation: What comes from the other run.
+        offsets: Positions relative to the first label token.
+        corruption: map_labels replaces every label by another class's; permute_labels deals them out anew.
+        method: exact, one run a cell; attribution, first order, with exact effects of a sample beside it.
+        direction: denoise puts clean activations into the corrupted run, noise the reverse.
+        edges: What knock_out cuts.
+        against: Measure the class the model answers, or the true one.
+        top: Cells to print.
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens.interventions.cuts import knock_out
+    from icl_kernel_lens.interventions.patch import patch_labels
+    from icl_kernel_lens.prompts.corruptions import corrupt
+
+    source.check()
+    change = {"activation": activation, "offsets": offsets, "method": method, "direction": direction}
+    how: dict[str, Any] = {"against": against, "seed": source.seed, "progress": progress}
+    with _running("patch", target, top) as folder:
+        model, _, clean = source.load(folder.group)
+        corrupted = corrupt(clean, corruption, seed=source.seed)
+        settings = {**change, "corruption": corruption, "edges": edges, "against": against}
+        folder.begin(source.identity(model, clean, **settings))
+        runs: dict[str, Any] = {
+            "clean": clean,
+            "corrupted": corrupted,
+            "checkpoint": folder.checkpoint("patch"),
+        }
+        folder.result("patch_labels", lambda: patch_labels(model, **runs, **change, **how))
+        place = folder.checkpoint("knock_out")
+        folder.result("knock_out", lambda: knock_out(model, clean, edges, checkpoint=place, **how))
+
+
+def locate(
+    target: To,
+    source: From = Source(prompts=400),  # noqa: B008 (frozen)
+    curves: bool = True,
+    criteria: Criteria = Criteria(),  # noqa: B008 (frozen)
+    top: int = 10,
+    progress: bool = True,
+) -> None:
+    """Find the kernel-regression heads, with statistics that can say there are none.
+
+    Heads are singled out on one half of the prompts and measured on the other: how often each votes for the
+    model's answer beside its strongest control, whether its weights follow the inputs, and what the answer loses
+    without its label edges. Then, on fresh prompts (the next seed), the answer without the located heads' label
+    edges and with theirs alone, beside random sets of heads. Prints the classes, the band of layers and the curves,
+    and writes into OUT: report.html, heads.csv, ranking.* and curves.* (tables, figures, and the results
+    themselves, read by `icl-kernel-lens show OUT` or by HeadRanking.load and AblationCurves.load).
+
+    icl-kernel-lens locate --out located
+
+    icl-kernel-lens locate --model gpt2 --task sst2 --prompts 400 --out located
+
+    torchrun --nproc-per-node 2 -m icl_kernel_lens locate --out located
+
+    At least 8 demonstration sets a half are needed, 32 are better; prompts do not share a set unless --sets says so.
+    An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
+
+    Args:
+        target: Where results go.
+        source: The model, the task and the prompts.
+        curves: Measure necessity and sufficiency of the located heads too.
+        criteria: The smallest effects of interest, and how sure to be.
+        top: Heads to print.
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens.evidence.reading import read
+    from icl_kernel_lens.locate.ablation import ablation_curves
+    from icl_kernel_lens.locate.search import locate_heads
+    from icl_kernel_lens.locate.split import split_in_halves
+    from icl_kernel_lens.prompts.corruptions import corrupt
+
+    source.check()
+    how: dict[str, Any] = {"seed": source.seed, "progress": progress}
+    with _running("locate", target, top) as folder, warnings.catch_warnings():
+        # That sets are few stands in the ranking's notes.
+        warnings.filterwarnings("ignore", message=".*demonstration sets a half are few")
+        model, task, prompts = source.load(folder.group)
+        # What locating would refuse after the reading, before it.
+        split_in_halves(prompts.demo_set, seed=source.seed)
+        corrupt(prompts, "permute_labels", seed=source.seed)
+        folder.begin(source.identity(model, prompts, curves=curves, criteria=criteria))
+        place = folder.checkpoint("read")
+        evidence = folder.result(
+            "evidence", lambda: read(model, prompts, checkpoint=place, progress=progress)
+        )
+        given: dict[str, Any] = {"evidence": evidence, "criteria": criteria}
+        given["checkpoint"] = folder.checkpoint("locate")
+        ranking = folder.result("ranking", lambda: locate_heads(model, prompts, **given, **how))
+        if curves and ranking.heads:
+            fresh, place = source.draw(model, task, seed=source.seed + 1), folder.checkpoint("curves")
+            folder.result(
+                "curves", lambda: ablation_curves(model, fresh, ranking.heads, checkpoint=place, **how)
+            )
+
+
+def theory(
+    target: To,
+    preset: World = "han2025",
+    trials: int = 300,
+    seed: int = 0,
+    experiments: bool = True,
+    progress: bool = True,
+) -> None:
+    """Compute the theory on a hidden Markov world: kernel regression against exact Bayesian prediction.
+
+    No language model is needed. Prints Theorem 1 as measured for n = 1 … 128 beside the paper's Table 3, with what
+    differs and what the bound says, and writes into OUT: report.html, and for every part a table (csv), a
+    figure (png, svg) and the result itself (*.safetensors, read by `icl-kernel-lens show OUT` or by `load`).
+
+    icl-kernel-lens theory --preset han2025 --out theory
+
+    Args:
+        target: Where results go.
+        preset: han2025 has the paper's size (8 tasks, 80 states, 100 symbols); the others are small.
+        trials: Prompts, each with a task of its own.
+        seed: Seed of the prompts; worlds have their own.
+        experiments: Run the paper's consequences too (retrieval, labels, representative inputs, noise, softmax).
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens.theory.presets import preset as world_named
+    from icl_kernel_lens.theory.study import LEAST_TRIALS, run_study
+
+    if trials < LEAST_TRIALS:
+        raise ResultError(
+            f"--trials must be at least {LEAST_TRIALS}, or no interval says anything; got {trials}.",
+            code="number-range",
+        )
+    how = {"trials": trials, "seed": seed, "experiments": experiments}
+    with _running("theory", target) as folder:
+        folder.begin({"world": preset, "settings": ", ".join(f"{n}={value}" for n, value in how.items())})
+        found = run_study(world_named(preset), **how, progress=progress)
+        for name, result in found.results().items():
+            folder.result(name, lambda result=result: result)
+
+
+def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
+    """Print a saved result, and draw its figures and report again.
+
+    Args:
+        folder: Folder that `icl-kernel-lens score`, `patch`, `locate` or `theory` wrote.
+        top: Heads to print.
+    """
+    from icl_kernel_lens.run.folder import finished, locked, redrawing
+
+    check_top(top)
+    finished(folder)
+    with locked(folder):
+        manifest = finished(folder)
+        if manifest.command not in COMMANDS:
+            raise ResultError(
+                f"{folder} must be written by {', '.join(COMMANDS)}; it was by {manifest.command!r} of version "
+                f"{manifest.version}. Read it with that version.",
+                code="file-format",
+            )
+        command = COMMANDS[manifest.command]
+        results = command.load(folder, manifest.files)
+        with redrawing(folder, manifest, command.files):
+            command.present(results, folder, top)
+        command.say_where(folder)
+
+
+def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, progress: bool = True) -> None:
+    """Train the bundled mini model again, from nothing, on the topics world.
+
+    Under 20 minutes on two CPU cores with the default steps. The folder loads with --model OUT.
+
+    Args:
+        out: Folder for weights, tokenizer and training.json (the record) and emergence.svg (its curve).
+        steps: Optimizer steps of 64 documents.
+        seed: Seed of weights and documents.
+        threads: CPU threads; the result depends on it in the last digits.
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens.charts.emergence import emergence_curve
+    from icl_kernel_lens.run.folder import explained
+    from icl_kernel_lens.worlds.topics.model import MiniTraining
+    from icl_kernel_lens.worlds.topics.train import train_mini as train
+
+    settings = replace(MiniTraining(), steps=steps, seed=seed, threads=threads)
+    with explained(out, "The folder may hold part of the model."):
+        record = train(out, settings, progress=progress)
+        emergence_curve(record).save(out / "emergence.svg")
+    last = record["curve"][-1]
+    print(f"{record['parameters']:,} parameters, {record['seconds']:.0f} seconds, saved in {out}")
+    print(f"held-out accuracy at the last example: {last[f'accuracy_{settings.examples - 1}']:.3f}")
+
+
+@contextmanager
+def _running(name: str, target: Target, top: int = 10) -> Iterator[RunFolder]:
+    """Give a command the locked folder of its run; after the block, its results are printed, drawn and put in place."""
+    from icl_kernel_lens.run.folder import RunFolder
+    from icl_kernel_lens.run.processes import joined
+
+    check_top(top)
+    command = COMMANDS[name]
+    with joined() as group, RunFolder(target.out, name, command.files, overwrite=target.overwrite) as folder:
+        yield folder
+        folder.finish(lambda new: command.present(folder.results, new, top))
+        if group.first:
+            command.say_where(target.out)
+
+
+def _say_scores(results: Results, top: int) -> Iterator[str]:
+    from icl_kernel_lens.scores.caveats import notices
+
+    yield from described(results, top)
+    yield from notices(results["evidence"], results["head_vote"])
+
+
+def _report_scores(results: Results, path: Path) -> None:
+    from icl_kernel_lens.report.heads import write_report
+
+    votes = [results[name] for name in ("head_vote", "head_vote_span_max") if name in results]
+    write_report(path, results["evidence"], votes, results.get("accuracy"))
+
+
+def _say_located(results: Results, top: int) -> Iterator[str]:
+    yield from described(results, top)
+    if "curves" not in results:
+        why = "." if results["ranking"].heads else "; no kernel head confirmed."
+        yield f"Necessity and sufficiency: not measured{why}"
+
+
+def _report_located(results: Results, path: Path) -> None:
+    from icl_kernel_lens.report.heads import write_report
+    from icl_kernel_lens.scores.vote import head_vote
+
+    evidence = results["evidence"]
+    votes = [head_vote(evidence, pooling="label"), head_vote(evidence, pooling="span_max")]
+    write_report(path, evidence, votes, None, ranking=results["ranking"], curves=results.get("curves"))
+
+
+def _say_theory(results: Results, _: int) -> Iterator[str]:
+    from icl_kernel_lens.theory.study import Study
+
+    yield Study.of(results).describe()
+
+
+def _report_theory(results: Results, path: Path) -> None:
+    from icl_kernel_lens.files import write_atomically
+    from icl_kernel_lens.report.theory import study_page
+    from icl_kernel_lens.theory.study import Study
+
+    write_atomically(path, study_page(Study.of(results)).html())
+
+
+def _theorem_figure(theorem: Any, results: Results) -> Any:
+    return theorem.figure(letter=results["letter"], terms=results["terms"])
+
+
+EXPERIMENTS = (
+    "worlds_of_the_paper",
+    "retrieve_similar",
+    "output_format",
+    "representative",
+    "label_noise",
+    "softmax_kernels",
+)
+COMMANDS = {
+    "score": Command(
+        score,
+        (
+            Saved("evidence", "results.evidence", figures=("attention_map.png",)),
+            Saved("accuracy", "results.task_accuracy"),
+            Saved("head_vote", "results.head_scores", "heads.csv", ("head_map.png", "head_map.svg")),
+            Saved("head_vote_span_max", "results.head_scores"),
+        ),
+        _say_scores,
+        _report_scores,
+    ),
+    "patch": Command(
+        patch,
+        (
+            Saved.whole("patch_labels", "results.patch_effects"),
+            Saved.whole("knock_out", "results.patch_effects"),
+        ),
+    ),
+    "locate": Command(
+        locate,
+        (
+            Saved("evidence", "results.evidence"),
+            Saved("ranking", "results.head_ranking", "heads.csv", ("ranking.png", "ranking.svg")),
+            Saved.whole("curves", "results.ablation_curves"),
+        ),
+        _say_located,
+        _report_located,
+    ),
+    "theory": Command(
+        theory,
+        (
+            Saved.whole("theorem", "theory.theorem", figure=_theorem_figure),
+            Saved("letter", "theory.theorem"),
+            Saved("terms", "theory.theorem"),
+            Saved.whole("variants", "theory.variants"),
+            Saved.whole("variants_small", "theory.variants"),
+            Saved.whole("concentration", "theory.concentration"),
+            *(Saved.whole(name, "theory.experiment") for name in EXPERIMENTS),
+        ),
+        _say_theory,
+        _report_theory,
+    ),
+    "show": Command(show),
+    "train-mini": Command(train_mini),
+}
+"""Every command by its name."""

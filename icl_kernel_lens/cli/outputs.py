@@ -1,0 +1,94 @@
+"""What a command writes, declared: each of its results with the table and the figures that are made of it, and a report.
+
+`show` and the commands themselves print and draw by these declarations alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from icl_kernel_lens.files import write_atomically
+
+REPORT, SUFFIX = "report.html", ".safetensors"
+Results = Mapping[str, Any]
+"""Results by name."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One result of a command, in the file NAME.safetensors, and what is made of it."""
+
+    name: str
+    module: str
+    """Where its class is declared."""
+    table: str | None = None
+    """The file of its table."""
+    figures: tuple[str, ...] = ()
+    """The files of its figure."""
+    figure: Callable[[Any, Results], Any] = lambda result, _: result.figure()
+    """Draws it, with the other results at hand."""
+
+    @classmethod
+    def whole(cls, name: str, module: str, **more: Any) -> Saved:
+        """A result with a table and a figure that bear its name."""
+        return cls(name, module, f"{name}.csv", (f"{name}.png", f"{name}.svg"), **more)
+
+
+def described(results: Results, top: int) -> Iterator[str]:
+    """Each result in words, with its first `top` rows where it has any."""
+    for result in results.values():
+        yield result.describe(top) if hasattr(result, "describe") else repr(result)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its function, the results that it may leave, how they are said, and the page on all of them."""
+
+    run: Callable[..., None]
+    saves: tuple[Saved, ...] = ()
+    say: Callable[[Results, int], Iterable[str]] = described
+    report: Callable[[Results, Path], Any] | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that it may leave in its folder."""
+        made = [(f"{one.name}{SUFFIX}", one.table, *one.figures) for one in self.saves]
+        names = [name for names in made for name in names if name]
+        return (*names, REPORT) if self.report else tuple(names)
+
+    def load(self, folder: Path, files: Iterable[str]) -> Results:
+        """The results among `files` of a folder."""
+        from icl_kernel_lens.results.base import Result
+
+        there = [one for one in self.saves if f"{one.name}{SUFFIX}" in files]
+        for one in there:
+            import_module(f"icl_kernel_lens.{one.module}")  # which makes its class known
+        return {one.name: Result.load(folder / f"{one.name}{SUFFIX}") for one in there}
+
+    def present(self, results: Results, folder: Path, top: int) -> None:
+        """Print the results, and write their tables, figures and report into a folder."""
+        results = {one.name: results[one.name] for one in self.saves if one.name in results}
+        for text in self.say(results, top):
+            print(f"\n{text}")
+        for one in self.saves:
+            if (result := results.get(one.name)) is None:
+                continue
+            if one.table:
+                write_atomically(folder / one.table, result.table().to_csv(index=False))
+            if one.figures:
+                figure = one.figure(result, results)
+                for name in one.figures:
+                    figure.save(folder / name)
+        if self.report:
+            self.report(results, folder / REPORT)
+
+    def say_where(self, folder: Path) -> None:
+        """Print which files there are."""
+        names = sorted(path.name for path in folder.iterdir() if path.name in self.files)
+        print(f"\nWritten to {folder}: {', '.join(names)}")
+        if self.report:
+            print(f"Open {folder / REPORT} in a browser.")

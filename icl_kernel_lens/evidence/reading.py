@@ -1,0 +1,128 @@
+"""Reads every head's attention from the answer position, and the model's answers.
+
+One forward pass per prompt, and one for all prompts that begin alike up to where they part. In each attention layer
+the answer position's row is reduced to one weight per demonstration, in float32 and on the device where it lives, and
+only that is kept; nothing of size position × position is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from icl_kernel_lens.axes import Pooling
+from icl_kernel_lens.errors import PromptError
+from icl_kernel_lens.evidence.pooling import with_twins
+from icl_kernel_lens.evidence.rows import AnswerRows, evidence_of, shown_shape, sums
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.models.fast import reads_fast
+from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.evidence import Evidence
+from icl_kernel_lens.run.forward import answer_logits, check_finite, sequence_scores
+from icl_kernel_lens.run.runner import BatchSize, run_prompts
+
+
+def read(
+    model: Any,
+    prompts: PromptSet,
+    *,
+    keep: tuple[Pooling, ...] = ("label", "span_max"),
+    template_tokens: bool = True,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Evidence:
+    """Reads every head's attention from the answer position, and the model's answers, in one pass.
+
+    `keep` names the poolings (`axes.Pooling`); one over a span always brings its twin without position 0.
+    `template_tokens=False` leaves the template's tokens (`Input:`) out of the spans.
+
+    Leading tokens that prompts share (demonstrations, above all) are run once, and attention is not written
+    out, wherever the model allows both exactly (`verify_model(model)` says so, with the differences measured). The
+    result does not depend on that, nor on `batch_size`: padding stands behind the answer, where causal
+    attention cannot see it. A batch that does not fit into memory is halved.
+
+    `checkpoint` names a folder in which finished prompts are kept, every few seconds; the same call goes on
+    from there (with another `batch_size`, if you like). It stays when the run has ended; delete it, or read it
+    again in no time. The model, its hooks and its mode are left as they were, after an exception too.
+
+    Raises: ModelError: attention cannot be read (see `models.verify`), or logits are not finite.
+            PromptError: a prompt is longer than the context, or made for another vocabulary.
+            RunError: the checkpoint is of another model, prompts or settings, or memory ran out.
+    """
+    if not isinstance(prompts, PromptSet):
+        raise PromptError(
+            f"read(model, prompts) needs a PromptSet; got a {type(prompts).__name__}. Make one with "
+            "task.prompts(model, ...) or PromptSet.from_tokens(...).",
+            code="wrong-type",
+        )
+    adapter = as_adapter(model)
+    verify_model(adapter)
+    names = with_twins(keep)
+    shown, fast = shown_shape(adapter, prompts), reads_fast(adapter)
+
+    def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
+        batch = prompts.select(numbers)
+        rows = AnswerRows(adapter, batch, numbers, names, shown, template_tokens=template_tokens)
+        logits = answer_logits(adapter, batch, prefix, fast=fast, look=rows.add).cpu()
+        check_finite(logits, torch.tensor(numbers), adapter)
+        scores = logits.gather(1, batch.label_tokens)
+        if batch.score_on == "sequence":
+            scores = sequence_scores(adapter, batch, prefix, fast=fast)
+        return rows.results() | {"label_scores": scores, "model_tokens": logits.argmax(1)}
+
+    results, how = run_prompts(
+        prompts,
+        adapter,
+        step,
+        name="reading attention",
+        settings={"keep": names, "template_tokens": template_tokens, "score_on": prompts.score_on},
+        sums=sums(adapter, prompts),
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    way = "rows rebuilt from q and k" if fast else "rows taken from hook_pattern"
+    return evidence_of(adapter, prompts, names, results, template_tokens, f"{way}; {how}")
+
+
+def answer(
+    model: Any,
+    prompts: PromptSet,
+    *,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "prompt label"]:
+    """Runs the model to its label scores alone, without looking inside: logits, or log-probabilities of sequences.
+
+    Shared leading tokens, memory and checkpoints are as for `read`.
+    """
+    adapter = as_adapter(model)
+    fast = reads_fast(adapter)
+
+    def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
+        batch = prompts.select(numbers)
+        if prompts.score_on == "sequence":
+            return {"scores": sequence_scores(adapter, batch, prefix, fast=fast)}
+        logits = answer_logits(adapter, batch, prefix, fast=fast).cpu()
+        check_finite(logits, torch.tensor(numbers), adapter)
+        return {"scores": logits.gather(1, batch.label_tokens)}
+
+    results, _ = run_prompts(
+        prompts,
+        adapter,
+        step,
+        name="answering",
+        settings={"score_on": prompts.score_on},
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return results["scores"]

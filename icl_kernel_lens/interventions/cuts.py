@@ -1,0 +1,166 @@
+"""Knocks out what a position reads: attention edges cut, beside cuts of other edges that should matter less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.axes import Reference
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.interventions.row_edits import Prepare, RowEdit, change_rows
+from icl_kernel_lens.interventions.validate import Heads, check_intervened, check_word
+from icl_kernel_lens.numbers.rows import cut, cut_mass
+from icl_kernel_lens.prompts.promptset import PromptSet, TokenRole
+from icl_kernel_lens.results.patch_effects import PatchEffects
+from icl_kernel_lens.run.variants import Row
+
+Edges = Literal["answer_reads_labels", "answer_reads_text", "label_reads_text"]
+"""Which query reads which keys: the answer position the demonstrations' labels (all their tokens); the answer position
+the demonstrations' texts; each demonstration's first label token its own text."""
+
+
+def knock_out(
+    model: Any,
+    prompts: PromptSet,
+    edges: Edges = "answer_reads_labels",
+    *,
+    heads: Heads | None = None,
+    layers: Sequence[int] | None = None,
+    demo: int | Literal["all", "each"] = "all",
+    renormalise: bool = True,
+    controls: bool = True,
+    against: Reference = "model",
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> PatchEffects:
+    """Measure the answer when some heads no longer read some tokens, everything above recomputed.
+
+        answer_reads_labels    the answer position no longer reads the demonstrations' labels (all their tokens)
+        answer_reads_text      the answer position no longer reads the demonstrations' texts (neither labels nor template)
+        label_reads_text       each demonstration's first label token no longer reads its own text
+
+        renormalised        A' = softmax of the scores, without the keys K      (Geva et al. 2023)
+        not renormalised    z' = z − Σ_{s∈K} A(s) v_s
+
+    Without `heads`, every head is cut on its own; a head, or a set of heads, is one cell; `layers` cuts all heads of those
+    layers together. `demo` cuts the edges of one demonstration, of all together, or of each in turn (an axis `demo`).
+    Controls, in the same rows, never cut position 0, a special token, a label, or the position itself:
+
+        random_keys    as many other keys that the head can see, drawn at random
+        equal_mass     other keys in random order until they hold the same attention, the last in part
+
+    Effects are changes of the label logit difference (see `Metric`); below 0, the edges spoke for the answer.
+    Does not show: that the head computes a kernel regression: see `head_vote` for its vote, and for what its
+    weights do `substitute_kernel`. An effect of 0 may be covered up by other heads that take over.
+
+    Raises: ModelError: this model's attention cannot be changed exactly. ResultError: no such head or demonstration.
+            PromptError: prompts are scored on whole labels.
+    """
+    check_word("edges", edges, Edges)
+    check_intervened(prompts, against)
+    if not (demo in ("all", "each") or (isinstance(demo, int) and 0 <= demo < prompts.demos)):
+        raise ResultError(
+            f'demo must be "all", "each", or a number below {prompts.demos}, counted from 0; got {demo!r}.',
+            code="unknown-choice",
+        )
+    every = tuple(range(prompts.demos))
+    groups = [(i,) for i in every] if demo == "each" else [every if demo == "all" else (int(demo),)]
+    settings = {"edges": edges, "demo": demo, "renormalise": renormalise, "controls": controls, "seed": seed}
+    return change_rows(
+        model,
+        prompts,
+        cutting(prompts, edges, groups, renormalise=renormalise, seed=seed),
+        name=f"knock_out of {edges}",
+        title="edges cut, " + ("the rest renormalised" if renormalise else "the rest as it was"),
+        controls=("random_keys", "equal_mass") if controls else (),
+        heads=heads,
+        layers=layers,
+        demos=every if demo == "each" else None,
+        against=against,
+        settings=settings,
+        checkpoint=checkpoint,
+        progress=progress,
+        alone=edges != "label_reads_text",
+        together=True,
+    )
+
+
+def cutting(
+    prompts: PromptSet, edges: Edges, groups: Sequence[Sequence[int]], *, renormalise: bool, seed: int
+) -> Prepare:
+    """The cuts of some edges, one a group of demonstrations, and the cuts of other edges to compare them with."""
+
+    def prepare(numbers: list[int]) -> tuple[Tensor, dict[str, RowEdit]]:
+        found = [_keys(prompts, edges, groups, number, seed) for number in numbers]
+        cuts = EdgeCuts(renormalise, *map(torch.stack, zip(*found, strict=True)))
+        return cuts.queries, {"": cuts.cut, "random_keys": cuts.random_keys, "equal_mass": cuts.equal_mass}
+
+    return prepare
+
+
+@dataclass(frozen=True)
+class EdgeCuts:
+    """The keys of equally long prompts: those cut for each group of demonstrations, and those that may be cut instead."""
+
+    renormalise: bool
+    queries: Int[Tensor, "prompt column"]
+    """The positions whose rows are changed."""
+    keys: Bool[Tensor, "prompt group column key"]
+    free: Bool[Tensor, "prompt column key"]
+    order: Float[Tensor, "prompt group column key"]
+    """In which the free keys are taken; the others are infinite."""
+
+    def cut(self, row: Row, group: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
+        return cut(row.weights, row.scores, self._of(self.keys, row, group), renormalise=self.renormalise)
+
+    def random_keys(self, row: Row, group: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
+        # Keys that the head cannot see (outside its window) would be cut to no effect.
+        seen = row.scores.isfinite()
+        keys = self._of(self.keys, row, group) & seen
+        order = self._of(self.order, row, group).masked_fill(~seen, torch.inf)
+        rank = order.argsort(-1).argsort(-1)
+        instead = (rank < keys.sum(-1, keepdim=True)) & order.isfinite()
+        new = cut(row.weights, row.scores, instead, renormalise=self.renormalise)
+        return new.masked_fill((instead.sum(-1) < keys.sum(-1))[:, None], torch.nan)
+
+    def equal_mass(self, row: Row, group: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
+        mass = (row.weights * self._of(self.keys, row, group)).sum(-1)
+        return cut_mass(row.weights, mass, self._of(self.order, row, group), renormalise=self.renormalise)
+
+    def _of(self, values: Tensor, row: Row, group: Tensor) -> Tensor:
+        return values.to(row.weights.device)[row.prompts, group, row.column]
+
+
+def _keys(
+    prompts: PromptSet, edges: Edges, groups: Sequence[Sequence[int]], number: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys that are cut, keys that may be cut instead and their order, of one prompt."""
+    at = int(prompts.answer_pos[number])
+    width, each = at + 1, edges == "label_reads_text"
+    here = torch.arange(width)
+
+    def within(spans: Int[Tensor, "demo 2"]) -> Bool[Tensor, "demo key"]:
+        return (here >= spans[:, :1]) & (here < spans[:, 1:])
+
+    labels, roles = within(prompts.label_spans[number]), prompts.roles[number, :width]
+    text = (roles == TokenRole.TEXT) | (roles == TokenRole.TEXT2)
+    by_demo = labels if edges == "answer_reads_labels" else within(prompts.demo_spans[number]) & text
+    queries = prompts.label_pos[number] if each else torch.tensor([at])
+    keys = torch.zeros(len(groups), len(queries), width, dtype=torch.bool)
+    for group, demos in enumerate(groups):
+        for i in demos:
+            keys[group, i if each else 0] |= by_demo[i]
+    seen = here < queries[:, None]
+    keys &= seen
+    never = labels.any(0) | (roles == TokenRole.SPECIAL) | (here == 0)
+    free = seen & ~never & ~keys.any(0)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    order = torch.rand(keys.shape, generator=generator).masked_fill(~free, torch.inf)
+    return queries, keys, free, order

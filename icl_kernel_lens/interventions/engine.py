@@ -1,0 +1,312 @@
+"""Runs every intervention: each change is one variant of a prompt, measured beside the same prompt unchanged.
+
+An `Intervention` says which cells there are, and what becomes of q, k, v, z, attention rows or the residual stream in
+each of them and in its controls. `run` enumerates the variants, runs them in batches behind the keys and values that
+they share (`run/variants.py`), measures the answer (`numbers/logits.py`) and puts each number in its cell.
+
+    total     everything above a change is computed anew
+    direct    what the change adds at the answer position goes, with what all other heads and MLPs add unchanged,
+              through the final norm (recomputed) and the unembedding
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from icl_kernel_lens import fields
+from icl_kernel_lens.axes import Reference
+from icl_kernel_lens.interventions.verify import check_primitive
+from icl_kernel_lens.models.adapter import InterceptableAdapter
+from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.numbers.logits import logit_difference, measures
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.patch_effects import PatchEffects, Places
+from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.run.forward import check_finite
+from icl_kernel_lens.run.memory import prompts_at_once
+from icl_kernel_lens.run.runner import run_prompts
+from icl_kernel_lens.run.variants import (
+    Changes,
+    Seen,
+    in_batches,
+    keep,
+    own_tokens,
+    run_variants,
+)
+
+EffectPath = Literal["total", "direct"]
+PerVariant = Int[Tensor, " variant"]
+OTHERS = ("probability", "kl")
+"""The metrics beside the logit difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervention(ABC):
+    """What is changed: the cells, the change in each of them, and its controls."""
+
+    name: str
+    title: str
+    primitive: str
+    """The kind of change, as `verify_interventions` lists it."""
+    prompts: PromptSet
+    """The run that is changed."""
+    clean: PromptSet
+    """Those whose label tokens, answers and true labels the metric is about."""
+    source: PromptSet | None = None
+    """The run that activations come from; None: they are the changed run's own."""
+    against: Reference
+    places: Places
+    """Every place on each axis of the result."""
+    cells: Int[Tensor, "cell axis"]
+    """Where on these axes something is changed."""
+    controls: tuple[str, ...] = ()
+    settings: Mapping[str, str]
+    alone: bool = True
+    """Whether only the answer position is changed."""
+    together: bool = False
+    """Whether equally long prompts may be run together."""
+    path: EffectPath = "total"
+
+    @abstractmethod
+    def changes(
+        self, numbers: list[int], seen: Seen | None, start: int
+    ) -> Callable[[PerVariant, PerVariant], Changes]:
+        """(cell of each variant, or −1 for none; number of its control, or 0 for the change itself) → the changes.
+
+        For equally long prompts, the variants of one after those of the other; `seen` is the source run of a single
+        one; tokens from `start` on are run.
+        """
+
+    def look(self, adapter: InterceptableAdapter, number: int, prefix: Prefix | None) -> Seen:
+        """What is needed of a prompt's source run."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, str]:
+        """What the numbers depend on beside model and prompts."""
+        source = {} if self.source is None else {"source": self.source.digest()}
+        cells = fields.digest(dict(self.places), {"cells": self.cells})
+        return {"intervention": self.name, "path": self.path, "cells": cells, **source, **self.settings}
+
+    def column(self, axis: str, cells: PerVariant) -> PerVariant:
+        """Where cells stand along an axis; 0 if there is no such axis, −1 for no cell."""
+        axes = list(self.places)
+        found = self.cells[cells, axes.index(axis)] if axis in axes else torch.zeros_like(cells)
+        return found.masked_fill(cells < 0, -1)
+
+    def placed(self, rows: Float[Tensor, "prompt changed *_"]) -> Float[Tensor, "prompt *cell"]:
+        """The numbers of changed cells in their places, NaN elsewhere."""
+        shape = (len(rows), *map(len, self.places.values()), *rows.shape[2:])
+        whole = torch.full(shape, float("nan"), dtype=rows.dtype)
+        whole[(slice(None), *self.cells.unbind(1))] = rows
+        return whole
+
+    def reference(self, number: int, base: Float[Tensor, " vocab"], seen: Seen | None) -> int:
+        """The class that the metric is about: the true one, or the clean run's answer."""
+        if self.against == "truth":
+            assert self.clean.test_labels is not None
+            return int(self.clean.test_labels[number])
+        logits = base if seen is None or self.prompts is self.clean else seen.logits
+        return int(logits[self.clean.label_tokens[number].to(logits.device)].argmax())
+
+
+class Runs:
+    """The two runs of a prompt, each behind the keys and values of its beginning."""
+
+    def __init__(self, adapter: InterceptableAdapter, what: Intervention) -> None:
+        self.adapter, self.what = adapter, what
+        self.own = own_tokens(adapter, int(what.prompts.lengths.max()))
+        self.beginning: Tensor | None = None
+        self.prefix: Prefix | None = None
+
+    def base(self, numbers: list[int], shared: Prefix | None) -> Prefix | None:
+        """Keys and values of the run that is changed; None where it is run whole."""
+        prompts = self.what.prompts
+        at = int(prompts.answer_pos[numbers[0]])
+        return keep(self.adapter, prompts.tokens[numbers], at, shared, self.own) if self.what.alone else None
+
+    def source(self, number: int, shared: Prefix | None) -> Seen | None:
+        """What is needed of the other run, whose shared beginning is run once for all prompts that have it."""
+        if self.what.source is None:
+            return None
+        tokens, at = self.what.source.tokens[number], int(self.what.source.answer_pos[number])
+        mine = None
+        if shared is not None:
+            beginning = tokens[: shared.end]
+            if self.beginning is None or not torch.equal(self.beginning, beginning):
+                self.prefix = None  # before the next one is made
+                self.beginning, self.prefix = (
+                    beginning,
+                    keep(self.adapter, beginning, shared.end - 1, None, 0),
+                )
+            mine = self.prefix
+        kept = keep(self.adapter, tokens, at, mine, self.own) if self.what.alone else None
+        return self.what.look(self.adapter, number, kept)
+
+
+def run(
+    adapter: InterceptableAdapter, what: Intervention, *, checkpoint: str | Path | None, progress: bool
+) -> PatchEffects:
+    """Every cell of an intervention and of its controls, over all prompts.
+
+    Raises: ModelError: the change is not exact on this model, or logits are not finite. RunError: see `read`.
+    """
+    route = check_primitive(adapter, what.primitive)
+    if what.path == "direct":
+        # What is added must reach the last residual as it is: no norm may stand behind the sum.
+        check_primitive(adapter, "attention_output")
+    runs, prompts = Runs(adapter, what), what.prompts
+    # The first variant of all is unchanged.
+    pairs = [(cell, kind) for kind in range(1 + len(what.controls)) for cell in range(len(what.cells))]
+    variants = [(-1, 0), *pairs]
+    most = 1
+    together = what.together and what.alone and runs.own is not None
+    if together:
+        longest = int(prompts.answer_pos.max())
+        most = max(1, prompts_at_once(adapter, longest + 1, longest, fast=True) // len(variants))
+
+    def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
+        rows: dict[int, dict[str, Tensor]] = {}
+        for at in sorted({int(prompts.answer_pos[number]) for number in numbers}):
+            alike = [number for number in numbers if int(prompts.answer_pos[number]) == at]
+            for some in (alike[i : i + most] for i in range(0, len(alike), most)):
+                rows |= zip(some, _measured(runs, some, shared, variants), strict=True)
+        return {key: torch.stack([rows[number][key] for number in numbers]) for key in rows[numbers[0]]}
+
+    results, how = run_prompts(
+        prompts,
+        adapter,
+        step,
+        name=what.name,
+        settings=what.identity(),
+        batch_size="auto" if together else 1,
+        most=most,
+        checkpoint=checkpoint,
+        progress=progress,
+        share=what.alone,
+    )
+    run_info = RunInfo.of(adapter, prompts.info, prompts.score_on, reading=how)
+    return _result(what, results, run_info, {**what.settings, "route": str(route)})
+
+
+def _measured(
+    runs: Runs, numbers: list[int], shared: Prefix | None, variants: Sequence[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """Equally long prompts, each with every variant."""
+    adapter, what = runs.adapter, runs.what
+    at, tokens = int(what.prompts.answer_pos[numbers[0]]), what.prompts.tokens[numbers]
+    prefix, seen = runs.base(numbers, shared), runs.source(numbers[0], shared)
+    start = prefix.end if prefix else 0
+    change = what.changes(numbers, seen, start)
+
+    def once(some: Sequence[tuple[int, int]]) -> Float[Tensor, "variant vocab"]:
+        cells, kinds = torch.tensor(list(some)).repeat(len(numbers), 1).unbind(1)
+
+        def forward(changes: Changes) -> Float[Tensor, "variant vocab"]:
+            return run_variants(adapter, tokens, at, len(some), changes, prefix)
+
+        changes = change(cells, kinds)
+        if what.path == "total":
+            return forward(changes)
+        return _direct(adapter, what.column("layer", cells), changes, forward, at - start)
+
+    if len(numbers) > 1:
+        found = [[mine] for mine in once(variants).unflatten(0, (len(numbers), len(variants)))]
+    else:
+        found = [list(in_batches(adapter, variants, at + 1, start, once))]
+    return [_answer(runs, number, logits, seen) for number, logits in zip(numbers, found, strict=True)]
+
+
+def _answer(
+    runs: Runs, number: int, logits: list[Float[Tensor, "_ vocab"]], seen: Seen | None
+) -> dict[str, Tensor]:
+    """What is measured of one prompt's variants, the first of them unchanged."""
+    base, words = logits[0][0], runs.what.clean.label_tokens[number]
+    for unchanged in (base, *(() if seen is None else (seen.logits,))):
+        check_finite(unchanged[None].cpu(), torch.tensor([number]), runs.adapter)
+    reference = runs.what.reference(number, base, seen)
+    found = [measures(out, base, words, reference) for out in logits]
+    joined = {key: torch.cat([f[key] for f in found]) for key in found[0]}
+    source = {}
+    if seen is not None:
+        source = {"source_scores": seen.logits[words.to(seen.logits.device)].cpu()}
+    return (
+        {key: values[1:] for key, values in joined.items()}
+        | {f"base_{key}": values[0] for key, values in joined.items()}
+        | {"reference": torch.tensor(reference)}
+        | source
+    )
+
+
+def _result(
+    what: Intervention, results: dict[str, Tensor], run_info: RunInfo, settings: Mapping[str, str]
+) -> PatchEffects:
+    reference, count = results["reference"], len(what.cells)
+    difference = logit_difference(results["label_scores"], reference[:, None])
+    # One block of cells for the change itself and for each control.
+    changed, *controls = difference.split(count, 1)
+    lost = {Reason(name): values for name, values in zip(what.controls, controls, strict=True)}
+    if what.primitive == "attention_rows":
+        lost = {Reason.NOTHING_LEFT: changed} | lost
+    counts = {reason: int(values.isnan().sum()) for reason, values in lost.items()}
+    source = results.get("source_scores")
+    return PatchEffects(
+        intervention=what.name,
+        title=what.title,
+        places=what.places,
+        values=what.placed(changed),
+        base=logit_difference(results["base_label_scores"], reference),
+        source=None if source is None else logit_difference(source, reference),
+        reference=reference,
+        label_scores=what.placed(results["label_scores"][:, :count]),
+        base_label_scores=results["base_label_scores"],
+        others={name: what.placed(results[name][:, :count]) for name in OTHERS},
+        base_others={name: results[f"base_{name}"] for name in OTHERS},
+        controls={name: what.placed(x) for name, x in zip(what.controls, controls, strict=True)},
+        demo_set=what.prompts.demo_set,
+        run=run_info,
+        settings=settings,
+        reasons={reason: number for reason, number in counts.items() if number},
+    )
+
+
+def _direct(
+    adapter: InterceptableAdapter,
+    layers: PerVariant,
+    changes: Changes,
+    forward: Callable[[Changes], Float[Tensor, "variant vocab"]],
+    answer: int,
+) -> Float[Tensor, "variant vocab"]:
+    """Logits with each variant's change of its layer's attention output added to the unchanged final residual."""
+
+    def here(layer: int, x: Tensor) -> Tensor:
+        return (layers == layer).nonzero()[:, 0].to(x.device)
+
+    def outputs(changes: Changes) -> dict[int, Tensor]:
+        """What each layer's attention adds, in the variants that change this layer."""
+        found: dict[int, Tensor] = {}
+
+        def see(layer: int, x: Tensor) -> Tensor:
+            found[layer] = x[here(layer, x), answer]
+            return x
+
+        forward(replace(changes, streams={"attention_output": see}))
+        return found
+
+    changed, plain = outputs(changes), outputs(Changes())
+
+    def final(x: Tensor) -> Tensor:
+        x = x.clone()
+        for layer, new in changed.items():
+            x[here(layer, x), answer] += (new - plain[layer]).to(x)
+        return x
+
+    return forward(Changes(edits={(adapter.shape.layers - 1, "hook_resid_post"): final}))

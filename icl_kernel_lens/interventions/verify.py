@@ -1,0 +1,291 @@
+"""Verifies that each kind of change does on the model in hand what it says, at first use.
+
+A few random tokens are run with one variant a layer, by the code that runs the real thing. What it leaves in the layer
+itself is compared with a computation that shares nothing with it, so that a head whose output goes nowhere is measured
+as well:
+
+    attention_edge, attention_rows   z against A'·V + added, from the plain run's hook_pattern and hook_v
+    value                            z against A·V', from the same
+    query, key                       z against that of the plain run with hook_q or hook_k edited
+    head_output                      z against what was put there
+    residual, attention_output,      resid_post against the sum of what came in and what attention and MLP added,
+    mlp_output                       with the new activation in its place
+
+What changes only the answer position is run there alone where that is exact, otherwise in the whole prompt.
+Does not show: what the change does above its layer; the model's own code computes that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.errors import LensError, ModelError
+from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
+from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.models.verify import tolerance
+from icl_kernel_lens.run.forward import plain_logits
+from icl_kernel_lens.run.variants import (
+    STREAMS,
+    Changes,
+    Row,
+    RowChange,
+    editable,
+    keep,
+    look_at,
+    own_tokens,
+    run_variants,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOKENS = 9
+PRIMITIVES = (
+    "attention_edge",
+    "attention_rows",
+    "head_output",
+    "query",
+    "key",
+    "value",
+    "residual",
+    "attention_output",
+    "mlp_output",
+)
+Activations = dict[tuple[int, str], Tensor]
+"""What hook points show, by layer and name."""
+ALONE, WHOLE = "answer position alone", "whole prompt"
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One kind of change: how it is made, and how far it is from an independent computation."""
+
+    change: str
+    route: str
+    residual: float
+    """The largest difference in any layer, relative to the largest number there."""
+
+    def __str__(self) -> str:
+        return f"{self.route}; within {self.residual:.0e} of an independent computation"
+
+
+def verify_interventions(model: Any) -> pd.DataFrame:
+    """List every kind of change: how it is made on this model, and its residual against an independent computation.
+
+    Raises: ModelError: attention cannot be changed exactly on this model, or a residual is more than rounding.
+    """
+    import pandas as pd
+
+    adapter = editable(model)
+    return pd.DataFrame([check_primitive(adapter, name) for name in PRIMITIVES])
+
+
+_known: WeakKeyDictionary[Any, dict[str, Primitive]] = WeakKeyDictionary()
+
+
+def check_primitive(adapter: InterceptableAdapter, name: str) -> Primitive:
+    """Measure one kind of change, once a model.
+
+    Raises: ModelError: it is not exact.
+    """
+    known = _known.setdefault(adapter.model, {})
+    if name not in known:
+        try:
+            known[name] = _measured(adapter, name)
+        except LensError:
+            raise
+        except Exception as error:
+            if not (hooks := adapter.hooks_in_place()):
+                raise
+            raise ModelError(
+                f"changes are measured on {TOKENS} random tokens at first use, which the hooks on this model must let "
+                f"through; at {', '.join(hooks[:3])} came {type(error).__name__}: {error}. Call verify_interventions(model) once "
+                "before adding hooks.",
+                code="change-lost",
+            ) from error
+    return known[name]
+
+
+def _measured(adapter: InterceptableAdapter, name: str) -> Primitive:
+    generator = torch.Generator().manual_seed(1)
+    length = min(TOKENS, adapter.shape.context or TOKENS)
+    tokens = torch.randint(adapter.shape.vocab, (2, length), generator=generator)
+    at = length - 1
+    bench = _Bench(adapter, tokens, at)
+    own = own_tokens(adapter, length) if name in ("attention_edge", "attention_rows") else None
+    kept = keep(adapter, tokens[0], at, None, own)
+    route, residual = WHOLE, bench.residual(name, None)
+    if kept is not None:
+        route, residual = ALONE, max(residual, bench.residual(name, kept))
+    limit = tolerance(adapter.dtype)
+    if not residual <= limit:
+        raise ModelError(
+            f"a change must do in the layer what it says; {name} of {adapter.name} is off by {residual:.1e} of the size of "
+            f"what it changes (tolerance {limit:.0e} for {adapter.dtype}). Remove hooks that edit the model, or load it anew.",
+            code="change-lost",
+        )
+    return Primitive(name, route, residual)
+
+
+class _Bench:
+    """Two random prompts; one variant a layer of the first, with what the second has there."""
+
+    def __init__(self, adapter: InterceptableAdapter, tokens: Tensor, at: int) -> None:
+        self.adapter, self.tokens, self.at = adapter, tokens, at
+        self.layers = attention_layers(adapter)
+        self.place = at // 2
+        self.count = len(self.layers)
+
+    def looking(self, names: Sequence[str], *, own: bool) -> tuple[Activations, Any]:
+        """What hook points will show: of each layer its own variant, or all of the first row; and the hooks for it."""
+        seen: Activations = {}
+
+        def see(key: tuple[int, str], row: int) -> Callable[[Tensor], None]:
+            return lambda x: seen.__setitem__(key, x.detach()[row].float())
+
+        rows = {layer: row if own else 0 for row, layer in enumerate(self.layers)}
+        return seen, {(layer, name): see((layer, name), rows[layer]) for layer in rows for name in names}
+
+    def forward(self, tokens: Int[Tensor, "row pos"], edits: Any) -> None:
+        """Whole prompts by the model's own code."""
+        length = torch.full((len(tokens),), self.at + 1)
+        plain_logits(self.adapter, tokens, length, length[:, None] - 1, edits)
+
+    def plain(self, names: Sequence[str], row: int) -> Activations:
+        """What the hook points of one plain run show."""
+        seen, hooks = self.looking(names, own=False)
+        self.forward(self.tokens[row : row + 1], hooks)
+        return seen
+
+    def run(self, changes: Changes, names: Sequence[str], prefix: Prefix | None = None) -> Activations:
+        """What the hook points of a changed layer show, in its own variant."""
+        seen, hooks = self.looking(names, own=True)
+        with self.adapter.editing(hooks):
+            run_variants(self.adapter, self.tokens[0], self.at, self.count, changes, prefix)
+        return seen
+
+    def residual(self, name: str, prefix: Prefix | None) -> float:
+        if name in STREAMS:
+            return self.streams(name)
+        if name in ("attention_edge", "attention_rows"):
+            return self.rows(prefix, with_values=name == "attention_edge")
+        return self.vectors(name)
+
+    def rows(self, prefix: Prefix | None, *, with_values: bool) -> float:
+        """One key's weight is halved, and another's value added, in head `layer % heads` of each layer."""
+        shape, at, place = self.adapter.shape, self.at, self.place
+        heads = torch.zeros(self.count, shape.layers, shape.heads, dtype=torch.bool)
+        for variant, layer in enumerate(self.layers):
+            heads[variant, layer, layer % shape.heads] = True
+        source = look_at(self.adapter, self.tokens[1], at, torch.tensor([place]), ["value"], None)
+
+        def change(row: Row) -> Float[Tensor, "row key"]:
+            new = row.weights.clone()
+            new[:, place] *= 0.5
+            return new
+
+        def added(row: Row) -> Float[Tensor, "row d_head"]:
+            return 0.25 * source.vectors["value"][row.layer].to(row.weights)[row.heads, 0]
+
+        answer = torch.full((self.count, 1), at)
+        changes = Changes(rows=RowChange(heads, answer, change, added if with_values else None))
+        found = self.run(changes, ("hook_z",), prefix)
+        base, other = self.plain(("hook_pattern", "hook_v"), 0), self.plain(("hook_v",), 1)
+
+        def expected(layer: int) -> Tensor:
+            head, a = layer % shape.heads, base[layer, "hook_pattern"]
+            a[head, at, place] *= 0.5
+            z = self.mixed(a, base[layer, "hook_v"])[at]
+            if with_values:
+                v = other[layer, "hook_v"]
+                z[head] += 0.25 * v[place, head * v.shape[1] // shape.heads]
+            return z
+
+        return max(_gap(z[-1], expected(layer)) for (layer, _), z in found.items())
+
+    def vectors(self, name: str) -> float:
+        """One head's vector at one position, from the other prompt."""
+        shape, at, place = self.adapter.shape, self.at, self.place
+        groups = shape.kv_heads if name in ("key", "value") else shape.heads
+        size = shape.heads // groups
+        source = look_at(self.adapter, self.tokens[1], at, torch.tensor([place]), [name], None)
+        vectors = source.vectors[name]
+
+        def edit(layer: int, x: Tensor) -> Tensor:
+            if layer not in self.layers:
+                return x
+            part = layer % groups
+            mine = slice(part * size, (part + 1) * size)
+            x = x.clone()
+            x[self.layers.index(layer), mine, place] = vectors[layer].to(x)[mine, 0]
+            return x
+
+        found = self.run(Changes(vectors={name: edit}), ("hook_z",))  # pyright: ignore[reportArgumentType]
+        expected = self.expected(name, groups)
+        return max(_gap(z, expected[key]) for key, z in found.items())
+
+    def expected(self, name: str, groups: int) -> Activations:
+        """z of each changed layer, without taking attention over."""
+        hook = {"query": "hook_q", "key": "hook_k", "value": "hook_v", "head_output": "hook_z"}[name]
+        other = self.plain((hook,), 1)
+
+        def put(layer: int, x: Float[Tensor, "pos group d_head"]) -> Float[Tensor, "pos group d_head"]:
+            x, part = x.clone(), layer % groups
+            x[self.place, part] = other[layer, hook][self.place, part].to(x)
+            return x
+
+        if name in ("query", "key"):
+
+            def edit(layer: int, row: int) -> Callable[[Tensor], Tensor]:
+                return lambda x: torch.cat([x[:row], put(layer, x[row])[None], x[row + 1 :]])
+
+            seen, hooks = self.looking(("hook_z",), own=True)
+            hooks |= {(layer, hook): edit(layer, row) for row, layer in enumerate(self.layers)}
+            self.forward(self.tokens[:1].expand(self.count, -1), hooks)
+            return seen
+        base = self.plain((hook, "hook_pattern"), 0)
+        z = {layer: put(layer, base[layer, hook]) for layer in self.layers}
+        if name == "value":
+            z = {layer: self.mixed(base[layer, "hook_pattern"], v) for layer, v in z.items()}
+        return {(layer, "hook_z"): x for layer, x in z.items()}
+
+    def mixed(
+        self, a: Float[Tensor, "head q k"], v: Float[Tensor, "k kv_head d"]
+    ) -> Float[Tensor, "q head d"]:
+        """z = A·V, each value read by the query heads of its group."""
+        return einsum(a, v.repeat_interleave(len(a) // v.shape[1], 1), "h q k, k h d -> q h d")
+
+    def streams(self, name: str) -> float:
+        """resid_post = resid_pre + attention's output + MLP's output, with the new activation in its place."""
+        place = self.place
+        source = look_at(self.adapter, self.tokens[1], self.at, torch.tensor([place]), [name], None)
+        vectors = source.vectors[name]
+        put: dict[int, Tensor] = {}
+
+        def edit(layer: int, x: Tensor) -> Tensor:
+            variant = self.layers.index(layer)
+            x = x.clone()
+            x[variant, place] = vectors[layer].to(x)[0]
+            put[layer] = x[variant].detach().float()
+            return x
+
+        names = tuple(hook for key, hook in STREAMS.items() if key != name)
+        changes = Changes(streams={name: edit})  # pyright: ignore[reportArgumentType]
+        found = self.run(changes, (*names, "hook_resid_post"))
+        return max(
+            _gap(found[layer, "hook_resid_post"], sum((found[layer, hook] for hook in names), new))
+            for layer, new in put.items()
+        )
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    expected = expected.to(found)
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))

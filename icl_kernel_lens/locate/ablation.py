@@ -1,0 +1,257 @@
+"""Necessity and sufficiency: the answer without some heads' label edges, and with theirs alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from math import comb, prod
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from icl_kernel_lens.axes import Head, HeadRef
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.interventions.cuts import cutting
+from icl_kernel_lens.interventions.row_edits import change_rows
+from icl_kernel_lens.interventions.validate import check_heads, check_intervened
+from icl_kernel_lens.models.adapter import InterceptableAdapter
+from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.ablation_curves import AblationCurves, Cut, Side
+from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.run.runner import run_prompts
+from icl_kernel_lens.run.variants import Row, editable, keep, look_at, own_tokens
+
+TRIES = 50
+"""Draws of a new set, for each one wanted, before those there are must do."""
+
+
+def ablation_curves(
+    model: Any,
+    prompts: PromptSet,
+    heads: HeadRanking | Sequence[Head | str],
+    *,
+    cuts: Sequence[Cut] = ("renormalised",),
+    random_sets: int = 100,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> AblationCurves:
+    """How well the model answers as label edges of the first k heads are cut, and as only theirs are kept.
+
+        necessity(k)      the answer position's edges to the labels (all their tokens) cut in heads 1..k
+        sufficiency(k)    cut in all heads but 1..k;   (accuracy − floor) / (ceiling − floor) as a share
+        floor, ceiling    cut in every head, in none
+
+    `heads` is a ranking (its confirmed kernel heads, the largest effect first) or heads in an order of your own, such as
+    `[*ranking.heads, *ranking.of("driver")]` or `["L2H1", (2, 3)]`. What takes the place of the edges, one or several of:
+
+        renormalised    the head's weights on everything else, scaled up to the same sum
+        zeroed          nothing: z' = z − Σ_i A_i v_i
+        mean            z' = z − Σ_i A_i v_i + its mean over these prompts
+
+    Beside each k stand the same for `random_sets` sets of k other heads, as many in each layer as the first k have,
+    without the k heads themselves; where a layer does not hold enough, all sets there are, and further ones from
+    all layers (`matched` tells them apart).
+
+    Draw prompts that the heads were not located on. Does not show: that nothing else helps: the floor's distance from
+    chance says how much comes in otherwise (`notes()`); nor what the heads compute from the labels they read.
+
+    Raises: ResultError: no heads, or none such in the model. ModelError: attention cannot be changed exactly.
+            PromptError: prompts are scored on whole labels.
+    """
+    check_intervened(prompts, "model")
+    adapter = editable(model)
+    order = _order(adapter, heads, random_sets, cuts)
+    shape = adapter.shape
+    there = torch.ones(shape.layers, shape.heads, dtype=torch.bool)
+    there[list(verify_model(adapter).missing)] = False
+    first = torch.zeros(len(order) + 1, shape.layers, shape.heads, dtype=torch.bool)
+    for k, head in enumerate(order, start=1):
+        first[k:, head.layer, head.head] = True
+    sets, matched = draw_sets(order, there, random_sets, seed)
+    # What is cut: none, the first k, the drawn sets; then all but each of these.
+    cells = torch.cat([first, sets.flatten(0, 1)])
+    masks = torch.cat([cells, there & ~cells])
+    folder = None if checkpoint is None else Path(checkpoint)
+    answers = []
+    for cut in cuts:
+        mean = None
+        if cut == "mean":
+            mean = mean_read(adapter, prompts, None if folder is None else folder / "means", progress)
+        place = None if folder is None else folder / cut
+        answers.append(_answers(model, prompts, masks, cut, mean, seed, place, progress))
+    split = torch.stack([found for found, _ in answers]).unflatten(2, (2, -1))
+    found: dict[Side, Tensor] = {"necessity": split[:, :, 0], "sufficiency": split[:, :, 1]}
+    curves, draws = len(order) + 1, sets.shape[:2]
+    return AblationCurves(
+        heads=tuple(order),
+        cuts=tuple(cuts),
+        answers={side: a[:, :, :curves].clone() for side, a in found.items()},
+        random={side: a[:, :, curves:].unflatten(2, tuple(draws)).clone() for side, a in found.items()},
+        sets=sets,
+        matched=matched,
+        base=answers[0][1].base_label_scores.argmax(1),
+        truth=prompts.test_labels,
+        labels=prompts.labels,
+        demo_set=prompts.demo_set,
+        run=answers[0][1].run,
+        settings={"seed": str(seed), "random_sets": str(random_sets)}
+        | ({"located on": "these prompts"} if _chosen_on(heads, prompts) else {}),
+    )
+
+
+def _order(
+    adapter: InterceptableAdapter,
+    heads: HeadRanking | Sequence[Head | str],
+    random_sets: int,
+    cuts: Sequence[Cut],
+) -> list[HeadRef]:
+    """The heads in the order in which they are cut; refuses what cannot be run."""
+    order = list(heads.heads) if isinstance(heads, HeadRanking) else [HeadRef.of(head) for head in heads]
+    if not order:
+        raise ResultError(
+            "there must be heads to cut; none were confirmed by this ranking. Give heads as [(layer, head), ...]."
+            if isinstance(heads, HeadRanking)
+            else "there must be heads to cut; got none.",
+            code="no-heads",
+        )
+    check_heads(adapter, order)
+    if len(set(order)) < len(order):
+        raise ResultError("heads must be named once; one is there twice.", code="head-repeated")
+    if random_sets < 1:
+        raise ResultError(
+            f"random_sets must be at least 1; got {random_sets}. 100 or more make an interval.",
+            code="number-range",
+        )
+    if not cuts or not set(cuts) <= set(get_args(Cut)) or len(set(cuts)) < len(cuts):
+        raise ResultError(
+            f"cuts must be some of {', '.join(get_args(Cut))}, each once; got {tuple(cuts)!r}.",
+            code="unknown-choice",
+        )
+    return order
+
+
+def _chosen_on(heads: HeadRanking | Sequence[Head | str], prompts: PromptSet) -> bool:
+    return isinstance(heads, HeadRanking) and heads.settings.get("prompts") == prompts.digest()
+
+
+def draw_sets(
+    order: Sequence[HeadRef], there: Bool[Tensor, "layer head"], count: int, seed: int
+) -> tuple[Bool[Tensor, "k draw layer head"], Bool[Tensor, "k draw"]]:
+    """For each k, `count` sets of k heads that are not among the first k; and which match these layer by layer.
+
+    Different sets as long as there are enough: first as many as there are that match, then from all layers, then again.
+    """
+    rng = random.Random(f"random head sets/{seed}")
+    every = [HeadRef(layer, head) for layer, head in there.nonzero().tolist()]
+    drawn = torch.zeros(len(order), count, *there.shape, dtype=torch.bool)
+    matches = torch.zeros(len(order), count, dtype=torch.bool)
+    for k in range(1, len(order) + 1):
+        chosen = set(order[:k])
+        free = [head for head in every if head not in chosen]
+        if len(free) < k:
+            raise ResultError(
+                f"{k} heads are compared with random sets of as many others; the model has {len(free)} others. Give "
+                "fewer heads.",
+                code="number-range",
+            )
+        wanted = Counter(head.layer for head in chosen)
+        by_layer = {layer: [head for head in free if head.layer == layer] for layer in wanted}
+        possible = prod(comb(len(by_layer[layer]), n) for layer, n in wanted.items())
+        found: dict[frozenset[HeadRef], bool] = {}
+        for _ in range(TRIES * count):
+            if len(found) >= min(count, possible):
+                break
+            found[frozenset(h for layer, n in wanted.items() for h in rng.sample(by_layer[layer], n))] = True
+        for _ in range(TRIES * count):
+            if len(found) >= min(count, comb(len(free), k)):
+                break
+            found.setdefault(frozenset(rng.sample(free, k)), False)
+        listed = list(found.items())
+        for at in range(count):
+            members, match = listed[at % len(listed)]
+            matches[k - 1, at] = match
+            for head in members:
+                drawn[k - 1, at, head.layer, head.head] = True
+    return drawn, matches
+
+
+def _answers(
+    model: Any,
+    prompts: PromptSet,
+    masks: Bool[Tensor, "set layer head"],
+    cut: Cut,
+    mean: Float[Tensor, "layer head d_head"] | None,
+    seed: int,
+    checkpoint: Path | None,
+    progress: bool,
+) -> tuple[Tensor, Any]:
+    """The label answered with each set's label edges cut (prompt, set), and the whole result."""
+
+    def added(row: Row) -> Float[Tensor, "row d_head"]:
+        assert mean is not None
+        return mean.to(row.weights.device)[row.layer, row.heads]
+
+    unique, where = masks.flatten(1).unique(dim=0, return_inverse=True)
+    some = unique.any(1)
+    sets = [mask.reshape(masks.shape[1:]).nonzero().tolist() for mask in unique[some]]
+    effects = change_rows(
+        model,
+        prompts,
+        cutting(
+            prompts,
+            "answer_reads_labels",
+            [range(prompts.demos)],
+            renormalise=cut == "renormalised",
+            seed=seed,
+        ),
+        name=f"label edges, {cut}",
+        title="label edges of sets of heads cut",
+        heads=[[HeadRef(layer, head) for layer, head in members] for members in sets],
+        settings={"cut": cut},
+        checkpoint=checkpoint,
+        progress=progress,
+        together=True,
+        added=None if mean is None else added,
+    )
+    # The empty set cuts nothing: the answer is the model's own.
+    own = effects.base_label_scores.argmax(1)
+    answers = own[:, None].repeat(1, len(unique))
+    answers[:, some] = effects.answers()
+    return answers[:, where], effects
+
+
+def mean_read(
+    adapter: InterceptableAdapter, prompts: PromptSet, checkpoint: Path | None, progress: bool
+) -> Float[Tensor, "layer head d_head"]:
+    """Σ_i A_i v_i over the label tokens, each head's mean over the prompts."""
+    own = own_tokens(adapter, int(prompts.lengths.max()))
+
+    def one(number: int, shared: Prefix | None) -> Tensor:
+        at, tokens = int(prompts.answer_pos[number]), prompts.tokens[number]
+        spans = prompts.label_spans[number].tolist()
+        places = torch.tensor([p for start, end in spans for p in range(start, end)])
+        seen = look_at(adapter, tokens, at, places, ("value",), keep(adapter, tokens, at, shared, own))
+        weights = seen.weights[..., places.to(seen.weights.device)]
+        return torch.einsum("lhk,lhkd->lhd", weights, seen.vectors["value"].to(weights.dtype)).cpu()
+
+    def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
+        return {"read": torch.stack([one(number, shared) for number in numbers])}
+
+    results, _ = run_prompts(
+        prompts,
+        adapter,
+        step,
+        name="averaging what is read from labels",
+        settings={"what": "mean of label edges"},
+        batch_size=1,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return results["read"].mean(0)

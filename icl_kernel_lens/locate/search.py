@@ -1,0 +1,221 @@
+"""This module locates the heads that answer like a kernel regression: chosen on half of the prompts, confirmed on the other."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens.evidence.reading import read
+from icl_kernel_lens.interventions.cuts import knock_out
+from icl_kernel_lens.interventions.validate import check_intervened
+from icl_kernel_lens.locate.band import find_band
+from icl_kernel_lens.locate.classes import classify
+from icl_kernel_lens.locate.measure import Fidelity, report, select
+from icl_kernel_lens.locate.split import ENOUGH, split_in_halves
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.prompts.corruptions import corrupt
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.criteria import Band, Criteria, HeadClass
+from icl_kernel_lens.results.evidence import Evidence
+from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.patch_effects import PatchEffects
+
+STEPS = ("read", "reread", "choosing", "reporting")
+"""What is run, one after the other."""
+
+
+def locate_heads(
+    model: Any,
+    prompts: PromptSet,
+    *,
+    evidence: Evidence | None = None,
+    criteria: Criteria | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> HeadRanking:
+    """Find the kernel-regression heads, and say of every head what it is.
+
+    The prompts are split in two, demonstration sets whole. In the *choosing half*, for all heads:
+
+        votes        agreement with the model's answer, its p-value the largest of those in `numbers.permutations`;
+                     Benjamini–Hochberg over the heads, and at least some attention on labels
+        label_shift  weights that shift when the labels of every prompt are permuted (`numbers.shifts`)
+        matters      drop of the logit difference when the answer position no longer reads any label (`knock_out`)
+
+    What any of these singles out is measured again in the *reporting half*, tested over these alone, and cut beside other
+    edges of equal mass (but for heads singled out by their label shift alone: their class needs no cut); every number,
+    interval, class and the band come from there. Classes go by intervals against `Criteria`, the smallest effects of
+    interest:
+
+        votes      the interval of agreement − strongest control lies above `criteria.margin`, and p_adjusted ≤ q
+        invariant  that of label_shift − ½ word_bound_shift lies below 0 (half of the shift if weights went with label words)
+        matters    that of the drop lies beyond `criteria.effect` of the logit difference, and of what equal mass costs
+
+    Kernel head: all three. Han et al. (TMLR 2025, section 5.2) take the head of the best agreement on the data it is
+    reported on; halves, controls, invariance and the causal test are ours.
+
+    `evidence`, a reading of these prompts with the label pooling, is used instead of reading them anew.
+    `checkpoint` names a folder in which finished prompts of each step are kept; the same call goes on from there.
+
+    Does not show: that other heads could not take over (see `ablation_curves`); that a head is a kernel
+    on other tasks (`stability`); which features its kernel compares. Heads that share one vote so finely that each
+    carries less than `criteria.effect` are shadows here.
+
+    Raises: PromptError: fewer than 8 demonstration sets a half; labels of unequal token counts, which cannot be
+                permuted in place; prompts scored on whole labels. ModelError: attention cannot be changed exactly.
+            ResultError: the evidence is of other prompts or another model.
+    """
+    criteria = criteria or Criteria()
+    check_intervened(prompts, "model")
+    if prompts.labels < 2 or prompts.demos < 2:
+        raise PromptError(
+            f"heads can be located with at least 2 labels and 2 demonstrations; these prompts have {prompts.labels} and "
+            f"{prompts.demos}.",
+            code="too-few-demonstrations",
+        )
+    check_sets(prompts)
+    first, second = split_in_halves(prompts.demo_set, seed=seed)
+    permuted = corrupt(prompts, "permute_labels", seed=seed)
+    # The folder of each step.
+    place = {n: None if checkpoint is None else Path(checkpoint) / n for n in STEPS}
+    if evidence is None:
+        evidence = read(model, prompts, keep=("label",), checkpoint=place["read"], progress=progress)
+    evidence.check_of(as_adapter(model), prompts)
+    evidence.pooled("label")
+    evidence = replace(evidence, prompts=prompts)
+    reread = read(model, permuted, keep=("label",), checkpoint=place["reread"], progress=progress)
+    chosen = Fidelity.of(evidence, reread, first, seed)
+    cut = knock_out(
+        model, prompts.select(first.tolist()), controls=False, checkpoint=place["choosing"], progress=progress
+    )
+    _check_answers(evidence, first, cut)
+    selected, choosing = select(chosen, -cut.effect(), cut.base, criteria)
+    some = selected["votes"] | selected["matters"]
+    half = prompts.select(second.tolist())
+    drop, equal_mass, base = _drops(model, half, some, seed, place["reporting"], progress)
+    found = Fidelity.of(evidence, reread, second, seed + 10)
+    columns, strongest = report(found, selected, drop, equal_mass, base, criteria)
+    classes = classify(columns, selected, criteria)
+    return HeadRanking(
+        classes={HeadRef(*divmod(at, drop.shape[2])): name for at, name in enumerate(classes)},
+        band=_band(classes, drop, base, found.demo_set, criteria, seed),
+        columns=columns,
+        strongest=strongest,
+        choosing=choosing,
+        selected=selected,
+        agreement=found.agreement,
+        logit_diff_drop=drop,
+        base=base,
+        demo_set=found.demo_set,
+        numbers=second,
+        criteria=criteria,
+        run=evidence.run,
+        settings={
+            "seed": str(seed),
+            "choosing": f"{len(first)} prompts in {len(chosen.demo_set.unique())} demonstration sets",
+            "prompts": prompts.digest(),
+        },
+        notes=_notes(evidence, columns, selected, len(found.demo_set.unique())),
+    )
+
+
+def _drops(
+    model: Any,
+    prompts: PromptSet,
+    selected: Bool[Tensor, "layer head"],
+    seed: int,
+    checkpoint: Path | None,
+    progress: bool,
+) -> tuple[Float[Tensor, "prompt layer head"], Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"]]:
+    """Per prompt: the drop without the label edges of each selected head, that without equal mass, the base."""
+    heads = [(layer, head) for layer, head in selected.nonzero().tolist()]
+    if not heads:
+        # One head is run all the same, for the base; its effect is not kept.
+        adapter = as_adapter(model)
+        missing = verify_model(adapter).missing
+        heads = [(next(layer for layer in range(adapter.shape.layers) if layer not in missing), 0)]
+    cut = knock_out(model, prompts, heads=heads, seed=seed, checkpoint=checkpoint, progress=progress)
+    base = cut.base[:, None, None]
+    drop = (base - cut.values).masked_fill(~selected, torch.nan)
+    equal = (base - cut.controls["equal_mass"]).masked_fill(~selected, torch.nan)
+    return drop, equal, cut.base
+
+
+def _band(
+    classes: list[HeadClass],
+    drop: Float[Tensor, "prompt layer head"],
+    base: Float[Tensor, " prompt"],
+    demo_set: Int[Tensor, " prompt"],
+    criteria: Criteria,
+    seed: int,
+) -> Band | None:
+    confirmed = torch.tensor([name == "kernel head" for name in classes]).reshape(drop.shape[1:])
+    if not confirmed.any():
+        return None
+    by_layer = drop.masked_fill(~confirmed, 0).sum(2)
+    return find_band(by_layer, base, demo_set, criteria.band_share, level=criteria.level, seed=seed)
+
+
+def check_sets(prompts: PromptSet) -> None:
+    """Warn of prompts that show the same demonstrations under different numbers: they would be taken for independent."""
+    seen: dict[bytes, int] = {}
+    for number, end in enumerate(prompts.demo_spans[:, -1, 1].tolist()):
+        shown = prompts.tokens[number, :end].numpy().tobytes()
+        before = seen.setdefault(shown, number)
+        if prompts.demo_set[before] != prompts.demo_set[number]:
+            warnings.warn(
+                f"prompts {before} and {number} show the same demonstrations and are counted as different sets; intervals "
+                "and p-values take them for independent. Give them one number in demo_set.",
+                stacklevel=3,
+            )
+            return
+
+
+def _check_answers(evidence: Evidence, numbers: Tensor, cut: PatchEffects) -> None:
+    """Evidence of other weights under the same name would be believed otherwise."""
+    read, found = evidence.label_scores[numbers], cut.base_label_scores
+    off = float((read - found).abs().mean() / found.std().clamp(min=1e-12))
+    if off > (0.01 if evidence.run.dtype == "float32" else 0.1):
+        raise ResultError(
+            f"evidence must be a reading of this model; its label scores differ from the model's by {off:.0%} of their "
+            "spread. Is it of another checkpoint, or of other settings? Leave evidence= out, or read these prompts anew.",
+            code="evidence-of-others",
+        )
+
+
+def _notes(
+    evidence: Evidence, columns: dict[str, Tensor], selected: dict[str, Tensor], sets: int
+) -> tuple[str, ...]:
+    notes = []
+    answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
+    share = float(answers.max() / answers.sum())
+    if share > 0.9:
+        notes.append(
+            f"the model gives one answer in {share:.0%} of the prompts: no vote can be told from always giving it, and "
+            '"neither" here says nothing about the heads'
+        )
+    if (truth := evidence.prompts.test_labels) is not None:
+        right = float((evidence.answers == truth).float().mean())
+        notes.append(f"the model answers {right:.1%} of the test inputs right")
+    if sets < ENOUGH:
+        notes.append(f"{sets} demonstration sets a half are few: intervals are wide")
+    causes = (selected["votes"] | selected["matters"]) & (columns["matters"] == 1)
+    lacking = [
+        str(HeadRef(*head)) for head in (causes & columns["beyond_equal_mass_low"].isnan()).nonzero().tolist()
+    ]
+    if lacking:
+        notes.append(
+            f"without the comparison with other edges of equal mass, of which there were too few: {', '.join(lacking[:8])}"
+            + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
+        )
+    return tuple(notes)

@@ -1,0 +1,66 @@
+"""Finds the user's hooks on a model, and adds and removes ours.
+
+A hook of the user's may count positions or edit activations, so leading tokens are run apart only where there is
+none. TransformerLens's, transformers' and accelerate's own hooks, which only record or move tensors, do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "icl_kernel_lens.")
+
+
+def hooks_of(module: Any) -> list[Any]:
+    """The user's hooks on a module, forward and backward."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = [hook for kind in kinds for hook in (getattr(module, kind, None) or {}).values()]
+    own = vars(module).get("forward")
+    if own is not None and not hasattr(own, "taken_over"):
+        hooks.append(own)
+    return [hook for hook in hooks if not _defined_in(hook).startswith(_LIBRARIES)]
+
+
+def hooks_everywhere() -> list[Any]:
+    """The hooks that PyTorch runs on every module there is."""
+    kinds = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+    return [hook for kind in kinds for hook in getattr(nn.modules.module, kind, {}).values()]
+
+
+def _defined_in(hook: Any) -> str:
+    """The module a hook was written in; TransformerLens's hook points wrap what they are given."""
+    code, cells = getattr(hook, "__code__", None), getattr(hook, "__closure__", None)
+    wrapped = str(getattr(hook, "__module__", "")) == "transformer_lens.hook_points"
+    if wrapped and code is not None and cells and "hook" in code.co_freevars:
+        hook = cells[code.co_freevars.index("hook")].cell_contents
+    return str(getattr(getattr(hook, "func", hook), "__module__", ""))
+
+
+@contextmanager
+def hooked(point: Any, callback: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Adds one hook to a TransformerLens hook point, after the user's own, and removes exactly that one."""
+
+    def look(activation: Tensor, *, hook: Any) -> Tensor | None:
+        return callback(activation)
+
+    point.add_hook(look)
+    handle = point.fwd_hooks[-1]
+    try:
+        yield
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks[:] = [h for h in point.fwd_hooks if h is not handle]
+
+
+@contextmanager
+def module_seen(module: nn.Module, see: Callable[[Tensor, Any], None]) -> Iterator[None]:
+    """Shows `see` the first input of a module and its output at every forward pass."""
+    handle = module.register_forward_hook(lambda _module, given, out: see(given[0], out))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,198 @@
+"""Takes over the middle of attention, between a layer's own q, k, v and its own z.
+
+A layer computes its queries, keys and values by its own code (projections, norms, rotary embedding, hooks). Under
+`intercepting` its product q·kᵀ is not written out: a stand-in notes what the layer does to its scores
+(`stand_in.py`), and where it meets v, the handler gets (layer, q, k, v, rule) and gives z. The layer goes on by its
+own code, and `hook_z` fires as ever.
+
+Where a layer cannot be taken over exactly there is a `CannotIntercept`, and the model runs by its own path. That the
+two paths agree is measured on the model in hand (`verify.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from icl_kernel_lens.models.replace import instead
+from icl_kernel_lens.models.stand_in import CannotIntercept, Mask, Noted, Scores, add, check_padding, multiply
+from icl_kernel_lens.numbers.attention import Rule
+
+Handler = Callable[[int, Tensor, Tensor, Tensor, Rule], Tensor]
+"""(layer, q, k, v, rule) → z, each (batch, head, pos, d_head); k and v repeated to the query heads."""
+
+
+class _Seeing(TorchFunctionMode):
+    """Active while one layer's attention runs: finds q·kᵀ, and hands the end of it to the handler."""
+
+    def __init__(self, layer: int, heads: int, handler: Handler) -> None:
+        super().__init__()
+        self.layer, self.heads, self.handler = layer, heads, handler
+        self.begun = self.done = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.begun and not any(isinstance(a, Scores) for a in args):
+            name = getattr(func, "__name__", "").strip("_")
+            if name in ("matmul", "bmm") and args[0].dim() >= 3:
+                return self.begin(args[0], args[1])
+            if name == "baddbmm":
+                return self.begin_biased(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def begin(self, q: Tensor, transposed: Tensor) -> Scores:
+        shape = (*q.shape[:-1], transposed.shape[-1])
+        k = transposed.transpose(-1, -2)
+        if q.dim() == 3:
+            q, k = (rearrange(x, "(b h) s d -> b h s d", h=self.heads) for x in (q, k))
+        if q.dim() == k.dim() == 4 and q.shape[2] < k.shape[2]:
+            raise CannotIntercept(
+                "keys of earlier tokens come from a cache, and its masks count from them. Run without one "
+                "(use_cache=False; in generate also use_past_kv_cache=False)"
+            )
+        if q.dim() != 4 or q.shape != k.shape or q.shape[1] != self.heads:
+            raise CannotIntercept(
+                f"its first product has shapes {tuple(q.shape)} and {tuple(k.shape)}, not those of q and k"
+            )
+        self.begun += 1
+        return Scores(shape, q.dtype, Noted(self.handle, q, k))
+
+    def begin_biased(
+        self, bias: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
+    ) -> Scores:
+        scores = multiply(self.begin(batch1, batch2), alpha)
+        if beta == 0:
+            return scores
+        if beta != 1:
+            raise CannotIntercept("it scales the bias of its attention scores")
+        return add(scores, bias)
+
+    def handle(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        self.done += 1
+        # Some layers multiply q and k in float32; what they hold is of the type of v.
+        return self.handler(self.layer, q.to(v.dtype), k.to(v.dtype), v, rule)
+
+
+def _through(layer: int, heads: int, module: nn.Module, handler: Handler) -> Callable[..., Any]:
+    """The forward of one attention module, its middle taken over; of contexts in one another, the inner one."""
+    forward = getattr(module.forward, "taken_over", module.forward)
+
+    def intercepted(*args: Any, **kwargs: Any) -> Any:
+        for name in ("hook_pattern", "hook_attn_scores"):
+            point = getattr(module, name, None)
+            if getattr(point, "_forward_hooks", None) or getattr(point, "_backward_hooks", None):
+                raise CannotIntercept(
+                    f"blocks.{layer}.attn.{name} has a hook, and what it would see is never written out. Give "
+                    "run_with_cache a names_filter that leaves hook_pattern and hook_attn_scores out, or run the model "
+                    "without fast_attention"
+                )
+        seeing = _Seeing(layer, heads, handler)
+        left = module.__dict__.get("_pattern")
+        try:
+            with seeing:
+                out = forward(*args, **kwargs)
+        except CannotIntercept as error:
+            raise CannotIntercept(f"layer {layer}: {error.message}") from None
+        finally:
+            if "_pattern" in module.__dict__:
+                # Where a bridge leaves the last pattern it made; this one would keep q and k alive.
+                module.__dict__["_pattern"] = left
+        if seeing.done != 1:
+            raise CannotIntercept(f"layer {layer}: its product of weights and values was not found")
+        return _without_scores(out)
+
+    intercepted.taken_over = forward  # pyright: ignore[reportFunctionMemberAccess]
+    return intercepted
+
+
+def _without_scores(out: Any) -> Any:
+    if isinstance(out, Scores):
+        return None
+    return tuple(_without_scores(part) for part in out) if isinstance(out, tuple) else out
+
+
+@contextmanager
+def intercepting(attentions: dict[int, nn.Module], heads: int, handler: Handler) -> Iterator[None]:
+    """Gives each of these attention modules its z from the handler; afterwards all is as before."""
+    with ExitStack() as stack:
+        for layer, module in attentions.items():
+            stack.enter_context(instead(module, "forward", _through(layer, heads, module, handler)))
+        yield
+
+
+NAME = "icl_kernel_lens"
+"""Under which our functions stand in Hugging Face's registries of attention and of masks."""
+
+
+@contextmanager
+def without_masks(model: nn.Module) -> Iterator[None]:
+    """Lets a Hugging Face model make `Mask`s instead of masks; it has configs of its own for that long."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    with ExitStack() as stack:
+        changed: dict[int, Any] = {}
+        for module in model.modules():
+            config = vars(module).get("config")
+            if not hasattr(config, "_attn_implementation"):
+                continue
+            if id(config) not in changed:
+                changed[id(config)] = deepcopy(config)
+                changed[id(config)]._attn_implementation = NAME
+            stack.enter_context(instead(module, "config", changed[id(config)]))
+        yield
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention written plainly, for modules that leave it to Hugging Face's registry: it is taken over too."""
+    if kwargs.get("s_aux") is not None or kwargs.get("softcap") is not None:
+        raise CannotIntercept("its attention has a sink or a soft cap of Hugging Face's own")
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (key, value))
+    scale = kwargs.get("scaling")
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if mask is None else scores + mask
+    weights = torch.nn.functional.dropout(
+        scores.softmax(-1), p=kwargs.get("dropout", 0.0), training=module.training
+    )
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *,
+    mask_function: Callable[..., Any],
+    attention_mask: Tensor | None = None,
+    config: Any = None,
+    dtype: torch.dtype = torch.float32,
+    device: Any = "cpu",
+    **_: Any,
+) -> Mask:
+    """The window of a mask of Hugging Face's, noted of three queries of the longest text the model takes."""
+    check_padding(attention_mask)
+    longest = max(kv_length, int(getattr(config, "max_position_embeddings", None) or 0))
+    keys = torch.arange(longest, device=device)
+
+    def sees(query: int) -> Tensor:
+        seen = mask_function(0, 0, torch.tensor(query, device=device), keys)
+        return seen if isinstance(seen, Tensor) else torch.full_like(keys, seen, dtype=torch.bool)
+
+    width = int(sees(longest - 1).sum())
+    for query in {longest - 1, longest // 2, min(width, longest - 1)}:
+        if not bool((sees(query) == ((keys <= query) & (keys > query - width))).all()):
+            raise CannotIntercept("its mask is not a causal band")
+    like = torch.empty((), dtype=dtype, device=device)
+    return Mask((batch_size, 1, q_length, kv_length), width if width < longest else None, like)

@@ -1,0 +1,319 @@
+"""Verifies on the model in hand, at first use, that its hooks show its attention.
+
+On a few random tokens, for every layer:
+
+    the pattern hook fires exactly once, with shape (batch, head, query, key)
+    A[q, k] = 0 for k > q    attention is causal, so that padding cannot be seen
+    Σ_k A[q, k] = 1          or 1 − (the declared attention sink), up to rounding
+    z[q] = Σ_k A[q, k] v[k]  per query head; values are repeated over the group of query heads
+
+and, where attention can be taken over (`attention_pass.py`), that the row rebuilt from q and k equals the
+pattern's and the logits those of the plain run: for whole prompts, with their leading tokens run apart, and with the
+last token alone behind all others. Where they differ, the model is read by its own path.
+
+The residuals are kept (`VerificationReport`) and travel with every result. Does not show: that an edit of the
+pattern changes the model's output; on some architectures it does not.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from einops import einsum, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from icl_kernel_lens.errors import ModelError, without_code
+from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
+from icl_kernel_lens.models.attention_passes import AttentionUnderWay, attention_pass, read_prefix
+from icl_kernel_lens.models.shape import HookName
+from icl_kernel_lens.models.stand_in import CannotIntercept
+
+VERIFY_TOKENS = 13
+"""Length of the longer of the two random prompts; the other is two tokens shorter."""
+
+_reports: WeakKeyDictionary[object, tuple[list[str], VerificationReport]] = WeakKeyDictionary()
+"""With the user's hooks that were in place: what is found under some is not kept for when they are gone."""
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The largest residuals met, per layer, and the layers that have no attention at all."""
+
+    row_sum: Mapping[int, float]
+    """|Σ_k A − 1| (or minus the declared sink), the largest over heads and query positions."""
+    values: Mapping[int, float]
+    """|z − A·V|, the largest over heads and positions, relative to the largest |z|."""
+    missing: Mapping[int, str]
+    """Layers that cannot be scored, and why."""
+    taken_over: float = float("nan")
+    """Largest difference, in rows and in logits relative to their size, of the ways below from the plain run."""
+    not_fast: str | None = "it was not tried"
+    """Why attention cannot be read without writing it out; None: it can."""
+    not_shared: str | None = "it was not tried"
+    """Why leading tokens cannot be run apart; None: they can."""
+    not_alone: str | None = "it was not tried"
+    """Why the last token cannot be run with all others kept; None: it can."""
+
+    @property
+    def worst(self) -> float:
+        return max([*self.row_sum.values(), *self.values.values()], default=float("nan"))
+
+    def __str__(self) -> str:
+        text = (
+            f"{len(self.row_sum)} attention layers verified: rows sum to 1 within "
+            f"{max(self.row_sum.values(), default=float('nan')):.1e}, z = A·V within "
+            f"{max(self.values.values(), default=float('nan')):.1e}"
+        )
+        if self.not_fast is not None:
+            text += f"; attention is written out, because {self.not_fast}"
+        else:
+            text += f"; rebuilt from q and k within {self.taken_over:.1e}"
+            text += f", nothing shared, because {self.not_shared}" if self.not_shared else ""
+        return text + "".join(f"; {reason}" for reason in self.missing.values())
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """What rounding explains: 1e-4 in float32, a few units in the last place of half precision."""
+    return {torch.float16: 1e-2, torch.bfloat16: 4e-2}.get(dtype, 1e-4)
+
+
+def verify_model(adapter: ModelAdapter) -> VerificationReport:
+    """Verifies a model once; later calls return that report, unless it was made under hooks that are gone.
+
+    Raises: ModelError: a hook did not fire, rows do not sum to one, or z is not A·V.
+    """
+    try:
+        if adapter.model in _reports and not _reports[adapter.model][0]:
+            return _reports[adapter.model][1]
+        hooks = adapter.hooks_in_place() if isinstance(adapter, InterceptableAdapter) else []
+        if adapter.model in _reports and _reports[adapter.model][0] == hooks:
+            return _reports[adapter.model][1]
+        report = _verify(adapter)
+        _reports[adapter.model] = hooks, report
+    except TypeError:  # a model that cannot be weakly referenced is verified every time
+        return _verify(adapter)
+    return report
+
+
+def _verify(adapter: ModelAdapter) -> VerificationReport:
+    shape, missing, layers = adapter.shape, adapter.missing_attention(), attention_layers(adapter)
+    if not layers:
+        raise ModelError(
+            f"a model must have attention to be read; none of the {shape.layers} layers of {adapter.name} has "
+            f"({next(iter(missing.values()))}). State-space and recurrent models cannot be scored.",
+            code="no-attention",
+        )
+    length = min(VERIFY_TOKENS, shape.context or VERIFY_TOKENS)
+    tokens = torch.randint(shape.vocab, (2, length), generator=torch.Generator().manual_seed(0))
+    alike = length // 2
+    tokens[1, :alike] = tokens[0, :alike]
+    lengths = torch.tensor([length, length - 2])
+    seen, logits = _plain_run(adapter, layers, tokens, lengths)
+    sinks = _declared_sinks(adapter)
+    residuals = {
+        layer: _check_layer(adapter, layer, lengths, layer in sinks, *(seen[layer, name] for name in _NAMES))
+        for layer in layers
+    }
+    if adapter.device.type == "mps":
+        cross_check(adapter, {at: (seen[at, "hook_pattern"], seen[at, "hook_v"]) for at in layers})
+    patterns = {layer: seen[layer, "hook_pattern"] for layer in layers}
+    differences, reason, reasons = [], None, []
+    # Of whole prompts, of prompts behind a shared prefix, and of one token behind all others; each needs those before.
+    for shared, prompts in ((0, 2), (alike, 2), (length - 1, 1)):
+        if reason is None:
+            some = {layer: pattern[:prompts] for layer, pattern in patterns.items()}
+            difference, reason = _difference(
+                adapter, tokens[:prompts], lengths[:prompts], some, logits[:prompts], shared=shared
+            )
+            differences.append(difference)
+        reasons.append(reason)
+    worst = max([x for x in differences if not math.isnan(x)], default=float("nan"))
+    row_sum, values = ({layer: pair[i] for layer, pair in residuals.items()} for i in (0, 1))
+    return VerificationReport(row_sum, values, missing, worst, *reasons)
+
+
+_NAMES: tuple[HookName, ...] = ("hook_pattern", "hook_v", "hook_z")
+
+
+def _plain_run(
+    adapter: ModelAdapter, layers: list[int], tokens: Tensor, lengths: Tensor
+) -> tuple[dict[tuple[int, HookName], Tensor], Float[Tensor, "batch 1 vocab"]]:
+    """What each layer's hooks show in the model's own forward pass, and its logits at the last positions."""
+    seen: dict[tuple[int, HookName], Tensor] = {}
+    fired: dict[tuple[int, HookName], int] = {(layer, name): 0 for layer in layers for name in _NAMES}
+
+    def looker(layer: int, name: HookName) -> Callable[[Tensor], None]:
+        def see(activation: Tensor) -> None:
+            fired[layer, name] += 1
+            seen[layer, name] = activation.detach().float()
+
+        return see
+
+    with adapter.watching({key: looker(*key) for key in fired}):
+        logits = adapter.forward(tokens, lengths, lengths[:, None] - 1)
+    for name in _NAMES:
+        check_fired({layer: fired[layer, name] for layer in layers}, name, adapter)
+    return seen, logits
+
+
+def _check_layer(
+    adapter: ModelAdapter, layer: int, lengths: Tensor, has_sink: bool, a: Tensor, v: Tensor, z: Tensor
+) -> tuple[float, float]:
+    """The residuals of one layer: of its row sums, and of z against A·V.
+
+    Raises: ModelError: shapes are not those of attention, it is not causal, or a residual is more than rounding.
+    """
+    heads, length, limit = adapter.shape.heads, int(lengths.max()), tolerance(adapter.dtype)
+    expected = (len(lengths), heads, length, length)
+    if tuple(a.shape) != expected:
+        raise ModelError(
+            f"blocks.{layer}.attn.hook_pattern must have shape {expected} (batch, head, query, "
+            f"key); it has {tuple(a.shape)} in {adapter.name}.",
+            code="hook-shape",
+        )
+    if v.dim() != 4 or z.dim() != 4 or v.shape[-1] != z.shape[-1] or heads % v.shape[2]:
+        raise ModelError(
+            f"values must be (batch, pos, kv_head, d_head) and z (batch, pos, head, d_head); blocks.{layer}.attn "
+            f"of {adapter.name} has {tuple(v.shape)} and {tuple(z.shape)}. Attention whose values are stored "
+            "otherwise (multi-head latent attention) cannot be read.",
+            code="hook-shape",
+        )
+    future = a.triu(1)[0].abs().max().item()
+    if future > limit:
+        raise ModelError(
+            "attention must be causal to be read at the answer position; in blocks."
+            f"{layer}.attn.hook_pattern of {adapter.name} a position gives {future:.1e} of its attention to later "
+            "ones. Encoders and bidirectional models cannot be scored.",
+            code="not-causal",
+        )
+    row_sum, values = _residuals(a, v, z, lengths, has_sink=has_sink)
+    if not row_sum <= limit:
+        raise ModelError(
+            f"every attention row must sum to 1; rows of blocks.{layer}.attn.hook_pattern of "
+            f"{adapter.name} are off by {row_sum:.1e} (tolerance {limit:.0e} for "
+            f"{adapter.dtype}). The hook may show something other than the weights after softmax, or "
+            "the layer has an attention sink that the configuration does not declare.",
+            code="not-attention",
+        )
+    if not values <= limit:
+        raise ModelError(
+            f"z must be the attention-weighted sum of the values; blocks.{layer}.attn.hook_z of "
+            f"{adapter.name} differs from A·V by {values:.1e} of its size (tolerance "
+            f"{limit:.0e} for {adapter.dtype}). The pattern shown is not the one the layer uses: "
+            'reload the model with attn_implementation="eager", and remove hooks that edit it.',
+            code="not-attention",
+        )
+    return row_sum, values
+
+
+def _difference(
+    adapter: ModelAdapter,
+    tokens: Int[Tensor, "batch pos"],
+    lengths: Int[Tensor, " batch"],
+    patterns: Mapping[int, Tensor],
+    logits: Float[Tensor, "batch 1 vocab"],
+    *,
+    shared: int,
+) -> tuple[float, str | None]:
+    """How far attention that is taken over differs from the plain run; and why it is not used, if it is not."""
+    worst = 0.0
+
+    def compare(attention: AttentionUnderWay) -> Tensor:
+        nonlocal worst
+        rows = attention.row(lengths - 1)
+        last = patterns[attention.layer][torch.arange(len(lengths)), :, (lengths - 1).to(rows.device)]
+        beyond = (torch.arange(rows.shape[-1]) >= lengths[:, None]).to(rows.device)
+        worst = max(worst, (rows - last).abs().masked_fill(beyond[:, None], 0).max().item())
+        return attention.attend()
+
+    try:
+        prefix = read_prefix(adapter, tokens[0, :shared]) if shared else None
+        again = attention_pass(
+            adapter, tokens[:, shared:], lengths, lengths[:, None] - 1, compare, prefix=prefix
+        )
+    except CannotIntercept as error:
+        return float("nan"), error.message
+    except Exception as error:
+        # Whatever an unknown model's code makes of it: the plain way is always there, and the reason is kept.
+        return float("nan"), f"{type(error).__name__}: {without_code(error)}"
+    worst = max(worst, ((again - logits).abs().max() / logits.abs().max().clamp(min=1e-12)).item())
+    if not worst <= tolerance(adapter.dtype):
+        return worst, f"what it gives differs from the plain run by {worst:.1e}"
+    return worst, None
+
+
+def check_fired(fired: Mapping[int, int], name: HookName, adapter: ModelAdapter) -> None:
+    """Refuses a forward pass in which an attention layer's hook did not fire exactly once."""
+    if silent := [layer for layer, count in fired.items() if count == 0]:
+        raise ModelError(
+            f"blocks.{silent[0]}.attn.{name} did not fire ({len(fired) - len(silent)} of {len(fired)} "
+            f"layers seen) in {adapter.name}. The model may use fused attention; reload it with "
+            'attn_implementation="eager".',
+            code="hook-firing",
+        )
+    if often := [layer for layer, count in fired.items() if count > 1]:
+        raise ModelError(
+            f"blocks.{often[0]}.attn.{name} must fire once in a forward pass; it fired "
+            f"{fired[often[0]]} times in {adapter.name}. Models that run a block repeatedly are not supported.",
+            code="hook-firing",
+        )
+
+
+def _residuals(
+    a: Float[Tensor, "batch head pos key"],
+    v: Float[Tensor, "batch key kv_head d_head"],
+    z: Float[Tensor, "batch pos head d_head"],
+    lengths: Int[Tensor, " batch"],
+    *,
+    has_sink: bool,
+) -> tuple[float, float]:
+    """The residuals of one layer over real (unpadded) query positions: row sums, and z against A·V."""
+    off = a.sum(-1) - 1
+    # A learned sink logit takes its share of every row, so that sums lie strictly below 1.
+    off = off.clamp(min=0) if has_sink else off.abs()
+    padding = (torch.arange(a.shape[2]) >= lengths[:, None]).to(a.device)
+    row_sum = off.masked_fill(padding[:, None], 0).max().item()
+    v = repeat(v.to(a.device), "b k g d -> b k (g r) d", r=a.shape[1] // v.shape[2])
+    mixed = einsum(a, v, "b h q k, b k h d -> b q h d")
+    gap = (mixed - z.to(a.device)).abs().masked_fill(padding[..., None, None], 0)
+    return row_sum, (gap.max() / z.abs().max().clamp(min=1e-12)).item()
+
+
+def _declared_sinks(adapter: ModelAdapter) -> frozenset[int]:
+    """Layers whose attention declares a learned sink logit (a parameter named `sinks`, as in GPT-OSS)."""
+    blocks: Iterable[nn.Module] = getattr(adapter.model, "blocks", ())
+    return frozenset(
+        layer
+        for layer, block in enumerate(blocks)
+        for name, _ in block.named_parameters()
+        if name.rsplit(".", 1)[-1] == "sinks"
+    )
+
+
+def cross_check(adapter: ModelAdapter, seen: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    """On Apple's MPS, sums have been wrong in silence: redo one row of every layer on the CPU."""
+    worst = 0.0
+    for a, v in seen.values():
+        row = a[0, :, -1]
+        v = repeat(v[0], "k g d -> k (g r) d", r=a.shape[1] // v.shape[2])
+        there = einsum(row, v, "h k, k h d -> h d").cpu()
+        here = einsum(row.cpu(), v.cpu(), "h k, k h d -> h d")
+        worst = max(worst, (there - here).abs().max().item())
+    warnings.warn(
+        f"{adapter.name} runs on MPS, where PyTorch has given wrong numbers in silence; one attention row "
+        f"of each layer, redone on the CPU, differs by at most {worst:.1e}. Check what you publish on "
+        "a CPU or a CUDA device.",
+        stacklevel=2,
+    )
+    if worst > tolerance(adapter.dtype):
+        raise ModelError(
+            f"MPS and CPU must agree on A·V; they differ by {worst:.1e} on {adapter.name}. Load the model "
+            'with device="cpu".',
+            code="device-result",
+        )

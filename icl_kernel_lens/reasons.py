@@ -1,0 +1,57 @@
+"""Why a number is NaN or was not measured: one code and one message for every reason in the package.
+
+A code is stored and compared; the message is printed. Results count them: `Mapping[Reason, int]`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Reason(str, Enum):
+    """A reason: its code, and the message that it is printed as."""
+
+    message: str
+
+    def __new__(cls, code: str, message: str) -> Reason:
+        made = str.__new__(cls, code)
+        made._value_, made.message = code, message
+        return made
+
+    # scores and read-outs, per prompt and head
+    NO_ATTENTION_LAYER = "no_attention_layer", "the layer has no attention (Evidence.missing says more)"
+    NO_TOKEN = "no_token", "a demonstration without a token that counts"
+    NO_ATTENTION = "no_attention", "no attention on the demonstrations"
+    SIMILARITIES_ALIKE = "similarities_alike", "similarities all alike"
+    ATTENTION_ALIKE = "attention_alike", "attention all alike"
+    # interventions, per prompt and cell; the last four are of a control
+    NOTHING_LEFT = "nothing_left", "nothing is left of a row"
+    NO_PAIR = "no_pair", "no pair of demonstrations with and without the reference label"
+    RANDOM_KEYS = "random_keys", "random_keys: too few other keys to cut as many"
+    EQUAL_MASS = "equal_mass", "equal_mass: too little attention on other keys to cut as much"
+    UNIFORM = "uniform", "uniform: the row is not a number"
+    SHUFFLED_KERNEL = "shuffled_kernel", "shuffled_kernel: the row is not a number"
+    # conditions of the task accuracy
+    NOTHING_PERMUTED = (
+        "nothing_permuted",
+        "permuting changes no label: too few demonstrations, or all of one class",
+    )
+    NOT_FROM_TEXT = "not_from_text", "the prompts were made from token ids or loaded"
+    # why a head is of no clearer class
+    NOT_SINGLED_OUT = "not_singled_out", "the choosing half gave no reason to look"
+    SHIFT_UNEXPLAINED = (
+        "shift_unexplained",
+        "its weights move with the labels, and follow neither words nor answers by much",
+    )
+    VOTES_UNSURE = "votes_unsure", "more prompts must say whether it votes"
+    INPUTS_UNSURE = "inputs_unsure", "more prompts must say whether its weights follow the inputs"
+    MATTERS_UNSURE = "matters_unsure", "more prompts must say whether the answer needs it"
+    # kernel regression in the theory, per prompt and number of demonstrations
+    NO_DEMOS = "no_demos", "no demonstrations"
+    OUTSIDE = "outside", "an input is impossible or outside the design"
+    NO_WEIGHT = "no_weight", "no demonstration has kernel weight"
+    NEGATIVE = "negative", "denominator negative"
+    CANCELLED = "cancelled", "denominator cancelled to below the guard"
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,301 @@
+"""The report shows what one scoring or locating run found, on one page that opens offline; it computes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from icl_kernel_lens.charts.page import Page
+from icl_kernel_lens.charts.token_view import MOST_HEADS
+from icl_kernel_lens.files import write_atomically
+from icl_kernel_lens.results.ablation_curves import AblationCurves
+from icl_kernel_lens.results.criteria import HeadClass
+from icl_kernel_lens.results.evidence import Evidence
+from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.head_scores import HeadScores
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+from icl_kernel_lens.scores.caveats import notices
+
+READING = (
+    "Each attention head is read as a kernel regression: its attention from the answer position to the "
+    "demonstrations ({pooling}) is taken as the weights of a vote over their labels. The number is how often "
+    "that vote is {whose}. Compare it with the head's strongest control, never with one over the number "
+    "of labels."
+)
+POOLINGS = {
+    "label": "to the first token of their labels",
+    "label_sum": "to all tokens of their labels, summed",
+    "span_max": "the largest weight on any of their tokens, text or label",
+    "span_sum": "to all of their tokens, summed",
+    "span_mean": "to all of their tokens, the mean",
+}
+LIMITS = (
+    "What this does not show: that the answer depends on the head (nothing was changed in the model); "
+    "that its weights come from the inputs rather than from the label words; that the best head is as good "
+    "on new prompts, since the best of many is too good on the prompts it was chosen on. Intervals are per "
+    "head and hold for a head chosen beforehand."
+)
+LOCATING = (
+    "One half of the prompts ({choosing}) singled heads out; every number, interval, class and the band come from "
+    "the other half ({prompts} prompts in {sets} demonstration sets). A kernel head votes for the model's answer "
+    "more often than every simpler explanation would, its weights follow the inputs when labels are permuted, and "
+    "the answer needs its attention on the labels. The smallest effects that were looked for: a margin of {margin:g} "
+    "above the strongest control, a drop of {effect:.0%} of the logit difference."
+)
+CLASS_MEANS: dict[HeadClass, str] = {
+    "kernel head": "votes, its weights follow the inputs, and the answer needs its label edges",
+    "shadow": "votes, its weights follow the inputs, and the answer does not need them",
+    "driver": "the answer needs its label edges, and it is no kernel head",
+    "echo": "its weights follow the model's answer",
+    "word preference": "its weights follow the label words",
+    "neither": "none of these, or nothing in the choosing half gave reason to measure it",
+    "undetermined": "intervals too wide to say",
+}
+LOCATED_LIMITS = (
+    "What this does not show: that other heads could not take over; that a head is a kernel regression on other "
+    "tasks, templates or demonstrations; which features of the inputs its kernel compares. Heads that share one "
+    "vote so finely that each carries less than the smallest effect are shadows here. A head that was not cut in the "
+    "reporting half has no measured effect, which is not an effect of zero."
+)
+CURVES = (
+    "Necessity: the answer position's edges to the labels are cut in the first k located heads. Sufficiency: they are "
+    "cut in all heads but these. Measured on {prompts} other prompts (seed {seed}); an answer counts as right if it "
+    "is {right}."
+)
+
+
+def write_report(
+    path: str | Path,
+    evidence: Evidence,
+    scores: Sequence[HeadScores],
+    accuracy: TaskAccuracy | None,
+    *,
+    ranking: HeadRanking | None = None,
+    curves: AblationCurves | None = None,
+) -> Path:
+    """Write `report.html`; the first of `scores` is the main one, others are shown as tables.
+
+    With a `ranking`, the located heads stand before the scores; with `curves`, necessity and sufficiency after them.
+
+    Raises: RunError: the file cannot be written.
+    """
+    main, run = scores[0], evidence.run
+    page = Page(f"Kernel-regression heads of {run.model} on {run.prompts.task}")
+    _in_context(page, accuracy, has_truth=evidence.prompts.test_labels is not None)
+    if ranking is not None:
+        _located(page, ranking)
+    if curves is not None:
+        _curves(page, curves)
+    _votes(page, scores, notices(evidence, main))
+    page.heading("Where does the answer position look?")
+    _chart(page, evidence)
+    if evidence.prompts.strings and not main.mean().isnan().all():
+        view = evidence.token_view(list(main.top(MOST_HEADS)["head"]))
+        page.tokens(view.tokens, view.values, view.labels, view.caption)
+    page.heading("How it was measured")
+    page.table(["setting", "value"], [*_settings(evidence), *main.settings.items(), *_criteria(ranking)])
+    return write_atomically(path, page.html())
+
+
+def _chart(page: Page, result: Evidence | HeadScores | HeadRanking | AblationCurves) -> None:
+    figure = result.figure()
+    page.chart(figure.spec(), figure.still())
+
+
+def _in_context(page: Page, accuracy: TaskAccuracy | None, *, has_truth: bool) -> None:
+    page.heading("Is there in-context learning?")
+    if accuracy is None:
+        page.text(
+            "Not measured in this run; icl-kernel-lens score measures it, beside its controls."
+            if has_truth
+            else "Not measured: the prompts have no true labels."
+        )
+        return
+    page.text(accuracy.verdict())
+    rows = [
+        [_words(row["condition"]), f"{row['accuracy']:.1%}", f"{row['low']:.1%} – {row['high']:.1%}"]
+        for row in accuracy.to_dataframe().to_dict("records")
+    ]
+    page.table(["condition", "accuracy", "95 % interval"], rows)
+    for name, why in accuracy.reasons.items():
+        page.text(f"{_words(name)}: not measured ({why}).")
+
+
+def _located(page: Page, ranking: HeadRanking) -> None:
+    page.heading("Located heads")
+    page.text(
+        LOCATING.format(
+            choosing=ranking.settings.get("choosing", "not recorded"),
+            prompts=len(ranking.agreement),
+            sets=len(ranking.demo_set.unique()),
+            margin=ranking.criteria.margin,
+            effect=ranking.criteria.effect,
+        )
+    )
+    page.text(
+        f"Confirmed kernel heads: {', '.join(map(str, ranking.heads))}."
+        if ranking.heads
+        else "No kernel head confirmed."
+    )
+    page.text(f"The band: {ranking.band}." if ranking.band else "The band: none.")
+    for note in ranking.notes:
+        page.text(f"{_capital(note)}.")
+    count = Counter(ranking.classes.values())
+    page.table(
+        ["class", "heads"],
+        [[f"{name}: {means}", str(count[name])] for name, means in CLASS_MEANS.items() if count[name]],
+    )
+    _chart(page, ranking)
+    _located_table(page, ranking)
+    page.text(LOCATED_LIMITS)
+
+
+def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
+    measured = ranking.singled_out()
+    rows = [
+        [
+            row["head"],
+            row["class"],
+            _number(row, "agreement"),
+            f"{_number(row, 'control')} ({_words(row['strongest_control'])})",
+            _between(row, "margin"),
+            _number(row, "label_shift"),
+            _number(row, "word_bound_shift"),
+            f"{_number(row, 'logit_diff_drop')} ({_between(row, 'logit_diff_drop')})",
+            _number(row, "equal_mass_drop"),
+        ]
+        for row in measured.head(k).to_dict("records")
+    ]
+    columns = ["head", "class", "agreement", "strongest control", "above it, interval", "label shift"]
+    columns += ["had they gone with the words", "drop (interval)", "drop, equal mass"]
+    page.table(
+        columns,
+        rows,
+        f"{len(rows)} of the {len(measured)} heads that were singled out; the others are in the table of all heads "
+        "(heads.csv, or HeadRanking.table()). Label shift: total variation of the weights when labels are permuted. "
+        f"Drop: of the logit difference without the head's label edges, as a share. {ranking.criteria.level:.0%} "
+        "intervals.",
+    )
+
+
+def _curves(page: Page, curves: AblationCurves) -> None:
+    page.heading("Are they needed, and are they enough?")
+    page.text(
+        CURVES.format(
+            prompts=len(curves.base),
+            seed=curves.run.prompts.seed,
+            right="the true label" if curves.default_reference == "truth" else "the uncut answer",
+        )
+    )
+    for note in curves.notes():
+        page.text(f"{_capital(note)}.")
+    _chart(page, curves)
+    rows = [
+        [
+            row["cut"],
+            row["side"],
+            f"{row['k']}" + (f" (+ {row['head']})" if row["k"] else ""),
+            f"{row['right']:.1%} ({row['low']:.1%} – {row['high']:.1%})",
+            f"{row['random']:.1%} ({row['random_low']:.1%} – {row['random_high']:.1%})" if row["k"] else "",
+        ]
+        for row in curves.table().to_dict("records")
+    ]
+    page.table(
+        ["cut edges", "side", "heads", "right (interval)", "random sets: median (95 % of them)"],
+        rows,
+        f"Random sets for each number of heads: {curves.different_sets()} different.",
+    )
+
+
+def _votes(page: Page, scores: Sequence[HeadScores], caveats: Sequence[str]) -> None:
+    page.heading("Which heads vote like the answer?")
+    main = scores[0]
+    pooling = main.settings["pooling"]
+    what = POOLINGS[pooling.removesuffix("_without_first")]
+    page.text(
+        READING.format(
+            pooling=what + (", position 0 left out" if pooling.endswith("_without_first") else ""),
+            whose="the model's own answer" if main.settings["against"] == "model" else "the true label",
+        )
+    )
+    for caveat in caveats:
+        page.text(caveat)
+    _chart(page, main)
+    for result in scores:
+        _score_table(page, result)
+    page.text(LIMITS)
+
+
+def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:
+    columns = ["head", scores.name, "95 % interval", "strongest control", "above it", *scores.companions]
+    rows = [
+        [
+            row["head"],
+            f"{row[scores.name]:.3f}",
+            f"{row['low']:.3f} – {row['high']:.3f}",
+            f"{row['control']:.3f} ({_words(row['strongest_control'])})",
+            f"{row['above_control']:+.3f}",
+            *(f"{row[name]:.3f}" for name in scores.companions),
+        ]
+        for row in scores.top(k).to_dict("records")
+    ]
+    settings = ", ".join(f"{name} {value}" for name, value in scores.settings.items())
+    reasons = "".join(f" Not scored: {why} ({count} cells)." for why, count in scores.reasons.items())
+    page.heading(f"{_capital(scores.title)} (pooling {scores.settings['pooling']})")
+    page.table(
+        [_words(column) for column in columns],
+        rows,
+        f"{_capital(scores.unit)}; {len(scores.values)} prompts; {settings}. "
+        f"The {len(rows)} heads furthest above their controls.{reasons}",
+    )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _number(row: Mapping[Hashable, Any], name: str) -> str:
+    return "–" if row[name] != row[name] else f"{row[name]:.3f}"
+
+
+def _between(row: Mapping[Hashable, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "–" if low != low or high != high else f"{low:.3f} to {high:.3f}"
+
+
+def _criteria(ranking: HeadRanking | None) -> list[tuple[str, str]]:
+    if ranking is None:
+        return []
+    named = [(f"criterion: {_words(name)}", f"{value:g}") for name, value in asdict(ranking.criteria).items()]
+    return [*named, *((f"locating: {name}", value) for name, value in ranking.settings.items())]
+
+
+def _settings(evidence: Evidence) -> list[tuple[str, str]]:
+    run, prompts = evidence.run, evidence.prompts
+    info = run.prompts
+    template = info.template
+    return [
+        ("model", f"{run.model} ({run.layers} layers × {run.heads} heads)"),
+        ("loaded from", f"{run.source or 'an object of the user'}" + (f" @ {run.revision}" if run.revision else "")),
+        ("class", run.kind + (f": {run.loaded_because}" if run.loaded_because else "")),
+        ("dtype, device", f"{run.dtype}, {run.device}"),
+        ("verification", run.verification),
+        ("reading", run.reading),
+        ("task", f"{info.task}; {info.origin}"),
+        ("template", repr(template.demo) + f", then {template.separator!r}" if template else "token ids"),
+        ("prompts", f"{len(prompts)} of {info.demos} demonstrations, {int(prompts.lengths.min())}–"
+         f"{int(prompts.lengths.max())} tokens, seed {info.seed}"),
+        ("demonstration sets", "fresh for every test input" if info.sets is None else str(info.sets)),
+        ("demonstrations balanced", "yes" if info.balanced else "no"),
+        ("beginning-of-sequence token", {True: "yes", False: "no", None: "not known"}[info.prepend_bos]),
+        ("labels scored on", run.score_on.replace("_", " ")),
+        ("template tokens in spans", "counted" if run.template_tokens else "left out"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
+    ]  # fmt: skip

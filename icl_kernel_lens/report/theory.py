@@ -1,0 +1,71 @@
+"""The page on a study of the theory: its numbers beside the paper's, and what follows from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from icl_kernel_lens.charts.page import Page
+from icl_kernel_lens.files import write_atomically
+from icl_kernel_lens.theory.study import EXPERIMENTS, PARTS, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPORT = "report.html"
+DRAWN = ("theorem", "variants", "variants_small", "concentration", "worlds_of_the_paper", *EXPERIMENTS)
+FILES = (
+    *(f"{name}.safetensors" for name in dict.fromkeys((*PARTS, *DRAWN))),
+    *(f"{name}{suffix}" for name in DRAWN for suffix in (".csv", ".png", ".svg")),
+    REPORT,
+)
+"""Every file a study may leave in its folder."""
+
+
+def write_study(study: Study, folder: Path) -> None:
+    """Write tables, figures and the page of a study into a folder."""
+    for name, found in study.tabled().items():
+        write_atomically(folder / f"{name}.csv", found.table().to_csv(index=False))
+    for name, figure in study.figures().items():
+        for suffix in (".png", ".svg"):
+            figure.save(folder / f"{name}{suffix}")
+    write_atomically(folder / REPORT, study_page(study).html())
+
+
+def study_page(study: Study) -> Page:
+    """The page on a study."""
+    figures, theorem = study.figures(), study.theorem
+    page = Page(f"The theory on {theorem.world.name}")
+
+    def chart(name: str) -> None:
+        page.chart(figures[name].spec(), figures[name].still())
+
+    page.heading("Theorem 1 measured")
+    page.text(
+        "Han et al. (TMLR 2025): kernel regression with the operators' kernel approaches exact Bayesian prediction "
+        "as demonstrations are added. Both are computed here without a language model, in float64, on the same prompts."
+    )
+    chart("theorem")
+    for text in study.differences():
+        page.text(text)
+    page.table(*_cells(theorem.beside_paper() if theorem.world.name == "han2025" else theorem.table()))
+    page.heading("Which operator, moment and readout")
+    for name in ("variants", "variants_small"):
+        if name in figures:
+            chart(name)
+    page.heading("How demonstrations tell the task")
+    chart("concentration")
+    for name, found in study.experiments.items():
+        page.heading(found.question)
+        chart(name)
+        for text in found.findings:
+            page.text(text)
+    return page
+
+
+def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    columns = list(table.columns)
+    return columns, [
+        [str(int(row[c])) if c == "n" else f"{row[c]:.3f}" for c in columns]
+        for row in table.to_dict("records")
+    ]

@@ -1,0 +1,263 @@
+"""The answer without some heads' label edges, and with theirs alone: necessity and sufficiency, beside random heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.axes import HeadRef, Reference, check_reference
+from icl_kernel_lens.charts.curves import curves_figure
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.numbers.intervals import cluster_bootstrap, wilson
+from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.run_info import RunInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Cut = Literal["renormalised", "zeroed", "mean"]
+"""What stands in for cut label edges: the head's other weights, scaled up; nothing; their mean over the prompts."""
+Side = Literal["necessity", "sufficiency"]
+"""necessity: the label edges of the first k heads are cut. sufficiency: those of all other heads are."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AblationCurves(Result):
+    """Answers as the label edges of the first k heads are cut, and as only theirs are kept."""
+
+    heads: tuple[HeadRef, ...]
+    """In the order in which they are cut; entry k of a curve is of the first k."""
+    cuts: tuple[Cut, ...]
+    answers: Mapping[Side, Int[Tensor, "cut prompt step"]]
+    """The label answered, −1 where nothing is left of a row; k runs from 0 to the number of heads."""
+    random: Mapping[Side, Int[Tensor, "cut prompt k draw"]]
+    """The same for random sets of as many heads; k runs from 1."""
+    sets: Bool[Tensor, "k draw layer head"]
+    """Those sets."""
+    matched: Bool[Tensor, "k draw"]
+    """Whether a set has as many heads in each layer as the first k heads; else it was drawn from all layers."""
+    base: Int[Tensor, " prompt"]
+    """The model's own answer."""
+    truth: Int[Tensor, " prompt"] | None
+    labels: int
+    demo_set: Int[Tensor, " prompt"]
+    run: RunInfo
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def _problems(self) -> Iterator[str]:
+        steps, k, (layers, heads) = self.answers, len(self.heads), self.sets.shape[2:]
+        if set(self.answers) != set(get_args(Side)) or set(self.random) != set(get_args(Side)):
+            yield f"answers and random must be of {' and '.join(get_args(Side))}"
+        if not self.heads or len(set(self.heads)) < k:
+            yield f"heads must be some, each once; they are {self.heads}"
+        if any(not (0 <= h.layer < layers and 0 <= h.head < heads) for h in self.heads):
+            yield f"heads must be among {layers} × {heads}; they are {self.heads}"
+        if len(set(self.cuts)) < len(self.cuts):
+            yield f"cuts must be different; they are {self.cuts}"
+        shape = (len(self.cuts), len(self.base), k + 1)
+        if (
+            any(tuple(a.shape) != shape for a in steps.values())
+            or len(self.sets) != k
+            or not self.sets.shape[1]
+        ):
+            yield f"there must be an answer for each of {len(self.cuts)} cuts and 0…{k} heads, and random sets for 1…{k}"
+        least = {"base": self.base} | ({} if self.truth is None else {"truth": self.truth})
+        for name, labels in least.items():
+            if int(labels.min()) < 0:
+                yield f"{name} must be labels; one is {int(labels.min())}"
+        for labels in (*least.values(), *self.answers.values(), *self.random.values()):
+            if not -1 <= int(labels.min()) <= int(labels.max()) < self.labels:
+                yield f"answers must be among {self.labels} labels; they run from {int(labels.min())} to {int(labels.max())}"
+
+    def coords(self) -> Mapping[str, Sequence[str]]:
+        """Names of the cuts, of the head that each step adds, and of the last of each k heads."""
+        names = [str(head) for head in self.heads]
+        return {"cut": self.cuts, "step": ["none", *names], "k": names}
+
+    def right(
+        self, side: Side = "necessity", *, cut: Cut | None = None, against: Reference = "truth"
+    ) -> Float[Tensor, "prompt k"]:
+        """1 where the answer is the true label (or `against="model"`: the model's own, uncut), per prompt and k."""
+        return self._compare(self.answers[side][self._cut(cut)], against)
+
+    def random_right(
+        self, side: Side = "necessity", *, cut: Cut | None = None, against: Reference = "truth"
+    ) -> Float[Tensor, "prompt k draw"]:
+        """The same for the random sets; k runs from 1."""
+        return self._compare(self.random[side][self._cut(cut)], against)
+
+    def floor(self, *, cut: Cut | None = None, against: Reference = "truth") -> float:
+        """How often the answer is right with the label edges of every head cut."""
+        return float(self.right("sufficiency", cut=cut, against=against)[:, 0].mean())
+
+    def ceiling(self, *, against: Reference = "truth") -> float:
+        """How often it is with nothing cut."""
+        return float(self.right("necessity", against=against)[:, 0].mean())
+
+    def chance(self, against: Reference = "truth") -> float:
+        """How often always giving the commonest answer would be right."""
+        return float(self._reference(against).bincount().max() / len(self.base))
+
+    def sufficiency(
+        self, *, cut: Cut | None = None, against: Reference = "truth", level: float = 0.95
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, " k"]]:
+        """(accuracy − floor) / (ceiling − floor) with the first k heads' label edges alone; and its interval.
+
+        A ratio of means, over demonstration sets drawn whole.
+        Raises: ResultError: the interval of ceiling − floor includes 0: there is nothing to restore.
+        """
+        kept = self.right("sufficiency", cut=cut, against=against)
+        whole = self.right("necessity", cut=cut, against=against)[:, :1] - kept[:, :1]
+        low, high = (float(x) for x in cluster_bootstrap(whole, self.demo_set, level=level))
+        if not low > 0:
+            raise ResultError(
+                f"the ceiling must lie above the floor to divide by their difference; they are "
+                f"{self.ceiling(against=against):.3f} and {self.floor(cut=cut, against=against):.3f} (interval of the "
+                f"difference {low:.3f} to {high:.3f}). Cutting every label edge of the answer position changes too "
+                "little here: the labels come in elsewhere, or the model does not use them.",
+                code="nothing-to-divide",
+            )
+        value = (kept - kept[:, :1]).mean(0) / whole.mean(0)
+        # A ratio's interval: of Σ (part − r · whole), linearised.
+        left = (kept - kept[:, :1] - value * whole) / whole.mean(0)
+        low, high = (value + edge for edge in cluster_bootstrap(left, self.demo_set, level=level))
+        # Where all prompts say the same there is no spread: what is sure then is how rarely one could say otherwise.
+        least, _ = wilson(torch.ones(len(left), 1), self.demo_set, level=level)
+        slack = float((1 - least) / whole.mean())
+        same = ((left - left[:1]).abs() < 1e-6).all(0)
+        same[0] = False  # the floor itself: 0 by definition
+        return value, torch.where(same, value - slack, low), torch.where(same, value + slack, high)
+
+    def table(self, *, against: Reference | None = None) -> pd.DataFrame:
+        """One row a cut, side and k: how often right, its interval, and the random sets' middle and ends."""
+        import pandas as pd
+
+        against = against or self.default_reference
+        rows = []
+        for cut in self.cuts:
+            for side in get_args(Side):
+                right = self.right(side, cut=cut, against=against)
+                low, high = wilson(right, self.demo_set)
+                drawn = self.random_right(side, cut=cut, against=against).mean(0)  # (k, draw)
+                for k in range(right.shape[1]):
+                    row: dict[str, object] = {
+                        "cut": cut,
+                        "side": side,
+                        "k": k,
+                        "head": str(self.heads[k - 1]) if k else "",
+                        "right": float(right[:, k].mean()),
+                        "low": float(low[k]),
+                        "high": float(high[k]),
+                    }
+                    if k:
+                        different, first = self.different(k)
+                        edges = drawn[k - 1][first].quantile(torch.tensor([0.025, 0.5, 0.975]))
+                        names = ("random_low", "random", "random_high")
+                        row |= dict(zip(names, map(float, edges), strict=True))
+                        row["random_sets"] = different
+                        row["matched_by_layer"] = float(self.matched[k - 1][first].float().mean())
+                    rows.append(row)
+        return pd.DataFrame(rows)
+
+    @property
+    def default_reference(self) -> Reference:
+        """The truth where it is known, else the model's own answer."""
+        return "model" if self.truth is None else "truth"
+
+    def different(self, k: int) -> tuple[int, Int[Tensor, " different"]]:
+        """How many different random sets of k heads there are, and where each is drawn first."""
+        _, which = self.sets[k - 1].flatten(1).unique(dim=0, return_inverse=True)
+        count = int(which.max()) + 1
+        return count, torch.stack([(which == at).nonzero()[0, 0] for at in range(count)])
+
+    def different_sets(self) -> str:
+        """How many random sets of each number of heads differ: a small model does not hold as many as are drawn."""
+        counts = [self.different(k + 1)[0] for k in range(len(self.heads))]
+        least, most = min(counts, default=0), max(counts, default=0)
+        return f"{least}" if least == most else f"{least}–{most}"
+
+    def notes(self) -> list[str]:
+        """What must be said beside the curves."""
+        notes, against = [], self.default_reference
+        if "located on" in self.settings:
+            notes.append(
+                "the heads were located on these very prompts: draw others for what is to be believed"
+            )
+        for cut in self.cuts:
+            floor, chance = self.floor(cut=cut, against=against), self.chance(against)
+            right = self.right("sufficiency", cut=cut, against=against)[:, :1]
+            low, _ = (float(x) for x in wilson(right, self.demo_set))
+            if low > chance + 0.05:
+                notes.append(
+                    f"{cut}: with every label edge of the answer position cut, {floor:.1%} are still right (chance "
+                    f"{chance:.1%}): the answer row is not where the labels enter, or not alone"
+                )
+        firsts = [self.different(k + 1)[1] for k in range(len(self.heads))]
+        matched = torch.cat([self.matched[k][first] for k, first in enumerate(firsts)])
+        if not matched.all():
+            notes.append(
+                f"{int((~matched).sum())} of the {len(matched)} different random sets are drawn from all layers, as the "
+                "heads' own layers do not hold enough others"
+            )
+        return notes
+
+    def figure(self) -> Figure:
+        """Both curves over k, beside the random sets, the floor, the ceiling and chance."""
+        against = self.default_reference
+        return curves_figure(
+            self.table().to_dict("records"),
+            of=f"{self.run.model} on {self.run.prompts.task}",
+            prompts=len(self.base),
+            sets=self.different_sets(),
+            against=against,
+            chance=self.chance(against),
+            restored={cut: self._restored(cut) for cut in self.cuts},
+        )
+
+    def _restored(self, cut: Cut) -> tuple[float, float, float] | None:
+        """What `sufficiency` says of all heads; None where it refuses."""
+        try:
+            value, low, high = self.sufficiency(cut=cut, against=self.default_reference)
+        except ResultError:
+            return None
+        return float(value[-1]), float(low[-1]), float(high[-1])
+
+    def __repr__(self) -> str:
+        against = self.default_reference
+        lines = [
+            f"AblationCurves({self.run.model} on {self.run.prompts.task}: label edges of "
+            f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts; against "
+            f"{'the true label' if against == 'truth' else 'the uncut answer'})",
+            self.table().to_string(index=False, float_format=lambda x: f"{x:.3f}"),
+            *(f"  {note}" for note in self.notes()),
+        ]
+        return "\n".join(lines)
+
+    def _cut(self, cut: Cut | None) -> int:
+        if cut is None:
+            return 0
+        if cut not in self.cuts:
+            raise ResultError(
+                f"these curves were run with the cuts {', '.join(self.cuts)}; got {cut!r}.",
+                code="not-in-result",
+            )
+        return self.cuts.index(cut)
+
+    def _reference(self, against: Reference) -> Int[Tensor, " prompt"]:
+        check_reference(against)
+        if against == "model":
+            return self.base
+        if self.truth is None:
+            raise ResultError('these prompts have no true labels; use against="model".', code="no-truth")
+        return self.truth
+
+    def _compare(self, answers: Int[Tensor, "prompt *k"], against: Reference) -> Float[Tensor, "prompt *k"]:
+        reference = self._reference(against).reshape(-1, *[1] * (answers.dim() - 1))
+        return (answers == reference).float()

@@ -1,0 +1,106 @@
+"""The rules of locating heads: the classes, the smallest effects of interest, and the band of layers; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from icl_kernel_lens.errors import ResultError
+
+HeadClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither", "undetermined"]
+"""What a head is, by the intervals of three questions (see `locate_heads`).
+
+    kernel head        votes, its weights follow the inputs, and the answer needs its label edges
+    shadow             votes, its weights follow the inputs, and the answer does not need them
+    driver             the answer needs its label edges, and it is no kernel head
+    echo               its weights follow the model's answer
+    word preference    its weights follow the label words
+    neither            none of these; also every head that the choosing half gave no reason to look at
+    undetermined       intervals too wide to say
+"""
+HEAD_CLASSES: tuple[HeadClass, ...] = get_args(HeadClass)
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """The smallest effects of interest, and how sure to be: what is smaller is not looked for."""
+
+    margin: float = 0.05
+    """A head votes if its agreement is further than this above its strongest control; fraction of prompts."""
+    effect: float = 0.05
+    """A head matters if cutting its label edges costs more than this share of the logit difference."""
+    label_shift: float = 0.5
+    """Weights follow the inputs if permuted labels shift them by less than this share of what words would carry."""
+    least_label_shift: float = 0.02
+    """Total variation; weights that shift less are not shifted, however even they are."""
+    follows: float = 0.1
+    """Weights follow words or answers if they give them more than this share beyond the label's number."""
+    label_attention: float = 0.02
+    """Least mean attention on label positions of a head that can vote."""
+    false_discovery: float = 0.05
+    """Rate q of Benjamini & Hochberg's procedure over the candidates, in the reporting half."""
+    candidates: float = 0.2
+    """The same over all heads, in the choosing half, whose candidates are tested again."""
+    level: float = 0.95
+    """Of all intervals."""
+    band_share: float = 0.9
+    """How much of the confirmed effect the band holds."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < 1:
+                raise ResultError(
+                    f"Criteria.{name} must lie between 0 and 1; got {value}.", code="number-range"
+                )
+
+
+@dataclass(frozen=True)
+class Band:
+    """The smallest run of layers that holds a share of the confirmed kernel heads' effect.
+
+    Layers are counted from 0; relative depth is layer / (layers − 1), 0 the first layer and 1 the last.
+    """
+
+    first: int
+    last: int
+    share: float
+    """What it holds."""
+    wanted: float
+    """What it had to hold (`Criteria.band_share`)."""
+    first_interval: tuple[int, int]
+    last_interval: tuple[int, int]
+    """Bootstrap intervals over demonstration sets."""
+    layers: int
+    """Of the whole model."""
+    by_layer: tuple[float, ...]
+    """Effect of the confirmed heads, summed over each layer, as a share of the logit difference."""
+
+    def __post_init__(self) -> None:
+        for low, high in ((self.first, self.last), self.first_interval, self.last_interval):
+            if not 0 <= low <= high < self.layers:
+                raise ResultError(
+                    f"a band runs upward within layers 0…{self.layers - 1}; got {low} to {high}.",
+                    code="number-range",
+                )
+        if len(self.by_layer) != self.layers:
+            raise ResultError(
+                f"a band of {self.layers} layers has {len(self.by_layer)} effects by layer.", code="not-whole"
+            )
+
+    @property
+    def depth(self) -> tuple[float, float]:
+        """First and last layer as relative depth."""
+        deepest = max(1, self.layers - 1)
+        return self.first / deepest, self.last / deepest
+
+    def __str__(self) -> str:
+        (a, b), (c, d) = self.first_interval, self.last_interval
+        low, high = self.depth
+        one = self.first == self.last
+        return (
+            (f"layer {self.first}" if one else f"layers {self.first}–{self.last}")
+            + f" of {self.layers} (counted from 0; relative depth {low:.2f}"
+            + ("" if one else f"–{high:.2f}")
+            + f") hold{'s' * one} {self.share:.0%} of the confirmed effect (asked: {self.wanted:.0%}); intervals: first "
+            f"{a}–{b}, last {c}–{d}"
+        )

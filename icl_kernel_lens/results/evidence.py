@@ -1,0 +1,183 @@
+"""What one reading of a model leaves behind: answer rows reduced to demonstration weights, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.axes import Head, HeadRef, Pooling, check_pooling
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.profile import profile_figure
+from icl_kernel_lens.charts.token_view import MOST_HEADS, TokenView, positions_worth_showing
+from icl_kernel_lens.errors import EvidenceMissing, ResultError
+from icl_kernel_lens.models.adapter import ModelAdapter
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.run_info import RunInfo
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(Result):
+    """Per prompt and head, the answer position's attention on the demonstrations; and the answers.
+
+    Weights are attention after softmax, between 0 and 1, float32, not renormalised. Layers without
+    attention are NaN, and `missing` says why.
+    """
+
+    main: ClassVar[str] = "weights"
+
+    prompts: PromptSet
+    weights: Mapping[str, Float[Tensor, "prompt layer head demo"]]
+    """One entry a pooling (see `axes.Pooling`)."""
+    sink: Float[Tensor, "prompt layer head"]
+    """The mass on position 0, where many heads park their attention."""
+    label_scores: Float[Tensor, "prompt label"]
+    """Logits of the first label tokens; with `score_on="sequence"`, log-probabilities of whole labels."""
+    model_tokens: Int[Tensor, " prompt"]
+    """The model's answer over the whole vocabulary: its likeliest next token."""
+    profile: Float[Tensor, "layer head point"]
+    """The whole row, each text resampled to 30 points and each label one, the mean over prompts
+    (Han et al. 2025, Figure 2). The last 30 points are the test input."""
+    rows: Float[Tensor, "shown layer head shown_pos"]
+    """Whole rows of the first prompts, to look at; 0 beyond the prompt's length."""
+    missing: Mapping[int, str]
+    run: RunInfo
+
+    def _problems(self) -> Iterator[str]:
+        shape = self.run.layers, self.run.heads
+        if self.sink.shape[1:] != shape:
+            yield f"its heads are {tuple(self.sink.shape[1:])} (layers, heads), and the run's {shape}"
+        if not self.weights:
+            yield "weights must hold a pooling"
+        if unknown := set(self.weights) - set(get_args(Pooling)):
+            yield f"weights hold {sorted(unknown)}, which are no poolings"
+        if any(not 0 <= layer < shape[0] for layer in self.missing):
+            yield f"layers without attention lie in 0…{shape[0] - 1}; they are {sorted(self.missing)}"
+        points = self.profile.shape[2] - self.prompts.demos
+        if points < 1 or points % (self.prompts.demos + 1):
+            yield "profile must have as many points for every text, and one for every label"
+        if len(self.rows) > len(self.prompts) or self.rows.shape[3] > self.prompts.tokens.shape[1]:
+            yield f"rows must be of the first prompts; they have shape {tuple(self.rows.shape)}"
+        shown = zip(self.prompts.strings, self.rows, strict=False)
+        if any(len(strings) > row.shape[-1] for strings, row in shown):
+            yield "rows must reach as far as their prompts' token strings"
+        if self.label_scores.shape[1] != self.prompts.labels:
+            yield f"there are {self.prompts.labels} labels, and scores of {self.label_scores.shape[1]}"
+        if not self.label_scores.isfinite().all():
+            yield "label scores must be finite"
+
+    def check_of(self, adapter: ModelAdapter, prompts: PromptSet) -> None:
+        """Refuse to stand for a reading of another model or of other prompts.
+
+        Raises: ResultError.
+        """
+        again = "Read them anew with read(model, prompts), or leave evidence= out where it can be."
+        if not prompts.same_as(self.prompts):
+            raise ResultError(
+                f"evidence must be a reading of these {len(prompts)} prompts; it is of {len(self.prompts)} others. {again}",
+                code="evidence-of-others",
+            )
+        run, shape = self.run, adapter.shape
+        theirs = (adapter.name, adapter.kind, shape.layers, shape.heads)
+        if (run.model, run.kind, run.layers, run.heads) != theirs:
+            raise ResultError(
+                f"evidence must be a reading of this model; it was read from {run.model} ({run.kind}, {run.layers} × "
+                f"{run.heads} heads), and the model is {adapter.name} ({adapter.kind}, {shape.layers} × {shape.heads} "
+                f"heads). {again}",
+                code="evidence-of-others",
+            )
+
+    @property
+    def answers(self) -> Int[Tensor, " prompt"]:
+        """The model's own answer among the labels."""
+        return self.label_scores.argmax(1)
+
+    @property
+    def label_probabilities(self) -> Float[Tensor, "prompt label"]:
+        """The model's distribution over the labels alone."""
+        return self.label_scores.softmax(1)
+
+    def pooled(self, pooling: Pooling) -> Float[Tensor, "prompt layer head demo"]:
+        """The weights under one pooling.
+
+        Raises: EvidenceMissing: it was not asked for when reading.
+        """
+        check_pooling(pooling)
+        if pooling not in self.weights:
+            keep = tuple(n for n in self.weights if not n.endswith("_without_first"))
+            raise EvidenceMissing(
+                f"evidence must be read with the pooling it is scored on; {pooling!r} was asked for and "
+                f"{sorted(self.weights)} are there. Read again with "
+                f"read(..., keep={(*keep, pooling.removesuffix('_without_first'))}).",
+                code="evidence-missing",
+            )
+        return self.weights[pooling]
+
+    def figure(self) -> Figure:
+        """The averaged attention map (Han et al. 2025, Figure 2)."""
+        return profile_figure(
+            self.profile,
+            demos=self.prompts.demos,
+            of=f"{self.run.model} on {self.run.prompts.task}",
+            prompts=len(self.prompts),
+        )
+
+    def token_view(self, heads: Sequence[Head | str], prompt: int = 0) -> TokenView:
+        """Colour the tokens of one of the first prompts by the answer position's attention, for up to four heads.
+
+        Prompts of more than 128 tokens are cropped: position 0, the label tokens and the test input stay, then the
+        tokens before each label as far as there is room; `…` marks a gap. It shows where the row looks, not what the
+        head brings from there.
+
+        Raises: ResultError: a prompt whose rows were not kept, too many heads, no such head.
+        """
+        refs = [HeadRef.of(head) for head in heads]
+        layers, total = self.rows.shape[1:3]
+        shown = min(len(self.rows), len(self.prompts.strings))
+        if not 0 <= prompt < shown:
+            raise ResultError(
+                f"rows and token strings are kept for the first {shown} prompts; got prompt {prompt}.",
+                code="not-kept",
+            )
+        if not 0 < len(refs) <= MOST_HEADS:
+            raise ResultError(
+                f"a token view shows 1 to {MOST_HEADS} heads; got {len(refs)}.", code="number-range"
+            )
+        for ref in refs:
+            if not (0 <= ref.layer < layers and 0 <= ref.head < total):
+                raise ResultError(
+                    f"there is no head {ref}; layers run to {layers - 1}, heads to {total - 1}.",
+                    code="head-outside",
+                )
+        prompts, strings = self.prompts, self.prompts.strings[prompt]
+        test = int(prompts.demo_spans[prompt, -1, 1]) if prompts.demos else 0
+        kept = positions_worth_showing(len(strings), prompts.label_spans[prompt].tolist(), test)
+        cropped = " (position 0, labels, what stands before them, and the test input; … marks gaps)"
+        return TokenView.cropped(
+            strings,
+            self.rows[prompt][[ref.layer for ref in refs], [ref.head for ref in refs]],
+            kept,
+            labels=[str(ref) for ref in refs],
+            caption=f"Attention from the answer position (the last token) of prompt {prompt}, {self.run.model} on "
+            f"{self.run.prompts.task}: {len(kept)} of {len(strings)} tokens{cropped * (len(kept) < len(strings))}. "
+            "Hover or click a head's name to colour by it.",
+        )
+
+    def __repr__(self) -> str:
+        run = self.run
+        lines = [
+            f"Evidence({run.model}, {run.kind}, {run.dtype}: {len(self.prompts)} prompts × {run.layers} "
+            f"layers × {run.heads} heads; poolings {', '.join(self.weights)})",
+            f"  {run.verification}",
+            *([f"  {run.reading}"] if run.reading else []),
+        ]
+        if self.prompts.test_labels is not None:
+            right = (self.answers == self.prompts.test_labels).float().mean().item()
+            lines.append(f"  the model answers {right:.1%} of the test inputs right among the labels")
+        said = (self.model_tokens[:, None] == self.prompts.label_tokens).any(1).float().mean().item()
+        lines.append(f"  its likeliest next token is the beginning of a label word in {said:.1%}")
+        return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""Is there in-context learning at all? The task accuracy beside what needs no demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.numbers.intervals import cluster_bootstrap
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.run_info import RunInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONDITIONS = ("demonstrations", "permuted_labels", "no_demonstrations", "majority")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskAccuracy(Result):
+    """The model's accuracy among the labels, prompt by prompt, under four conditions.
+
+    demonstrations      the prompts as they are
+    permuted_labels     the same prompts, the labels dealt out anew among the demonstrations
+    no_demonstrations   the test input alone
+    majority            always the commonest true label (no model)
+    """
+
+    correct: Mapping[str, Float[Tensor, " prompt"]]
+    demo_set: Int[Tensor, " prompt"]
+    run: RunInfo
+    reasons: Mapping[str, Reason]
+    """Conditions that could not be measured, and why."""
+
+    def _problems(self) -> Iterator[str]:
+        if not {"demonstrations", "majority"} <= set(self.correct):
+            yield f"correct must hold demonstrations and majority; it holds {', '.join(self.correct)}"
+        if unknown := {*self.correct, *self.reasons} - set(CONDITIONS):
+            yield f"conditions are {', '.join(CONDITIONS)}; not {', '.join(sorted(unknown))}"
+        if both := set(self.correct) & set(self.reasons):
+            yield f"a condition is measured or has a reason; {', '.join(both)} has both"
+        if any(not ((right == 0) | (right == 1)).all() for right in self.correct.values()):
+            yield "an answer is right (1) or wrong (0)"
+
+    def mean(self) -> dict[str, float]:
+        """Accuracy under each condition."""
+        return {name: right.mean().item() for name, right in self.correct.items()}
+
+    def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
+        """Bootstrap intervals, demonstration sets drawn whole."""
+        found = {}
+        for name, right in self.correct.items():
+            low, high = cluster_bootstrap(right, self.demo_set, level=level)
+            found[name] = low.item(), high.item()
+        return found
+
+    def best_without(self) -> str:
+        """The best of the conditions that the demonstrations' labels cannot help."""
+        mean = self.mean()
+        return max((name for name in mean if name != "demonstrations"), key=lambda name: mean[name])
+
+    def gain(self) -> tuple[float, float, float]:
+        """Accuracy with demonstrations minus that of `best_without()`, and its 95 % interval.
+
+        The difference is taken prompt by prompt, so that easy test inputs cancel.
+        """
+        difference = self.correct["demonstrations"] - self.correct[self.best_without()]
+        low, high = cluster_bootstrap(difference, self.demo_set)
+        return difference.mean().item(), low.item(), high.item()
+
+    def verdict(self) -> str:
+        """One sentence: is there in-context learning to explain?"""
+        gain, low, high = self.gain()
+        points = [f"{100 * x:+.1f}" for x in (gain, low, high)]
+        other = self.best_without().replace("_", " ")
+        interval = f"95 % interval {points[1]} to {points[2]}" if low == low else "no interval"
+        span = f"{points[0]} percentage points over {other} ({interval})"
+        if self.reasons:
+            span += f"; {', '.join(self.reasons).replace('_', ' ')} not measured"
+        if low != low:
+            return f"Undetermined: {span}. A single demonstration set gives no interval; draw several."
+        if low > 0:
+            return f"The demonstrations help: {span}."
+        return (
+            f"No in-context learning shown: {span}. What heads agree with here is not learned from the "
+            "demonstrations."
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a condition: accuracy and interval."""
+        import pandas as pd
+
+        intervals = self.interval()
+        return pd.DataFrame(
+            [
+                {"condition": name, "accuracy": mean, "low": intervals[name][0], "high": intervals[name][1]}
+                for name, mean in self.mean().items()
+            ]
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"TaskAccuracy({self.run.model} on {self.run.prompts.task}, {len(self.demo_set)} prompts)"]
+        intervals = self.interval()
+        for name, mean in self.mean().items():
+            low, high = intervals[name]
+            interval = f"95 % interval {low:.1%} to {high:.1%}" if low == low else "no interval"
+            lines.append(f"  {name:<18} {mean:6.1%}  ({interval})")
+        lines += [f"  {name:<18} not measured: {why}" for name, why in self.reasons.items()]
+        return "\n".join([*lines, f"  {self.verdict()}"])

@@ -1,0 +1,154 @@
+"""Keeps finished prompts on disk, so that an interrupted run goes on where it stopped.
+
+A checkpoint is a folder of shards: files in the format of every result (`results/codec.py`), each with the results of
+some prompts and the numbers of these prompts. A shard says which model, prompts and settings it belongs to, and another
+run's are refused. Several processes write into one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from icl_kernel_lens import fields
+from icl_kernel_lens.errors import LoadError, RunError, without_code
+from icl_kernel_lens.models.adapter import ModelAdapter
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results import codec
+
+SAVE_EVERY = 5.0
+"""Seconds of work a kill can cost, at most, beside the batch under way."""
+SHARD = "Shard"
+"""The kind under which a shard is stored."""
+SUM = "sum."
+"""Results so named are added up over prompts; all others have one row a prompt."""
+
+
+def fingerprint(adapter: ModelAdapter, prompts: PromptSet, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The identity of a run: its model, its prompts, its settings. Two runs with the same give the same numbers."""
+    return {
+        "model": f"{adapter.name}, {adapter.kind}, {adapter.dtype}, weights {_weights(adapter)}",
+        "prompts": f"{len(prompts)} prompts, seed {prompts.info.seed}, tokens {prompts.digest()}",
+        "settings": ", ".join(f"{name}={value}" for name, value in sorted(settings.items())),
+    }
+
+
+def _weights(adapter: ModelAdapter) -> str:
+    """A digest of every parameter, every buffer and the configuration."""
+    model = adapter.model
+    if not isinstance(model, nn.Module):
+        return "unknown"
+    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return fields.digest(_configuration(model), numbers)[:16]
+
+
+def _configuration(model: nn.Module) -> Any:
+    """The settings of a model that are plain values, but for where it lives."""
+    found: dict[str, Any] = {}
+    for owner in (model, getattr(model, "original_model", None)):
+        for name in ("cfg", "config"):
+            config = getattr(owner, name, None)
+            for key, value in sorted(getattr(config, "__dict__", {}).items()):
+                if key not in _PLACES and isinstance(value, str | int | float | bool | list | tuple | dict):
+                    found[f"{name}.{key}"] = value
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, float)}
+        if plain:
+            found[f"module {name}"] = plain
+    return json.loads(json.dumps(found, default=str))
+
+
+_PLACES = {"device", "n_devices", "_name_or_path", "_attn_implementation_internal"}
+"""Settings that do not change what is computed; processes and resumed runs may differ in them."""
+
+
+class Checkpoint:
+    """The shards of one run in a folder; without a folder, nothing is written."""
+
+    def __init__(self, folder: str | Path | None, identity: Mapping[str, str]) -> None:
+        self.folder = Path(folder) if folder is not None else None
+        self.identity = dict(identity)
+        self.pending: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self.saved = time.monotonic()
+
+    def load(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """What earlier runs finished: prompt numbers and their results.
+
+        Raises: RunError: the folder is another run's. LoadError: a shard is damaged.
+        """
+        if self.folder is None:
+            return []
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunError(
+                f"a checkpoint is a folder; {self.folder} is a file. Choose another name.",
+                code="not-a-folder",
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        found: list[tuple[Tensor, dict[str, Tensor]]] = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            stored = codec.read(path)
+            if stored.kind != SHARD:
+                raise LoadError(
+                    f"{path} holds a {stored.kind}, and a {SHARD} of a checkpoint was expected.",
+                    code="checkpoint-damaged",
+                )
+            tensors = dict(stored.tensors)
+            self._check(path, stored.data, tensors)
+            found.append((tensors.pop("numbers"), tensors))
+        return found
+
+    def _check(self, path: Path, run: Any, tensors: Mapping[str, Tensor]) -> None:
+        numbers = tensors.get("numbers")
+        if not isinstance(run, dict) or numbers is None or numbers.dtype != torch.long or numbers.dim() != 1:
+            raise LoadError(
+                f"a shard must say which run and which prompts it is of; {path} does not. Delete it and run again.",
+                code="checkpoint-damaged",
+            )
+        for part, mine in self.identity.items():
+            if run.get(part) != mine:
+                raise RunError(
+                    f"a checkpoint can only be resumed by the run that began it; {self.folder} was written with other "
+                    f"{part} ({run.get(part)}) than now ({mine}). Give the same arguments, or another folder.",
+                    code="checkpoint-other",
+                )
+
+    def add(self, numbers: Sequence[int], results: dict[str, Tensor]) -> None:
+        """Keep the results of some prompts; they are written every few seconds."""
+        if self.folder is None:
+            return
+        self.pending.append((torch.tensor(numbers), results))
+        if time.monotonic() - self.saved >= SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is kept as one more shard."""
+        if self.folder is None or not self.pending:
+            return
+        numbers = torch.cat([n for n, _ in self.pending])
+        joined: dict[str, Tensor] = {"numbers": numbers}
+        for name in dict.fromkeys(name for _, results in self.pending for name in results):
+            parts = [results[name] for _, results in self.pending if name in results]
+            joined[name] = sum(parts[1:], parts[0]) if name.startswith(SUM) else torch.cat(parts)
+        which = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()[:16]
+        try:
+            codec.write(self.folder / f"{which}.safetensors", codec.Stored(SHARD, self.identity, joined))
+        except RunError as error:
+            raise self._unwritable(error.__cause__ or error) from error
+        self.pending, self.saved = [], time.monotonic()
+
+    def _unwritable(self, error: BaseException) -> RunError:
+        return RunError(
+            f"a checkpoint must be writable; {self.folder} is not ({without_code(error)}). Is the disk full, or the folder another "
+            "user's? What was written before is kept; the same call goes on from there.",
+            code="cannot-write",
+        )

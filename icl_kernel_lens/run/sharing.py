@@ -1,0 +1,128 @@
+"""Finds the leading tokens that prompts share and that are worth running once, from token ids alone.
+
+Prompts form a trie. A branch of it holds leading tokens that several prompts share; they are run once, and the tokens
+behind them attend their keys and values (`models/attention_passes.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jaxtyping import Int
+from torch import Tensor
+
+SHORTEST = 16
+"""Fewest tokens worth a forward pass of their own."""
+LEAST_SAVED = 0.2
+"""Smallest share of a branch's tokens whose running must be saved."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Prompts whose tokens from `start` to `end` are the same; those before `start` the branch above holds."""
+
+    start: int
+    end: int
+    numbers: tuple[int, ...]
+    """Prompts read right behind `end`."""
+    branches: tuple[Branch, ...] = ()
+    """Those of them that share more."""
+
+    def every_number(self) -> list[int]:
+        return [*self.numbers, *(n for branch in self.branches for n in branch.every_number())]
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """Tokens to be run."""
+        own = self.end - self.start + sum(lengths[n] - self.end for n in self.numbers)
+        return own + sum(branch.cost(lengths) for branch in self.branches)
+
+    def walk(self, above: tuple[Branch, ...] = ()) -> Iterator[tuple[tuple[Branch, ...], Branch]]:
+        """Every branch with those above it, depth first, so that few prefixes are kept at a time."""
+        yield above, self
+        for branch in self.branches:
+            yield from branch.walk((*above, self))
+
+
+def find_branches(
+    tokens: Int[Tensor, "prompt pos"],
+    lengths: Int[Tensor, " prompt"],
+    answer_pos: Int[Tensor, " prompt"],
+    *,
+    most_tokens: int,
+) -> Branch:
+    """The trie of the prompts, as far as it saves work and keeps at most `most_tokens` tokens at a time.
+
+    The last two tokens up to the answer position are always a prompt's own.
+    """
+    # Sorted as bytes, of as many for each token, prompts that begin alike stand together.
+    ids, sizes = tokens.numpy().astype("int32"), lengths.tolist()
+    rows = [ids[number, :size].tobytes() for number, size in enumerate(sizes)]
+    most = [max(0, int(at) - 1) for at in answer_pos.tolist()]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    common = [0]
+    for before, after in pairwise(order):
+        size = min(sizes[before], sizes[after])
+        differ = (ids[before, :size] != ids[after, :size]).nonzero()[0]
+        alike = int(differ[0]) if len(differ) else size
+        common.append(min(alike, most[before], most[after]))
+
+    def grow(low: int, high: int, start: int, kept: int) -> Branch:
+        """The branch of order[low:high], which share `kept` tokens; those from `start` on are its own."""
+        numbers: list[int] = []
+        branches: list[Branch] = []
+        runs = [(low, high)]
+        while runs:
+            a, b = runs.pop()
+            if b - a == 1:
+                numbers.append(order[a])
+                continue
+            alike = min(common[a + 1 : b])
+            saved = (alike - kept) * (b - a - 1)
+            total = sum(sizes[number] - kept for number in order[a:b])
+            if alike - kept >= SHORTEST and alike <= most_tokens and saved >= LEAST_SAVED * total:
+                branches.append(grow(a, b, kept, alike))
+                continue
+            cuts = [a, *(i for i in range(a + 1, b) if common[i] == alike), b]
+            runs += pairwise(cuts)
+        return Branch(start, kept, tuple(sorted(numbers)), tuple(reversed(branches)))
+
+    return grow(0, len(order), 0, 0)
+
+
+def unshared(count: int) -> Branch:
+    """Every prompt on its own."""
+    return Branch(0, 0, tuple(range(count)))
+
+
+def split(whole: Branch, lengths: Sequence[int], parts: int) -> list[Branch]:
+    """The work of several processes, about equal in tokens: whole branches, and single prompts, kept together.
+
+    Where there are fewer branches than processes, a branch is split, and its leading tokens run in each.
+    """
+    pieces = [*whole.branches, *(Branch(0, 0, (number,)) for number in whole.numbers)]
+    fair = max(1, whole.cost(lengths) // parts)
+    small: list[Branch] = []
+    for piece in pieces:
+        numbers = piece.every_number()
+        chunks = min(len(numbers), parts, -(-piece.cost(lengths) // fair)) if len(pieces) < parts else 1
+        if chunks <= 1:
+            small.append(piece)
+            continue
+        small += [Branch(piece.start, piece.end, tuple(numbers[i::chunks])) for i in range(chunks)]
+    work: list[list[Branch]] = [[] for _ in range(parts)]
+    load = [0] * parts
+    for piece in sorted(small, key=lambda piece: -piece.cost(lengths)):
+        to = load.index(min(load))
+        work[to].append(piece)
+        load[to] += piece.cost(lengths)
+    return [
+        Branch(
+            0,
+            0,
+            tuple(sorted(n for piece in mine if piece.end == 0 for n in piece.numbers)),
+            tuple(piece for piece in mine if piece.end > 0),
+        )
+        for mine in work
+    ]

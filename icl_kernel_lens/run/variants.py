@@ -1,0 +1,270 @@
+"""Runs prompts in many variants at once, each with a change of its own.
+
+A change is made between a layer's own q, k, v and its own z (`models/attention_passes.py`), or where the layer reads from
+and adds to the residual stream, and everything above is computed anew by the model's own code. What changes only
+the answer position needs only that position run again: the keys and values of the tokens before it are kept
+(`keep`), and the variants are rows of one token each, which attend them without a copy. What changes an earlier
+position is run whole, the variants being the rows of a batch.
+
+Attention rows are changed in closed form, in float32: with A the row that the model's own q and k give there,
+
+    z' = z + Σ_s (A'(s) − A(s)) v_s + added
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
+from icl_kernel_lens.models.attention_passes import AttentionUnderWay, Prefix, attention_pass, read_prefix
+from icl_kernel_lens.models.fast import to_be_taken_over
+from icl_kernel_lens.models.shape import Edits, StreamName
+from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.numbers.attention import Block, answer_scores, mixed
+from icl_kernel_lens.run.memory import in_pieces, prompts_at_once
+
+HeadVector = Literal["query", "key", "value", "head_output"]
+"""One vector per head and position: after any rotary embedding, and z."""
+StreamVector = Literal["residual", "attention_output", "mlp_output"]
+"""One vector per position: what a block reads, and what its attention and its MLP add."""
+STREAMS: Mapping[StreamVector, StreamName] = {
+    "residual": "hook_resid_pre",
+    "attention_output": "hook_attn_out",
+    "mlp_output": "hook_mlp_out",
+}
+Edit = Callable[[int, Tensor], Tensor]
+"""(layer, activation of all variants) → the same with each variant's change."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The attention rows of one layer that are to be changed, one a (variant, head)."""
+
+    layer: int
+    prompts: Int[Tensor, " row"]
+    """Counted from 0 among the prompts that are run together."""
+    variants: Int[Tensor, " row"]
+    """Of all prompts, one after the other."""
+    heads: Int[Tensor, " row"]
+    column: int
+    """Which of the changed positions."""
+    weights: Float[Tensor, "row key"]
+    scores: Float[Tensor, "row key"]
+    """The scores whose softmax is the weights; −inf for keys that are not seen."""
+
+
+@dataclass(frozen=True)
+class RowChange:
+    """How attention rows are changed."""
+
+    heads: Bool[Tensor, "variant layer head"]
+    """Whose rows."""
+    positions: Int[Tensor, "variant column"]
+    """Of which queries; the answer position, most often."""
+    change: Callable[[Row], Float[Tensor, "row key"]]
+    added: Callable[[Row], Float[Tensor, "row d_head"]] | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The changes that the variants of a run make."""
+
+    vectors: Mapping[HeadVector, Edit] = field(default_factory=dict)
+    """On (variant, head, pos, d_head); keys and values are repeated for every query head."""
+    streams: Mapping[StreamVector, Edit] = field(default_factory=dict)
+    """On (variant, pos, width)."""
+    rows: RowChange | None = None
+    edits: Edits = field(default_factory=dict)
+    """On other activations of a layer, by TransformerLens's names; without a stream that is changed above."""
+
+
+def editable(model: Any) -> InterceptableAdapter:
+    """The adapter of a model whose attention can be changed exactly.
+
+    Raises: ModelError: it cannot, and why.
+    """
+    return to_be_taken_over(
+        model, "to be changed", "Score its heads with read(model, prompts); interventions need another model."
+    )
+
+
+def own_tokens(adapter: ModelAdapter, longest: int) -> int | None:
+    """How many of the last tokens of prompts must be run together, behind kept keys and values; None: all.
+
+    One, but where a single token does not show its position bias (ALiBi), two. All with hooks of the user's on the model:
+    they may mean a position of the whole prompt; and where tokens are placed by the prompt's length.
+    """
+    report, limit = verify_model(adapter), adapter.shape.by_length
+    if report.not_shared is not None or (limit is not None and longest >= limit):
+        return None
+    if not isinstance(adapter, InterceptableAdapter) or adapter.hooks_in_place():
+        return None
+    return 1 if report.not_alone is None else 2
+
+
+def keep(
+    adapter: ModelAdapter, tokens: Int[Tensor, "*prompt pos"], at: int, shared: Prefix | None, own: int | None
+) -> Prefix | None:
+    """Keys and values of all tokens before the last `own` up to the answer; None where they are not run apart."""
+    if own is None:
+        return None
+    end, start = at + 1 - own, shared.end if shared else 0
+    return read_prefix(adapter, tokens[..., start:end], shared) if end - start >= own else shared
+
+
+def run_variants(
+    adapter: ModelAdapter,
+    tokens: Int[Tensor, "*prompt pos"],
+    at: int,
+    count: int,
+    changes: Changes,
+    prefix: Prefix | None,
+    *,
+    gradients: bool = False,
+) -> Float[Tensor, "variant vocab"]:
+    """Logits at the answer position `at` of `count` variants a prompt, one prompt's after the other's.
+
+    Only tokens behind the prefix are run. Several prompts are equally long, and change the same heads' rows.
+    """
+    adapter = editable(adapter)
+
+    def handle(attention: AttentionUnderWay) -> Tensor:
+        def edited(name: HeadVector, x: Tensor) -> Tensor:
+            return changes.vectors[name](attention.layer, x) if name in changes.vectors else x
+
+        q, k, v = attention.q, attention.k, attention.v
+        attention = replace(attention, q=edited("query", q), k=edited("key", k), v=edited("value", v))
+        z = attention.attend()
+        if changes.rows is not None:
+            z = _with_rows(attention, z, changes.rows, count)
+        return edited("head_output", z)
+
+    def stream(name: StreamVector, layer: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: changes.streams[name](layer, x)
+
+    layers = attention_layers(adapter)
+    edits: Edits = {(at, STREAMS[name]): stream(name, at) for name in changes.streams for at in layers}
+    edits = {**edits, **changes.edits}
+    rows = tokens.reshape(-1, tokens.shape[-1])[:, prefix.end if prefix else 0 : at + 1]
+    rows = rows.repeat_interleave(count, 0)
+    end = torch.full((len(rows),), at + 1)
+    return attention_pass(
+        adapter, rows, end, end[:, None] - 1, handle, prefix=prefix, edits=edits, gradients=gradients
+    )[:, 0]
+
+
+def _with_rows(
+    attention: AttentionUnderWay, z: Tensor, rows: RowChange, count: int
+) -> Float[Tensor, "variant head pos d_head"]:
+    """z with the rows of this layer's heads changed."""
+    variants, heads = (x.to(z.device) for x in rows.heads[:, attention.layer].nonzero(as_tuple=True))
+    if len(variants) == 0:
+        return z
+    which, place = variants.unique(return_inverse=True)
+    # Rows are chosen alike in every prompt, so that they still stand prompt by prompt before the keys of each.
+    whole, blocks = len(attention.q), attention.blocks
+    own = [Block(b.k[which], b.v[which], b.start) if len(b.k) == whole else b for b in blocks]
+    z = z.clone()
+    for column in range(rows.positions.shape[1]):
+        pos = rows.positions.to(z.device)[which, column]
+        here = pos - attention.start
+        scores = answer_scores(attention.q[which, :, here], pos, own, attention.rule)
+        weights = scores.softmax(-1)
+        row = Row(
+            attention.layer,
+            variants // count,
+            variants,
+            heads,
+            column,
+            weights[place, heads],
+            scores[place, heads],
+        )
+        difference = torch.zeros_like(weights)
+        difference[place, heads] = rows.change(row) - row.weights
+        moved = mixed(difference, own)
+        if rows.added is not None:
+            moved[place, heads] += rows.added(row)
+        z[which, :, here] += moved.to(z.dtype)
+    return z
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Activations of one prompt at some positions, and its answer row."""
+
+    vectors: Mapping[str, Float[Tensor, "layer *part position width"]]
+    """By name (`HeadVector`, `StreamVector`); with an axis of query heads for the former."""
+    weights: Float[Tensor, "layer head key"]
+    """The answer row."""
+    logits: Float[Tensor, " vocab"]
+
+
+def look_at(
+    adapter: ModelAdapter,
+    tokens: Int[Tensor, " pos"],
+    at: int,
+    positions: Int[Tensor, " position"],
+    names: Sequence[str],
+    prefix: Prefix | None,
+) -> Seen:
+    """Run one prompt unchanged; keys and values are seen anywhere, the rest behind the prefix only."""
+    adapter = editable(adapter)
+    start = prefix.end if prefix else 0
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in (*names, "row")}
+
+    def keep_at(name: str, layer: int, x: Float[Tensor, "*head pos width"], first: int = start) -> None:
+        found[name][layer] = x[..., (positions - first).to(x.device), :].clone()
+
+    def handle(attention: AttentionUnderWay) -> Tensor:
+        layer, z = attention.layer, attention.attend()
+        found["row"][layer] = attention.row(torch.tensor([at]))[0]
+        for name, x in (("query", attention.q), ("head_output", z)):
+            if name in names:
+                keep_at(name, layer, x[0])
+        for name in {"key", "value"}.intersection(names):
+            parts = [block.k if name == "key" else block.v for block in attention.blocks]
+            whole = torch.cat([_per_query_head(part[0], z.shape[1]) for part in parts], 1)
+            keep_at(name, layer, whole, 0)
+        return z
+
+    def stream(name: str, layer: int) -> Callable[[Tensor], None]:
+        return lambda x: keep_at(name, layer, x[0])
+
+    layers, seen = attention_layers(adapter), STREAMS.keys() & set(names)
+    edits: Edits = {(layer, STREAMS[name]): stream(name, layer) for name in seen for layer in layers}
+    end = torch.tensor([at + 1])
+    row = tokens[None, start : at + 1]
+    logits = attention_pass(adapter, row, end, end[:, None] - 1, handle, prefix=prefix, edits=edits)[0, 0]
+
+    def stacked(parts: Mapping[int, Tensor]) -> Tensor:
+        empty = torch.full_like(next(iter(parts.values())), float("nan"))
+        return torch.stack(
+            [parts.get(layer, empty).to(logits.device) for layer in range(adapter.shape.layers)]
+        )
+
+    return Seen({name: stacked(found[name]) for name in names}, stacked(found["row"]), logits)
+
+
+def _per_query_head(x: Float[Tensor, "kv_head key d_head"], heads: int) -> Float[Tensor, "head key d_head"]:
+    return x.repeat_interleave(heads // len(x), 0) if len(x) != heads else x
+
+
+T = TypeVar("T")
+
+
+def in_batches(
+    adapter: ModelAdapter,
+    variants: Sequence[T],
+    length: int,
+    shared: int,
+    run: Callable[[Sequence[T]], Float[Tensor, "variant vocab"]],
+) -> Iterator[Float[Tensor, "variant vocab"]]:
+    """Runs variants of one prompt in as many passes as memory asks for; a pass that does not fit is halved."""
+    size = prompts_at_once(adapter, length, shared, fast=True)
+    return (logits for _, logits in in_pieces(variants, size, run))

@@ -1,0 +1,33 @@
+"""Reading any saved result back, whatever it is: a file says which class it is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from icl_kernel_lens.errors import LoadError
+from icl_kernel_lens.results import (
+    ablation_curves,  # noqa: F401 (each defines results, which `Result.kinds` then knows)
+    evidence,  # noqa: F401
+    head_scores,  # noqa: F401
+    logit_attribution,  # noqa: F401
+    patch_effects,  # noqa: F401
+    saliency,  # noqa: F401
+    stability,  # noqa: F401
+    task_accuracy,  # noqa: F401
+)
+from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.theory import concentration, experiment, theorem, variants  # noqa: F401
+
+
+def load(path: str | Path) -> Result:
+    """Read one saved result of any class.
+
+    Raises: LoadError: a folder, no file of ours, one of another format, or a damaged one.
+    """
+    if Path(path).is_dir():
+        raise LoadError(
+            f"one result is one file (*.safetensors); {path} is a folder. To see what a command wrote into it: "
+            f"icl-kernel-lens show {path}",
+            code="file-absent",
+        )
+    return Result.load(path)

@@ -1,0 +1,228 @@
+"""How the posterior finds the task, and how far apart the tasks are.
+
+    ε_KL = inf_{θ ≠ θ'} KL(P(o[0:l] | θ') ‖ P(o[0:l] | θ))  >  ln(1 / (ε_r ε_d))       A2 of Han et al. (2025)
+
+A2 is what the proof of Theorem 1 needs. With this delimiter, whose rate is the same in all states, any divergence
+above 0 suffices in the end, unless the delimiter switches tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.theory import Series, concentration_figure
+from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.run_info import versions
+from icl_kernel_lens.theory.bayes import check_counts, log_task_weights
+from icl_kernel_lens.theory.checks import at_least, rising
+from icl_kernel_lens.theory.hmm import distinct, log_matmul
+from icl_kernel_lens.theory.mixture import TaskMixture, WorldInfo
+from icl_kernel_lens.theory.operators import all_sequences, log_joint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class TaskDivergences(Result):
+    """KL(P(o[0:length] | θ) ‖ P(o[0:length] | θ')) in nats, against what A2 asks."""
+
+    length: int
+    values: Float64[Tensor, "task rival"]
+    """Row θ, column θ'; +inf where θ emits what θ' never does."""
+    standard_error: Float64[Tensor, "task rival"]
+    """0 when exact."""
+    threshold: float
+    """ln(1 / (ε_r ε_d))."""
+
+    def _problems(self) -> Iterator[str]:
+        if not len(self.values) or self.values.shape[0] != self.values.shape[1]:
+            yield f"divergences are of each task from each; their shape is {tuple(self.values.shape)}"
+
+    @property
+    def eps_kl(self) -> float:
+        """The least divergence of two distinct tasks; +inf for a single task."""
+        apart = ~torch.eye(len(self.values), dtype=torch.bool)
+        return float(self.values[apart].min()) if apart.any() else math.inf
+
+    @property
+    def holds(self) -> bool:
+        """Whether A2 holds: ε_KL above the threshold."""
+        return self.eps_kl > self.threshold
+
+
+def task_divergences(
+    world: TaskMixture, length: int | None = None, *, samples: int | None = None, seed: int = 0
+) -> TaskDivergences:
+    """How far apart the tasks are, on sequences of `length` symbols (None: one input and answer).
+
+    Exact by enumeration; with `samples`, the mean of log-ratios over that many sequences a task.
+    Does not show: that tasks below the threshold of A2 cannot be told apart; it is what the proof needs.
+    """
+    length = world.input_length + 1 if length is None else length
+    at_least(length, 1, "length")
+    if samples is not None:
+        return _sampled_divergences(world, length, samples, seed)
+    if length == 1:
+        joint = log_matmul(world.start.log()[None], world.hmm.emission)
+    else:
+        joint = log_joint(world, all_sequences(world.symbols, length - 1))
+    laws = joint.transpose(0, 1).flatten(1)
+    values = torch.stack([divergences_from(law, laws) for law in laws])
+    return TaskDivergences(length, values, torch.zeros_like(values), world.kl_threshold)
+
+
+def divergences_from(
+    log_p: Float64[Tensor, " outcome"], log_q: Float64[Tensor, "law outcome"]
+) -> Float64[Tensor, " law"]:
+    """Σ p (log p − log q) for each q, with 0 log 0 = 0; +inf where p is possible and q is not."""
+    terms = log_p.exp() * (log_p - log_q)
+    return terms.masked_fill(log_q.isneginf(), math.inf).masked_fill(log_p.isneginf(), 0.0).sum(-1)
+
+
+def _sampled_divergences(world: TaskMixture, length: int, samples: int, seed: int) -> TaskDivergences:
+    at_least(samples, 2, "samples")
+    generator = torch.Generator().manual_seed(seed)
+    means, errors = [], []
+    for task, start in enumerate(world.start):
+        drawn, _ = world.hmm.sample_with_states(
+            samples, length, seed=generator, initial=start.expand(samples, -1)
+        )
+        each, where = distinct(drawn)
+        logs = torch.stack(
+            [world.hmm.log_probability(each, other.expand(len(each), -1))[where] for other in world.start]
+        )
+        ratio = logs[task] - logs
+        means.append(ratio.mean(-1))
+        error = ratio.nan_to_num().std(-1) / math.sqrt(samples)
+        errors.append(error.masked_fill(ratio.isinf().any(-1), 0.0))
+    return TaskDivergences(length, torch.stack(means), torch.stack(errors), world.kl_threshold)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Concentration(Result):
+    """How the posterior closes in on the task that demonstrations are drawn from."""
+
+    main = "posterior"
+    counts: tuple[int, ...]
+    tasks: Int64[Tensor, " trial"]
+    """θ* of each trial."""
+    posterior: Float64[Tensor, "trial n"]
+    """P(θ* | n demonstrations)."""
+    log_odds: Float64[Tensor, "trial n"]
+    """log P(θ*) / P(any other), given n demonstrations; +inf where the others are impossible."""
+    divergences: TaskDivergences
+    world: WorldInfo
+    seed: int
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def _problems(self) -> Iterator[str]:
+        trials, counts = self.posterior.shape
+        if not trials or not counts or len(self.counts) != counts:
+            yield f"it must hold trials, one column a number of demonstrations; {self.counts} are {counts} columns of {trials}"
+        if not rising(self.counts) or min(self.counts) < 0:
+            yield f"numbers of demonstrations must rise from 0 or more; they are {self.counts}"
+        if ((self.tasks < 0) | (self.tasks >= len(self.divergences.values))).any():
+            yield f"tasks lie in 0…{len(self.divergences.values) - 1}; they are {self.tasks.unique().tolist()}"
+
+    def coords(self) -> dict[str, Sequence[Any]]:
+        return {"n": list(self.counts)}
+
+    @property
+    def bound(self) -> Float64[Tensor, " n"]:
+        """n (ε_KL − ln 1/(ε_r ε_d)): the growth of the log-odds that the proof's bound allows.
+
+        Vacuous where it is not above 0: then the bound does not say that the task is found.
+        """
+        eps_kl, threshold = self.divergences.eps_kl, self.divergences.threshold
+        # ε_KL = ∞ says that a rival will be ruled out at some time, a threshold of ∞ that the task can be lost.
+        slope = -math.inf if threshold == math.inf else eps_kl - threshold
+        return torch.tensor([n * slope if n else 0.0 for n in self.counts], dtype=torch.float64)
+
+    def table(self) -> pd.DataFrame:
+        """One row per number of demonstrations."""
+        import pandas as pd
+
+        # Order statistics, so that +inf is one of the values and not arithmetic.
+        rank = (torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64) * (len(self.log_odds) - 1)).round().long()
+        low, middle, high = self.log_odds.sort(0).values[rank].numpy()
+        return pd.DataFrame(
+            {
+                "n": self.counts,
+                "posterior": self.posterior.mean(0).numpy(),
+                "posterior_least": self.posterior.min(0).values.numpy(),
+                "log_odds_10": low,
+                "log_odds_50": middle,
+                "log_odds_90": high,
+                "ruled_out": self.log_odds.isposinf().double().mean(0).numpy(),
+                "bound": self.bound.numpy(),
+            }
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long form: one row a trial and number of demonstrations."""
+        return super().to_dataframe().rename(columns={"tasks": "task"})
+
+    def figure(self) -> Figure:
+        """The log-odds beside the bound, and the divergences beside the threshold."""
+        table, bound, apart = self.table(), self.bound, self.divergences
+        odds, low, high = (
+            torch.tensor(table[f"log_odds_{at}"].tolist(), dtype=torch.float64) for at in (50, 10, 90)
+        )
+        lines = [Series("median; 10 to 90 % of trials", self.counts, odds, low, high)]
+        if int(bound.isfinite().sum()) > 1:
+            lines.append(Series("bound: n (ε_KL − threshold)", self.counts, bound))
+            why = "" if apart.eps_kl > apart.threshold else "; the bound does not rise: it says nothing"
+        elif apart.threshold == math.inf:
+            why = "; the threshold is infinite, a task can be lost at a delimiter: no bound"
+        else:
+            why = ", for every task gives examples that the others cannot; the bound, infinite with it, is not drawn"
+        return concentration_figure(
+            lines,
+            apart.values,
+            apart.threshold,
+            subtitle=f"{self.world.name}: {len(self.posterior)} trials; {self._verdict()}{why}",
+            name=f"posterior concentration on {self.world.name}",
+        )
+
+    def _verdict(self) -> str:
+        found = self.divergences
+        return (
+            f"ε_KL = {found.eps_kl:.3g}, threshold {found.threshold:.3g} nats: A2 "
+            f"{'holds' if found.holds else 'does not hold'}"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Concentration({self.world.name}: {len(self.posterior)} trials; {self._verdict()})\n"
+            + self.table().to_string(index=False, float_format=lambda x: f"{x:.4g}")
+        )
+
+
+def posterior_concentration(
+    world: TaskMixture, counts: Sequence[int] = (0, 1, 2, 4, 8, 16), *, trials: int = 300, seed: int = 0
+) -> Concentration:
+    """The posterior of the true task against the number of demonstrations, over `trials` prompts."""
+    prompts = world.sample_prompts(trials, max(counts), seed=seed)
+    assert prompts.tasks is not None
+    weights = log_task_weights(world, prompts)[:, list(check_counts(counts, prompts.demos))]
+    index = prompts.tasks[:, None, None].expand(-1, weights.shape[1], 1)
+    own = weights.gather(-1, index).squeeze(-1)
+    others = torch.logsumexp(weights.scatter(-1, index, -math.inf), -1)
+    return Concentration(
+        counts=tuple(counts),
+        tasks=prompts.tasks,
+        posterior=(own - torch.logsumexp(weights, -1)).exp(),
+        log_odds=own - others,
+        divergences=task_divergences(world),
+        world=world.describe(),
+        seed=seed,
+    )

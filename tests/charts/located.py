@@ -1,0 +1,101 @@
+"""Rankings and curves made by hand: every number is known, and no model runs."""
+
+from __future__ import annotations
+
+import torch
+
+from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.locate.band import find_band
+from icl_kernel_lens.prompts.promptset import PromptInfo
+from icl_kernel_lens.results.ablation_curves import AblationCurves
+from icl_kernel_lens.results.criteria import Criteria
+from icl_kernel_lens.results.head_ranking import CHOOSING, COLUMNS, SELECTED, HeadRanking
+from icl_kernel_lens.results.run_info import RunInfo
+
+PROMPTS, SETS = 40, 30
+
+
+def run_info(layers, heads, model="a-model", task="a-task"):
+    return RunInfo(
+        model=model, kind="HookedTransformer", source=None, revision=None, loaded_because=None, dtype="float32",
+        device="cpu", layers=layers, heads=heads, prompts=PromptInfo(task=task, demos=4, seed=3),
+        score_on="first_token", versions={},
+    )  # fmt: skip
+
+
+def ranking(
+    layers=4, heads=3, classes=None, measured=None, *, model="a-model", task="a-task", control="label_prior"
+):
+    """`classes` by (layer, head), the rest neither; `measured`: the heads cut in the reporting half (default: those)."""
+    classes = {(2, 1): "kernel head", (3, 0): "shadow"} if classes is None else classes
+    cut = torch.zeros(layers, heads, dtype=torch.bool)
+    for at in classes if measured is None else measured:
+        cut[at] = True
+    generator = torch.Generator().manual_seed(layers * heads)
+    columns = {name: torch.full((layers, heads), torch.nan) for name in COLUMNS}
+    columns["control"] = torch.full((layers, heads), 0.5)
+    columns["margin"] = 0.1 * torch.randn(layers, heads, generator=generator)
+    drop = 0.02 * torch.randn(PROMPTS, layers, heads, generator=generator)
+    confirmed = torch.zeros(layers, heads, dtype=torch.bool)
+    for at, name in classes.items():
+        if name == "kernel head":
+            confirmed[at], columns["margin"][at] = True, 0.4
+            drop[:, at[0], at[1]] += 0.3
+    columns["agreement"] = columns["control"] + columns["margin"]
+    drop = drop.masked_fill(~cut, torch.nan)
+    columns["logit_diff_drop"] = drop.mean(0)
+    for name in ("margin", "logit_diff_drop"):
+        columns[f"{name}_low"], columns[f"{name}_high"] = columns[name] - 0.05, columns[name] + 0.04
+    base, sets = torch.ones(PROMPTS), torch.arange(PROMPTS) % SETS
+    refs = [HeadRef(layer, head) for layer in range(layers) for head in range(heads)]
+    return HeadRanking(
+        classes={ref: classes.get(ref, "neither") for ref in refs},
+        band=find_band(drop.masked_fill(~confirmed, 0).sum(2), base, sets, 0.9) if confirmed.any() else None,
+        columns=columns,
+        strongest=(control,) * len(refs),
+        choosing={name: torch.full((layers, heads), torch.nan) for name in CHOOSING},
+        selected={name: cut if name == "votes" else cut & False for name in SELECTED},
+        agreement=torch.rand(PROMPTS, layers, heads, generator=generator),
+        logit_diff_drop=drop,
+        base=base,
+        demo_set=sets,
+        numbers=torch.arange(len(sets)) * 2,
+        criteria=Criteria(),
+        run=run_info(layers, heads, model, task),
+        settings={"choosing": "41 prompts in 31 demonstration sets"},
+        notes=("something must be said",),
+    )
+
+
+def curves(
+    count=2, *, cuts=("renormalised",), truth=True, floor=0.5, draws=20, model="a-model", task="a-task"
+):
+    """Answers to two labels: right in all prompts uncut, in a share `floor` with every label edge cut."""
+    labels = torch.arange(PROMPTS) % 2
+
+    def answers(rate):
+        return torch.where(torch.arange(PROMPTS) < round(rate * PROMPTS), labels, 1 - labels)
+
+    def steps(start, end, first):
+        share = [start + (end - start) * k / count for k in range(first, count + 1)]
+        return torch.stack([torch.stack([answers(x) for x in share], 1) for _ in cuts])
+
+    def random(start, end):
+        return steps(start, end, 1)[..., None].expand(-1, -1, -1, draws).contiguous()
+
+    sets = torch.zeros(count, draws, 6, 8, dtype=torch.bool)
+    for draw in range(draws):
+        sets[:, draw, draw % 4, 7] = True  # four different ones
+    return AblationCurves(
+        heads=tuple(HeadRef(k % 6, k // 6) for k in range(count)),
+        cuts=cuts,
+        answers={"necessity": steps(1, floor, 0), "sufficiency": steps(floor, 0.9, 0)},
+        random={"necessity": random(1, 0.9), "sufficiency": random(floor, 0.6)},
+        sets=sets,
+        matched=torch.ones(count, draws, dtype=torch.bool),
+        base=answers(1.0),
+        truth=labels if truth else None,
+        labels=2,
+        demo_set=torch.arange(PROMPTS) % SETS,
+        run=run_info(6, 8, model, task),
+    )

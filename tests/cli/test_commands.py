@@ -1,0 +1,357 @@
+"""Each command through `main([...])`: what it prints and writes, and that `show` prints and draws it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from icl_kernel_lens import Evidence, HeadRef, HeadScores, PatchEffects, head_vote, load_model, load_task
+from icl_kernel_lens.cli import main
+from icl_kernel_lens.cli.commands import COMMANDS
+from icl_kernel_lens.locate.ablation import ablation_curves
+from icl_kernel_lens.locate.search import locate_heads
+from icl_kernel_lens.models.load import MINI
+from icl_kernel_lens.results.ablation_curves import AblationCurves
+from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.run.checkpoint import Checkpoint
+from icl_kernel_lens.scores import in_context
+from icl_kernel_lens.theory.study import Study
+from icl_kernel_lens.worlds.topics import model
+
+
+def run(*arguments: object) -> int:
+    return main([str(a) for a in arguments])
+
+
+def names(out: Path) -> set[str]:
+    """What a user sees in a folder."""
+    return {path.name for path in out.iterdir() if not path.name.startswith(".")}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in names(out) if (out / name).is_file()}
+
+
+def score(out, *more):
+    return run(
+        "score", "--out", out, "--prompts", 20, "--demos", 6, "--device", "cpu", "--no-progress", *more
+    )
+
+
+FILES = {
+    "report.html", "head_map.png", "head_map.svg", "attention_map.png", "heads.csv", "evidence.safetensors",
+    "head_vote.safetensors", "head_vote_span_max.safetensors", "accuracy.safetensors", "manifest.json",
+}  # fmt: skip
+
+
+def test_score_then_show(tmp_path, capsys):
+    out = tmp_path / "results"
+    assert score(out) == 0
+    printed = capsys.readouterr().out
+    assert names(out) == FILES
+    assert "agreement of the head's vote with the model's answer, against model, pooling label:" in printed
+    assert "strongest_control" in printed
+    assert "no_demonstrations" in printed
+    saved = HeadScores.load(out / "head_vote.safetensors")
+    again = head_vote(Evidence.load(out / "evidence.safetensors"))
+    assert again.table().equals(saved.table())
+    assert pd.read_csv(out / "heads.csv")["head"].tolist() == saved.table()["head"].tolist()
+    before = (out / "head_map.png").read_bytes()
+    (out / "head_map.png").unlink()
+    assert run("show", out, "--top", 3) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("\nL") == 6
+    assert (out / "head_map.png").read_bytes() == before
+    assert score(out, "--pooling", "span_max") == 1
+    assert "pooling=label there, against=model, pooling=span_max now" in capsys.readouterr().err
+    assert score(out, "--pooling", "span_max", "--overwrite") == 0
+    assert not (out / "head_vote_span_max.safetensors").exists(), "and leave nothing stale"
+
+
+def test_a_file_task_and_another_model(tmp_path, capsys):
+    path = tmp_path / "boats.jsonl"
+    rows = [
+        {"text": ("harbor sail tide" if i % 2 else "violin drum chord") + f" then {i}", "label": i % 2}
+        for i in range(60)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    out = tmp_path / "out"
+    code = score(
+        out, "--model", MINI, "--task", path, "--label-words", "red", "blue", "--template",
+        "{text} is {label} .", "--sets", 5, "--balanced", "--against", "truth", "--pooling", "label_sum",
+    )  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    scores = HeadScores.load(out / "head_vote.safetensors")
+    assert dict(scores.settings) == {"against": "truth", "pooling": "label_sum"}
+    assert scores.run.prompts.task == "boats"
+    assert scores.run.prompts.template.demo == "{text} is {label} ."
+    assert len(scores.demo_set.unique()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "nothing"), "error: unknown task 'nothing'"),
+        (("--model", "no-such/model"), "error: could not load the model 'no-such/model'"),
+        (("--demos", "60"), "error: a prompt must fit the model's context of 256 tokens"),
+        (("--sets", "7"), "error: 20 prompts cannot be shared evenly by 7"),
+        (("--batch-size", "0"), "error: --batch-size must be at least 1"),
+    ],
+)
+def test_errors_are_one_message(tmp_path, capsys, arguments, message):
+    assert score(tmp_path / "out", *arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_folders_that_hold_something_else(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("x")
+    assert score(tmp_path) == 1
+    assert "must be empty or hold earlier results" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert score(tmp_path / "thesis.tex") == 1
+    assert "is a file" in capsys.readouterr().err
+    assert run("show", tmp_path) == 1
+    assert "holds manifest.json" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert run("show", tmp_path / "absent") == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_earlier_results_whole(tmp_path, capsys, monkeypatch):
+    """Ctrl-C after the reading, and bad input: the folder still holds the first run, and all of it."""
+    out = tmp_path / "out"
+    assert score(out) == 0
+    before = contents(out)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(in_context, "in_context_accuracy", interrupted)
+        assert score(out, "--seed", 5, "--overwrite") == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert contents(out) == before
+    assert "evidence.safetensors" in names(out / "unfinished")
+    assert score(out, "--demos", "0") == 1
+    assert "--demos must be at least 1" in capsys.readouterr().err
+    assert score(out, "--seed", 5) == 1
+    assert "Choose another folder, or pass --overwrite" in capsys.readouterr().err
+    assert score(out) == 1
+    assert "holds an interrupted run of another" in capsys.readouterr().err
+    assert run("show", out) == 0, "the earlier results"
+    assert (out / "evidence.safetensors").read_bytes() == before["evidence.safetensors"]
+    assert score(out, "--seed", 5, "--overwrite") == 0
+    assert not (out / "unfinished").exists()
+    assert (out / "evidence.safetensors").read_bytes() != before["evidence.safetensors"]
+
+
+def test_show_never_mixes_two_runs(tmp_path, capsys):
+    """Whichever file is another run's; and the command that wrote the folder writes the same bytes again."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert score(a) == 0
+    assert score(b, "--seed", 1) == 0
+    before = contents(a)
+    capsys.readouterr()
+    for name in sorted(FILES - {"manifest.json"}):
+        (a / name).write_bytes((b / name).read_bytes())
+        assert run("show", a) == 1
+        assert f"{name} is not" in capsys.readouterr().err
+        (a / name).write_bytes(before[name])
+    (a / "head_vote.safetensors").write_bytes((b / "head_vote.safetensors").read_bytes())
+    assert score(a) == 0
+    again = contents(a)
+    assert {name for name in FILES if again[name] != before[name]} <= {"head_map.svg", "manifest.json"}
+    assert run("show", a) == 0, (
+        "an SVG numbers its parts through a process, and the manifest says which one is here"
+    )
+
+
+def test_columns_of_ones_own(tmp_path, capsys):
+    path = tmp_path / "mine.csv"
+    words = ("harbor sail tide", "violin drum chord")
+    path.write_text("sentence,target\n" + "".join(f"{words[i % 2]} {i},{i % 2}\n" for i in range(40)))
+    arguments = [
+        "--model",
+        MINI,
+        "--task",
+        path,
+        "--label-words",
+        "red",
+        "blue",
+        "--template",
+        "{text} is {label} .",
+    ]
+    assert score(tmp_path / "a", *arguments) == 1
+    assert "needs the label field 'label'" in capsys.readouterr().err
+    assert score(tmp_path / "a", *arguments, "--text-fields", "sentence", "--label-field", "target") == 0
+    assert "mine.csv (split in halves)" in capsys.readouterr().out
+
+
+def test_train_mini_from_the_command_line(tmp_path, capsys, monkeypatch):
+    small = model.MiniTraining(layers=1, width=16, heads=2, mlp_width=16, batch_size=2, measure_every=1)
+    monkeypatch.setattr(model, "MiniTraining", lambda: small)
+    assert run("train-mini", "--out", tmp_path / "m", "--steps", 2, "--no-progress") == 0
+    assert "held-out accuracy at the last example" in capsys.readouterr().out
+    assert json.loads((tmp_path / "m" / "training.json").read_text())["plan"]["steps"] == 2
+    assert (tmp_path / "m" / "emergence.svg").read_text().startswith("<svg")
+
+
+def test_patch_writes_effects_that_show_reads(tmp_path, capsys, monkeypatch):
+    """Both interventions, their tables and figures; an interrupted run goes on; other files are safe."""
+    out = tmp_path / "effects"
+    arguments = ("patch", "--out", out, "--prompts", 6, "--demos", 4, "--offsets", 0, "--no-progress")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert run(*arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "attention_edge" in printed
+    assert "random_keys" in printed
+    assert names(out) == {*COMMANDS["patch"].files, "manifest.json"}
+    effects = PatchEffects.load(out / "patch_labels.safetensors")
+    assert effects.values.isfinite().all()
+    assert effects.settings["corruption"].startswith("map_labels, seed 0")
+    (out / "knock_out.csv").unlink()
+    assert run("show", out) == 0
+    assert "knock_out of answer_reads_labels" in capsys.readouterr().out
+    assert (out / "knock_out.csv").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("words")
+    assert run("patch", "--out", tmp_path / "mine") == 1
+    assert "must be empty or hold earlier results" in capsys.readouterr().err
+
+
+def interrupt_after(patch, most: int | None) -> set[tuple[Path, int]]:
+    """The prompts that are run from now on, by their checkpoint; after so many batches, Ctrl-C."""
+    add, batches, done = Checkpoint.add, [], set()
+
+    def counted(self, numbers, results):
+        if len(batches) == most:
+            raise KeyboardInterrupt
+        batches.append(numbers)
+        done.update((self.folder, number) for number in numbers)
+        add(self, numbers, results)
+
+    patch.setattr(Checkpoint, "add", counted)
+    return done
+
+
+def locate(out, *more):
+    return run(
+        "locate", "--out", out, "--prompts", 64, "--demos", 8, "--device", "cpu", "--no-progress", *more
+    )  # fmt: skip
+
+
+def test_locate_then_show(tmp_path, capsys, monkeypatch):
+    """Tables, figures, report and results; an interrupted run goes on; the same as from Python."""
+    out = tmp_path / "located"
+    with monkeypatch.context() as patch:
+        before = interrupt_after(patch, 3)
+        assert locate(out) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert names(out) == {"unfinished"}
+    with monkeypatch.context() as patch:
+        resumed = interrupt_after(patch, None)
+        assert locate(out) == 0
+    printed = capsys.readouterr().out
+    assert names(out) == {*COMMANDS["locate"].files, "manifest.json"}
+    assert "kernel heads: L2H1" in printed
+    assert "band: layer 2 of 3 (counted from 0;" in printed
+    assert "AblationCurves(mini on topics: label edges of L2H1; 64 prompts; against the true label" in printed
+    model, task = load_model("mini", "cpu"), load_task("topics")
+    prompts = task.prompts(model, demos=8, count=64, seed=0)
+    ranking = HeadRanking.load(out / "ranking.safetensors")
+    assert ranking.table().equals(locate_heads(model, prompts, progress=False).table())
+    fresh = task.prompts(model, demos=8, count=64, seed=1)
+    curves = AblationCurves.load(out / "curves.safetensors")
+    assert curves.heads == (HeadRef(2, 1),)
+    expected = ablation_curves(model, fresh, ranking, progress=False)
+    assert curves.table().equals(expected.table())
+    assert before
+    assert not before & resumed, "what had been finished was not run again"
+    assert curves.run.prompts.seed == 1, "not the prompts that the heads were located on"
+    assert pd.read_csv(out / "heads.csv")["head"].tolist() == ranking.table()["head"].tolist()
+    assert len(pd.read_csv(out / "curves.csv")) == len(curves.table())
+    report = (out / "report.html").read_text()
+    for words in ("Located heads", "Are they needed", "Which heads vote like the answer?"):
+        assert f"<h2>{words}" in report
+    drawn = (out / "ranking.png").read_bytes()
+    for name in ("ranking.png", "curves.csv", "report.html"):
+        (out / name).unlink()
+    capsys.readouterr()
+    assert run("show", out, "--top", 1) == 0
+    shown = capsys.readouterr().out
+    assert "L2H1 kernel head" in shown
+    assert not any(line.startswith("L2H3") for line in shown.splitlines()), "--top 1"
+    assert "AblationCurves(" in shown
+    assert (out / "ranking.png").read_bytes() == drawn
+    assert names(out) == {*COMMANDS["locate"].files, "manifest.json"}
+
+
+def test_locate_without_curves_or_without_heads(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert locate(out, "--no-curves") == 0
+    printed = capsys.readouterr().out
+    assert "kernel heads: L2H1" in printed
+    assert "Necessity and sufficiency: not measured.\n" in printed
+    assert not list(out.glob("curves*"))
+    (out / "curves.csv").write_text("stale")
+    assert locate(out, "--criteria.effect", "0.98") == 1
+    assert "effect=0.05" in capsys.readouterr().err
+    assert locate(out, "--criteria.effect", "0.98", "--overwrite") == 0
+    printed = capsys.readouterr().out
+    assert "kernel heads: none" in printed
+    assert "not measured; no kernel head confirmed" in printed
+    assert not list(out.glob("curves*")), "and leave nothing stale"
+    report = (out / "report.html").read_text()
+    assert "No kernel head confirmed." in report
+    assert "<td>criterion: effect</td><td>0.98</td>" in report
+
+
+def test_locate_refuses(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("words")
+    assert locate(tmp_path) == 1
+    assert "must be empty or hold earlier results" in capsys.readouterr().err
+    assert locate(tmp_path / "a", "--sets", 4) == 1
+    assert "each half needs at least 8 demonstration sets" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists(), "refused before anything was read"
+    assert locate(tmp_path / "a", "--demos", 0) == 1
+    assert "--demos must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        locate(tmp_path / "a", "--criteria.effect", "5")
+    assert "Criteria.effect must lie between 0 and 1; got 5.0" in " ".join(capsys.readouterr().err.split())
+
+
+def test_theory_then_show(tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ("--preset", "sparse", "--trials", 12, "--no-experiments", "--no-progress")
+    assert run("theory", "--out", out, *options) == 0
+    printed = capsys.readouterr().out
+    parts = {"theorem", "variants", "variants_small", "concentration"}
+    assert names(out) == {
+        f"{part}{suffix}" for part in parts for suffix in (".png", ".svg", ".csv", ".safetensors")
+    } | {"letter.safetensors", "terms.safetensors", "report.html", "manifest.json"}
+    found = Study.of(COMMANDS["theory"].load(out, names(out)))
+    assert found.describe() in printed
+    assert "the paper's" not in printed, "another world than the paper's"
+    table = pd.read_csv(out / "theorem.csv")
+    assert table["l1"].tolist() == pytest.approx(found.theorem.mean("l1").tolist())
+    page = (out / "report.html").read_text()
+    for text in ("Theorem 1 measured", "says nothing whatever n is", "How demonstrations tell the task"):
+        assert text in page
+    drawn = (out / "theorem.svg").read_text()
+    (out / "theorem.svg").unlink()
+    (out / "noise.txt").write_text("x")
+    assert run("theory", "--out", out, *options) == 1
+    assert "must be empty or hold earlier results" in capsys.readouterr().err
+    (out / "noise.txt").unlink()
+    assert run("show", out) == 0
+    assert found.describe() in capsys.readouterr().out
+    assert len((out / "theorem.svg").read_text()) == len(drawn)
+    assert run("theory", "--out", tmp_path / "a", "--trials", 3) == 1
+    assert "--trials must be at least 10" in capsys.readouterr().err
+    assert names(out) - {"manifest.json"} < set(COMMANDS["theory"].files)

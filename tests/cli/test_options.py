@@ -1,0 +1,32 @@
+"""Options stand once: the same for every command, with the words that the library knows."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+
+from icl_kernel_lens.cli import main, options
+from icl_kernel_lens.interventions import activations, cuts, patch
+from icl_kernel_lens.theory.presets import PRESETS
+
+
+@pytest.mark.parametrize("command", ["score", "patch", "locate"])
+def test_every_command_takes_the_same_model_task_prompts_and_folder(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    for field in (*fields(options.Source), *fields(options.Target)):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "--source" not in text
+    assert "--target" not in text
+    assert f"(default: {400 if command == 'locate' else 200})" in text
+
+
+def test_words_are_the_librarys():
+    assert get_args(options.World) == tuple(PRESETS)
+    assert options.Activation == activations.Activation
+    assert options.Edges == cuts.Edges
+    assert options.Method == patch.Method
+    assert options.Direction == patch.Direction

@@ -1,0 +1,203 @@
+"""Locating heads: what was planted and nothing else; the bundled model; nothing where nothing is."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from support import has_hooked_transformer, needs_hooked, shared_prompts, uneven_prompts
+
+from icl_kernel_lens import (
+    Criteria,
+    HeadRanking,
+    head_vote,
+    knock_out,
+    load_task,
+    locate_heads,
+    planted_model,
+    read,
+)
+from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens.locate import search
+from icl_kernel_lens.locate.search import check_sets
+from icl_kernel_lens.locate.split import split_in_halves
+from icl_kernel_lens.worlds.planted.model import PlantedModel
+from icl_kernel_lens.worlds.planted.roles import PlantedHead
+
+SWEEP = (0, 5, 6, 9)
+"""Random planted models small enough for a test; 200 and more are in `benchmarks/locate.py`."""
+
+
+def planted(seed):
+    from benchmarks.planted import random_plan
+
+    # Without norms there is HookedTransformer alone.
+    plan = random_plan(seed, norm=None if has_hooked_transformer() else True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return plan, PlantedModel.of(plan)
+
+
+@pytest.mark.parametrize("seed", SWEEP)
+def test_what_was_planted_is_found_and_nothing_else(seed):
+    plan, made = planted(seed)
+    ranking = locate_heads(made.model, plan.prompts(count=400, seed=1), progress=False)
+    assert set(plan.findable) <= set(ranking.heads)
+    assert all(plan.expected[head] == "kernel head" for head in ranking.heads)
+    wrong = {
+        str(head): (plan.all_heads[head].role, found)
+        for head, found in ranking.classes.items()
+        if plan.clear[head] and found != plan.expected[head]
+    }
+    assert not wrong
+    if ranking.heads:
+        layers = {head.layer for head in ranking.heads}
+        assert ranking.band is not None
+        assert min(layers) <= ranking.band.first <= ranking.band.last <= max(layers)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("HookedTransformer", marks=needs_hooked), "TransformerBridge"])
+def test_layers_18_to_21_of_gptjs_form(kind):
+    """28 layers of 16 heads, rotary on part of the head, attention beside the MLP."""
+    places = [(18, 3), (19, 7), (20, 0), (21, 12)]
+    heads = [PlantedHead(*place, role="kernel", gain=1.5, bandwidth=0.35) for place in places]
+    heads += [
+        PlantedHead(12, 5, "unread_kernel"),
+        PlantedHead(23, 2, "echo"),
+        PlantedHead(9, 9, "word_preference", label=1),
+        PlantedHead(4, 4, "last_label"),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made = planted_model(
+            heads, layers=28, heads_per_layer=16, form="parallel", kind=kind, direct=0.3, demos=10, seed=3
+        )
+    ranking = locate_heads(made.model, made.prompts(count=72, seed=1), progress=False)
+    assert sorted(ranking.heads) == places
+    band = ranking.band
+    assert (band.first, band.last) == (18, 21)
+    assert band.first_interval == (18, 18)
+    assert band.last_interval == (21, 21)
+    assert ranking.classes["L12H5"] == "shadow"
+    assert ranking.classes[23, 2] == "echo"
+    assert ranking.classes[9, 9] == "word preference"
+    assert "layers 18–21 of 28 (counted from 0" in repr(ranking)
+
+
+@pytest.fixture(scope="module")
+def topics(mini):
+    return load_task("topics").prompts(mini, demos=16, count=240, seed=3)
+
+
+@pytest.fixture(scope="module")
+def ranking(mini, topics):
+    return locate_heads(mini, topics, progress=False)
+
+
+def test_the_bundled_models_heads(ranking):
+    assert ranking.heads == ((2, 1),)
+    assert ranking.classes[2, 3] == "driver", "it votes for the other label"
+    assert (ranking.band.first, ranking.band.last) == (2, 2)
+    table = ranking.table().set_index("head")
+    row = table.loc["L2H1"]
+    assert row["votes"] == row["invariant"] == row["matters"] == 1
+    assert row["agreement_low"] < row["agreement"] < row["agreement_high"]
+    assert row["margin_low"] > 0.25
+    assert row["label_shift_high"] < 0.1 < row["word_bound_shift"]
+    assert row["logit_diff_drop_low"] > 0.5
+    assert row["p_adjusted"] < 1e-6
+    assert (table["logit_diff_drop"].isna() == ~(table["selected_votes"] | table["selected_matters"])).all()
+    assert "driver" in repr(ranking)
+
+
+def test_every_number_is_the_reporting_halfs(mini, topics, ranking):
+    """Against `head_vote` and `knock_out` on that half, which the splitting names."""
+    first, second = split_in_halves(topics.demo_set, seed=0)
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(240))
+    half = topics.select(second.tolist())
+    vote = head_vote(read(mini, half, progress=False))
+    torch.testing.assert_close(ranking.columns["agreement"], vote.mean(), equal_nan=True)
+    torch.testing.assert_close(ranking.agreement, vote.values, equal_nan=True)
+    cut = knock_out(mini, half, heads=[(2, 1)], controls=False, progress=False)
+    lost = -cut.effect()[:, 2, 1]
+    torch.testing.assert_close(ranking.logit_diff_drop[:, 2, 1], lost, atol=1e-4, rtol=1e-4)
+    share = float(lost.sum() / cut.base.sum())
+    assert float(ranking.columns["logit_diff_drop"][2, 1]) == pytest.approx(share, rel=1e-4)
+    other = head_vote(read(mini, topics.select(first.tolist()), progress=False)).mean()
+    assert not torch.equal(other, ranking.columns["agreement"])
+
+
+def test_saved_and_loaded(ranking, tmp_path):
+    path = ranking.save(tmp_path / "ranking.safetensors")
+    again = HeadRanking.load(path)
+    assert again.table().equals(ranking.table())
+    assert again.band == ranking.band
+    assert again.heads == ranking.heads
+    assert repr(again) == repr(ranking)
+    frame = again.to_dataframe()
+    assert len(frame) == 120 * 12
+    assert sorted(set(frame["prompt"])) == ranking.numbers.tolist()
+    assert frame.loc[13, "base"] == pytest.approx(float(ranking.base[1]))
+    assert next(iter(again.choosing_table()["head"])) == "L2H1"
+
+
+def test_an_interrupted_search_goes_on(mini, topics, ranking, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "_drops", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"read", "reread", "choosing"}
+    again = locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
+    assert again.table().equals(ranking.table())
+    given = locate_heads(mini, topics, evidence=read(mini, topics, progress=False), progress=False)
+    assert given.table().equals(ranking.table())
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gptj"])
+def test_nothing_is_located_where_nothing_is(tiny, architecture):
+    """Random weights: attention and answers owe nothing to each other."""
+    model, _ = tiny(architecture, "bridge")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ranking = locate_heads(model, uneven_prompts(count=100, demos=6), progress=False)
+    assert ranking.heads == ()
+    assert ranking.band is None
+    assert "kernel heads: none" in repr(ranking)
+
+
+def test_shared_demonstrations_stay_whole():
+    sets = torch.arange(40).repeat_interleave(torch.arange(40) % 5 + 1)
+    with pytest.warns(UserWarning, match="demonstration sets a half are few"):
+        first, second = split_in_halves(sets, seed=0)
+    assert not set(sets[first].tolist()) & set(sets[second].tolist())
+    assert len(sets[first].unique()) == len(sets[second].unique()) == 20
+    assert abs(len(first) - len(second)) <= 5
+
+
+def test_what_cannot_be_located_is_refused(mini, topics, tiny):
+    with pytest.raises(
+        PromptError, match="at least 8 demonstration sets.*3 sets in all, worth 1 of equal size a half"
+    ):
+        locate_heads(tiny("gpt2", "bridge")[0], shared_prompts(), progress=False)
+    evidence = read(mini, topics.select(range(40)), progress=False)
+    with pytest.raises(ResultError, match="a reading of these 240 prompts; it is of 40 others"):
+        locate_heads(mini, topics, evidence=evidence, progress=False)
+    read_anew = read(mini, topics, progress=False)
+    others = replace(read_anew, label_scores=read_anew.label_scores.flip(1))
+    with pytest.raises(ResultError, match="label scores differ from the model's"):
+        locate_heads(mini, topics, evidence=others, progress=False)
+    with pytest.raises(ResultError, match="Criteria.margin must lie between 0 and 1"):
+        Criteria(margin=1.5)
+    one = replace(topics, score_on="sequence")
+    with pytest.raises(PromptError, match="first"):
+        locate_heads(mini, one, progress=False)
+
+
+def test_hidden_copies_of_demonstrations_are_seen():
+    """The same demonstrations under different numbers are not independent, and are said not to be."""
+    prompts = shared_prompts()
+    check_sets(prompts)
+    with pytest.warns(UserWarning, match="prompts 0 and 1 show the same demonstrations"):
+        check_sets(replace(prompts, demo_set=torch.arange(len(prompts))))

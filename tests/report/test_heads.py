@@ -1,0 +1,163 @@
+"""The report of a locating run: its section, in order, escaped, and absent where nothing was located."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import pytest
+import torch
+from charts.hostile import HOSTILE, SNEAKY, browse, has_live_markup, hostile_evidence, without_scripts
+from charts.located import curves, ranking
+from support import needs_browser
+
+from icl_kernel_lens import head_vote
+from icl_kernel_lens.errors import RunError
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.report.heads import write_report
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    return hostile_evidence()
+
+
+@pytest.fixture(scope="module")
+def votes(hostile):
+    return [head_vote(hostile)]
+
+
+def write(path, evidence, votes, **more):
+    return write_report(path, evidence, votes, None, **more).read_text()
+
+
+def body(page: str) -> str:
+    """What is read: without scripts, and with the pictures' data left out."""
+    return re.sub(r"data:image/png;base64,[^\"]*", "", without_scripts(page[page.index("<body") :]))
+
+
+def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
+    page = write(tmp_path / "r.html", hostile, votes, ranking=ranking(), curves=curves())
+    seen = html.unescape(body(page))
+    headings = re.findall(r"<h2>(.*?)</h2>", seen)
+    assert headings[:4] == [
+        "Is there in-context learning?",
+        "Located heads",
+        "Are they needed, and are they enough?",
+        "Which heads vote like the answer?",
+    ]
+    for words in (
+        "Not measured in this run",
+        "Confirmed kernel heads: L2H1.",
+        "The band: layer 2 of 4 (counted from 0;",
+        "41 prompts in 31 demonstration sets",
+        "the other half (40 prompts in 30 demonstration sets)",
+        "Something must be said.",
+        "What this does not show: that other heads could not take over",
+        "2 of the 2 heads that were singled out",
+        "Measured on 40 other prompts (seed 3); an answer counts as right if it is the true label.",
+        "Random sets for each number of heads: 4 different.",
+        "criterion: band share",
+        "2 (+ L1H0)",
+    ):
+        assert words in seen, words
+    row = next(
+        re.findall(r"<td>(.*?)</td>", r) for r in re.findall(r"<tr>(.*?)</tr>", seen) if "<td>L2H1" in r
+    )
+    found = ranking()
+    drop = [
+        f"{found.columns[name][2, 1].item():.3f}"
+        for name in ("logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high")
+    ]
+    assert row[:5] == ["L2H1", "kernel head", "0.900", "0.500 (label prior)", "0.350 to 0.440"]
+    assert row[5:] == ["–", "–", f"{drop[0]} ({drop[1]} to {drop[2]})", "–"]
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="(.*?)"', page).group(1))
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert policy.endswith("; style-src 'unsafe-inline'; img-src data: blob:")
+
+
+def test_what_was_not_located_is_not_there(hostile, votes, tmp_path):
+    plain = body(write(tmp_path / "a.html", hostile, votes))
+    assert "Located heads" not in plain
+    assert "criterion" not in plain
+    none = html.unescape(body(write(tmp_path / "b.html", hostile, votes, ranking=ranking(classes={}))))
+    assert "No kernel head confirmed." in none
+    assert "The band: none." in none
+    assert "Are they needed" not in none
+
+
+def test_text_of_data_is_text(hostile, votes, tmp_path):
+    named = {"model": SNEAKY, "task": HOSTILE}
+    found, bent = ranking(**named, control=SNEAKY), curves(**named)
+    page = write(tmp_path / "r.html", hostile, votes, ranking=found, curves=bent)
+    assert not has_live_markup(page)
+    assert "onerror" in body(page)
+
+
+@needs_browser
+@pytest.mark.browser
+def test_the_page_opens_offline_without_an_error(hostile, votes, tmp_path):
+    named = {"model": SNEAKY, "task": HOSTILE}
+    path = tmp_path / "r.html"
+    write(path, hostile, votes, ranking=ranking(**named, control=SNEAKY), curves=curves(**named))
+    dom, console = browse(path, tmp_path)
+    assert console == []
+    live = without_scripts(dom[dom.index("<body") :])
+    assert live.count('class="marks"') >= 4, "all charts are alive"
+    assert not has_live_markup(live)
+    title = re.search(r"<title>(.*?)</title>", dom, re.S)
+    assert title is not None
+    assert "Kernel-regression heads of" in title.group(1)
+
+
+@needs_browser
+@pytest.mark.browser
+def test_the_report_opens_offline_without_an_error(hostile, tmp_path):
+    scores = [head_vote(hostile), head_vote(hostile, pooling="span_max")]
+    path = write_report(tmp_path / "report.html", hostile, scores, None)
+    dom, console = browse(path, tmp_path)
+    assert console == []
+    title = re.search(r"<title>(.*?)</title>", dom, re.S)
+    assert title is not None
+    assert "Kernel-regression heads of" in title.group(1)  # not 'pwned'
+    page = dom[dom.index("<body") :]
+    assert page.count('class="marks"') >= 2  # both charts are alive
+    live = without_scripts(page)
+    assert "onerror" in live  # the text is shown …
+    assert not has_live_markup(live)  # … and is no element
+    assert "L2H1" in live  # the token view has its head buttons
+    assert "http" not in re.sub(r"http://www.w3.org/\S+", "", live)
+
+
+def test_a_report_that_cannot_be_written_says_what_is_kept(hostile, votes, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(RunError, match="save it elsewhere"):
+        write_report(tmp_path / "file" / "r.html", hostile, votes, None)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_what_is_shown_is_handed_over(hostile, votes, tmp_path):
+    """Pooling by label and by span, the accuracy and the caveats, each in the words of its result."""
+    accuracy = TaskAccuracy(
+        correct={"demonstrations": torch.ones(12), "majority": (torch.arange(12) % 2).float()},
+        demo_set=hostile.prompts.demo_set,
+        run=hostile.run,
+        reasons={"permuted_labels": Reason.NOT_FROM_TEXT},
+    )
+    scores = [votes[0], head_vote(hostile, pooling="span_max", against="truth")]
+    page = write_report(tmp_path / "r.html", hostile, scores, accuracy).read_text()
+    seen = html.unescape(body(page))
+    for words in (
+        "The demonstrations help: +50.0 percentage points over majority",
+        "<td>demonstrations</td><td>100.0%</td><td>100.0% – 100.0%</td>",
+        f"permuted labels: not measured ({Reason.NOT_FROM_TEXT}).",
+        "to the first token of their labels",
+        "how often that vote is the model's own answer",
+        "(pooling span_max)",
+        "What this does not show: that the answer depends on the head",
+    ):
+        assert words in seen, words
+    other = html.unescape(body(write_report(tmp_path / "s.html", hostile, scores[1:], None).read_text()))
+    assert "the largest weight on any of their tokens, text or label" in other
+    assert "how often that vote is the true label" in other

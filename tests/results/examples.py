@@ -1,0 +1,117 @@
+"""One small instance of every kind of saved result, made without a model: what the fuzz and round-trip tests go through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from charts.located import curves, ranking, run_info
+from theory.examples import theory_examples
+
+from icl_kernel_lens.evidence.small import small_evidence
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.logit_attribution import LogitAttribution
+from icl_kernel_lens.results.patch_effects import Comparison, PatchEffects
+from icl_kernel_lens.results.saliency import Saliency
+from icl_kernel_lens.results.stability import Stability
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+from icl_kernel_lens.scores.vote import head_vote
+
+P, L, H, D = 6, 2, 2, 3
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def task_accuracy() -> TaskAccuracy:
+    right = (drawn(2, P) > 0).float()
+    return TaskAccuracy(
+        correct={"demonstrations": torch.ones(P), "no_demonstrations": right[0], "majority": right[1]},
+        demo_set=torch.arange(P) // 2,
+        run=run_info(L, H),
+        reasons={"permuted_labels": Reason.NOTHING_PERMUTED},
+    )
+
+
+def logit_attribution() -> LogitAttribution:
+    weights, read_outs = drawn(P, L, H, D).softmax(-1), drawn(P, L, H, D)
+    return LogitAttribution(
+        heads=(weights * read_outs).sum(-1),
+        demos=weights * read_outs,
+        weights=weights,
+        read_outs=read_outs,
+        mlps=drawn(P, L),
+        embedding=drawn(P),
+        attention_biases=drawn(P, L),
+        biases=drawn(P),
+        total=drawn(P),
+        residual=1e-6,
+        toward=torch.arange(P) % 2,
+        demo_labels=torch.arange(P * D).reshape(P, D) % 2,
+        labels=2,
+        demo_set=torch.arange(P) // 2,
+        run=run_info(L, H),
+        settings={"toward": "model"},
+    )
+
+
+def saliency() -> Saliency:
+    wp, pq, ww = drawn(3, P, L, H).abs()
+    return Saliency(
+        wp, pq, ww, drawn(P, L, 3).abs(), torch.arange(P) // 2, run_info(L, H), {"toward": "truth"}
+    )
+
+
+def stability() -> Stability:
+    return Stability(
+        {"first": ranking(2, 2, {(1, 1): "kernel head"}), "other": ranking(2, 3, {(1, 1): "driver"})}
+    )
+
+
+def patch_effects() -> PatchEffects:
+    places = {"layer": (0, 1), "head": (0, 1, 2), "offset": (-1, 0)}
+    shape = tuple(map(len, places.values()))
+    compared = Comparison(
+        tuple((0,) * (len(shape) - 1) + (i % shape[-1],) for i in range(3)), drawn(P, 3), drawn(P, 3)
+    )
+    values = drawn(P, *shape).index_fill(1, torch.tensor(0), float("nan"))
+    return PatchEffects(
+        intervention="knock_out of answer_reads_labels",
+        title="edges cut",
+        places=places,
+        values=values,
+        base=drawn(P),
+        source=drawn(P) + 5,
+        reference=torch.arange(P) % 2,
+        label_scores=drawn(P, *shape, 2),
+        base_label_scores=drawn(P, 2),
+        others={"probability": drawn(P, *shape), "kl": drawn(P, *shape).abs()},
+        base_others={"probability": drawn(P), "kl": torch.zeros(P)},
+        controls={"random_keys": drawn(P, *shape)},
+        demo_set=torch.arange(P) // 2,
+        run=run_info(L, H),
+        settings={"against": "model"},
+        reasons={Reason.NOTHING_LEFT: 3},
+        sample=compared,
+        largest=compared,
+    )
+
+
+EXAMPLES: dict[str, Callable[[], Result]] = {
+    "Evidence": small_evidence,
+    "HeadScores": lambda: head_vote(small_evidence()),
+    "TaskAccuracy": task_accuracy,
+    "HeadRanking": lambda: ranking(3, 2, {(1, 1): "kernel head", (2, 0): "undetermined", (0, 0): "neither"}),
+    "AblationCurves": lambda: curves(draws=4, cuts=("zeroed", "mean")),
+    "Stability": stability,
+    "LogitAttribution": logit_attribution,
+    "Saliency": saliency,
+    "PatchEffects": patch_effects,
+}
+"""By the name of the class."""
+theory = cache(theory_examples)
+KINDS_OF_THEORY = "Concentration Experiment TaskDivergences TheoremResult TheoremTerms VariantTable".split()
+EXAMPLES |= {kind: lambda kind=kind: theory()[kind] for kind in KINDS_OF_THEORY}

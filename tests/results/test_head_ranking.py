@@ -1,0 +1,105 @@
+"""The ranking's own rules, on numbers made by hand: lookups by name, reasons, comparison, what it must hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from charts.located import ranking
+
+from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.numbers.ranks import spearman
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.criteria import Band, Criteria
+
+
+@pytest.fixture(scope="module")
+def found():
+    return ranking(
+        classes={(2, 1): "kernel head", (3, 0): "shadow", (1, 1): "undetermined", (0, 0): "neither"}
+    )
+
+
+def test_heads_are_found_by_pair_and_by_name(found):
+    for head in ("L2H1", (2, 1), HeadRef(2, 1)):
+        assert found.classes[head] == "kernel head"
+        assert found.why(head) == ""
+    assert found.heads == ((2, 1),)
+    for wrong in ("L9H0", (9, 0)):
+        with pytest.raises(ResultError, match="these heads run from L0H0 to L3H2; there is no L9H0"):
+            found.classes[wrong]
+    with pytest.raises(ResultError, match="a head is a pair"):
+        found.why("the best one")
+
+
+def test_why_is_a_reason(found):
+    assert found.reasons("L0H1") == (Reason.NOT_SINGLED_OUT,)
+    assert found.reasons("L0H0") == ()
+    assert found.reasons("L1H1") == (Reason.VOTES_UNSURE, Reason.INPUTS_UNSURE, Reason.MATTERS_UNSURE)
+    sure = {name: torch.ones(4, 3) for name in ("votes", "invariant", "matters")}
+    known = replace(found, columns={**found.columns, **sure})
+    assert known.reasons("L1H1") == (Reason.SHIFT_UNEXPLAINED,)
+    part = replace(found, columns={**found.columns, "votes": torch.ones(4, 3)})
+    assert part.why("L1H1") == (
+        "more prompts must say whether its weights follow the inputs; "
+        "more prompts must say whether the answer needs it"
+    )
+    table = found.table().set_index("head")
+    assert table.loc["L0H1", "why"] == "the choosing half gave no reason to look"
+
+
+def test_what_a_ranking_must_hold(found):
+    few = dict(list(found.classes.items())[:-1])
+    for change, words in (
+        ({"classes": few}, r"classes must be of all 4 × 3 heads, in order; they are of 11"),
+        ({"classes": dict(reversed(found.classes.items()))}, "in order"),
+        ({"strongest": ()}, "there are 12 heads and 0"),
+        ({"columns": {**found.columns, "more": found.columns["p"]}}, "columns must be those of COLUMNS"),
+        ({"choosing": {}}, "choosing holds p-values"),
+        (
+            {"selected": {"votes": found.selected["votes"]}},
+            "selected must be votes, label_shift, matters; it is votes",
+        ),
+        (
+            {"band": replace(found.band, layers=5, by_layer=(0.0,) * 5)},
+            "the band is of 5 layers, and there are 4",
+        ),
+        ({"numbers": found.numbers * 0}, "numbers must tell the prompts apart"),
+    ):
+        with pytest.raises(ResultError, match=words):
+            replace(found, **change)
+
+
+def test_comparison_by_hand(found):
+    other = ranking(classes={(2, 1): "kernel head", (3, 1): "kernel head"})
+    pair = found.compare(other)
+    assert (pair.both, pair.only_first, pair.only_second) == (((2, 1),), (), ((3, 1),))
+    assert pair.overlap == 0.5
+    assert pair.correlation["margin"] == spearman(found.columns["margin"], other.columns["margin"])
+    assert pair.correlation["logit_diff_drop"] != pair.correlation["logit_diff_drop"], "NaN: nothing measured"
+    small = found.compare(ranking(layers=3, classes={(2, 1): "kernel head"}))
+    assert not small.same_shape
+    assert "do not correspond" in str(small)
+
+
+def test_the_long_form_has_the_prompts_numbers(found):
+    frame = found.to_dataframe()
+    assert list(frame.columns) == ["prompt", "layer", "head", "class", "agreement", "logit_diff_drop", "base"]
+    row = frame.iloc[12 + 7]
+    assert (row["prompt"], row["layer"], row["head"], row["class"]) == (2, 2, 1, "kernel head")
+    assert row["logit_diff_drop"] == found.logit_diff_drop[1, 2, 1].item()
+
+
+def test_bands_and_criteria_are_checked():
+    band = {"share": 0.9, "wanted": 0.9, "layers": 3, "by_layer": (0.0, 0.1, 0.9)}
+    whole = {"first": 1, "last": 2, "first_interval": (1, 2), "last_interval": (2, 2)}
+    assert Band(**whole, **band).depth == (0.5, 1.0)
+    for change in ({"first": -1}, {"last": 3}, {"first": 2, "last": 1}, {"first_interval": (2, 1)}):
+        with pytest.raises(ResultError, match="runs upward within layers 0…2"):
+            Band(**{**whole, **change}, **band)
+    with pytest.raises(ResultError, match="a band of 3 layers has 2 effects"):
+        Band(**whole, **{**band, "by_layer": (0.0, 1.0)})
+    with pytest.raises(ResultError, match="Criteria.label_shift must lie between 0 and 1; got nan"):
+        Criteria(label_shift=float("nan"))

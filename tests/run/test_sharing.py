@@ -1,0 +1,137 @@
+"""What is run once: a plan must cover every prompt with its own tokens, and be worth it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from icl_kernel_lens.run.sharing import find_branches, split
+
+
+def made(rows):
+    """Token ids from lists of different lengths."""
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    lengths = torch.tensor([len(row) for row in rows])
+    return tokens, lengths, lengths - 1
+
+
+def plan(rows, most_tokens=10**6):
+    tokens, lengths, answer_pos = made(rows)
+    return find_branches(tokens, lengths, answer_pos, most_tokens=most_tokens)
+
+
+def covered(whole, rows):
+    """Every prompt, put together from the branches above it and its own tokens; the tokens run."""
+    prompts, ran = {}, 0
+    for above, branch in whole.walk():
+        start = above[-1].end if above else 0
+        assert branch.start == start
+        members = branch.every_number()
+        if branch.end > start:
+            ran += branch.end - start
+            shared = {tuple(rows[n][: branch.end]) for n in members}
+            assert len(shared) == 1, "members of a branch share its tokens"
+        for n in branch.numbers:
+            assert n not in prompts
+            own = rows[n][branch.end :]
+            assert len(own) >= 2
+            prompts[n] = rows[n][: branch.end] + own
+            ran += len(own)
+    assert prompts == dict(enumerate(rows))
+    return ran
+
+
+def random_rows(seed):
+    """Prompts from a random tree: demonstrations shared by some, instructions shared by all, at random lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n):
+        return torch.randint(0, 50, (n,), generator=generator).tolist()
+
+    def size(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    rows, instruction = [], draw(size(0, 40))
+    for _ in range(size(1, 4)):
+        demos = instruction + draw(size(0, 60))
+        for _ in range(size(1, 3)):
+            more = demos + draw(size(0, 50))
+            rows += [more + draw(size(2, 20)) for _ in range(size(1, 6))]
+    return [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_plan_covers_every_prompt_and_never_runs_more(seed):
+    rows = random_rows(seed)
+    whole = plan(rows)
+    lengths = [len(row) for row in rows]
+    ran = covered(whole, rows)
+    assert ran == whole.cost(lengths) <= sum(lengths)
+    for parts in (1, 2, 3):
+        if parts > len(rows):
+            continue
+        work = split(whole, lengths, parts)
+        numbers = sorted(n for mine in work for n in mine.every_number())
+        assert numbers == list(range(len(rows)))
+        for mine in work:
+            covered_numbers = mine.every_number()
+            for _, branch in mine.walk():
+                assert (
+                    len({tuple(rows[n][: branch.end]) for n in branch.every_number()}) <= 1 or branch.end == 0
+                )
+            assert len(set(covered_numbers)) == len(covered_numbers)
+
+
+def test_shared_demonstrations_are_run_once():
+    rows = [[1] * 640 + [2, i, *range(22)] for i in range(32)]
+    whole = plan(rows)
+    assert covered(whole, rows) == 641 + 32 * 23
+    assert len(whole.branches) == 1
+
+
+def test_prefixes_within_prefixes():
+    """Four, eight and sixteen of the same demonstrations: each is run behind the one before."""
+    demos = [7 * i % 50 for i in range(400)]
+    rows = [[*demos[:n], 40 + i, i] for n in (100, 200, 400) for i in range(8)]
+    whole = plan(rows)
+    ran = covered(whole, rows)
+    assert ran == 400 + 24 * 2
+    (first,) = whole.branches
+    assert (first.end, first.branches[0].end, first.branches[0].branches[0].end) == (100, 200, 400)
+
+
+def test_what_is_not_worth_it_is_left():
+    few = [[1] * 10 + [i] * 20 for i in range(5)]  # ten tokens
+    small = [[1] * 20 + [i] * 400 for i in range(5)]  # a twentieth of the work
+    for rows in (few, small):
+        whole = plan(rows)
+        assert whole.branches == ()
+        assert covered(whole, rows) == sum(map(len, rows))
+
+
+def test_memory_bounds_what_is_kept():
+    rows = [[1] * 100 + [i, 3, 4] for i in range(6)] + [[2] * 30 + [i, 3, 4] for i in range(6)]
+    assert {branch.end for branch in plan(rows).branches} == {100, 30}
+    assert {branch.end for branch in plan(rows, most_tokens=50).branches} == {30}
+    assert plan(rows, most_tokens=0).branches == ()
+
+
+def test_equal_prompts_keep_two_tokens_of_their_own():
+    rows = [[5] * 50 for _ in range(4)]
+    whole = plan(rows)
+    assert covered(whole, rows) == 48 + 4 * 2
+
+
+def test_work_is_split_by_whole_branches_where_there_are_enough():
+    rows = [[s] * 100 + [i, 3, 4] for s in range(4) for i in range(5)]
+    whole = plan(rows)
+    lengths = [len(row) for row in rows]
+    for mine in split(whole, lengths, 2):
+        assert len(mine.branches) == 2
+        assert mine.numbers == ()
+    alone = plan(rows[:5])
+    parts = split(alone, lengths[:5], 2)
+    assert sorted(len(mine.every_number()) for mine in parts) == [2, 3]
+    assert all(mine.branches[0].end == 100 for mine in parts), "the branch is run in both"

@@ -1,0 +1,81 @@
+"""The sentences that keep a reader from believing too much."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from icl_kernel_lens import head_vote
+from icl_kernel_lens.evidence.small import small_evidence
+from icl_kernel_lens.scores.caveats import notices
+
+
+def test_each_sentence_where_it_applies_and_not_elsewhere():
+    evidence = small_evidence()
+    assert notices(evidence, head_vote(evidence)) == []
+    silent = replace(evidence, model_tokens=torch.zeros(4, dtype=torch.long))
+    (said,) = notices(silent, head_vote(silent))
+    assert said.startswith("In 0.0% of the prompts the model's likeliest next token begins a label word")
+    constant = replace(evidence, label_scores=torch.tensor([[1.0, 0.0]]).repeat(4, 1))
+    told = notices(constant, head_vote(constant))
+    assert any("same answer to every prompt" in t for t in told)
+    assert any("No head is above its strongest control" in t for t in told)
+
+
+UNCHECKED = """
+import torch
+import icl_kernel_lens as ikl
+from icl_kernel_lens.errors import LensError
+from icl_kernel_lens.evidence.small import small_evidence
+
+evidence = small_evidence()
+model = ikl.load_model("mini", device="cpu")
+task = ikl.load_task("topics")
+prompts = task.prompts(model, demos=2, count=2)
+for call in (
+    lambda: ikl.head_vote(prompts),
+    lambda: ikl.head_vote(evidence, against="gold"),
+    lambda: ikl.head_vote(evidence, pooling="foo"),
+    lambda: ikl.read(model, task),
+    lambda: ikl.read(model, prompts, keep="label"),
+    lambda: ikl.read(model, prompts, keep=("foo",)),
+    lambda: task.prompts(model, demos=2, count=2, score_on="foo"),
+    lambda: evidence.token_view(["head 1"]),
+    lambda: evidence.token_view(["L9H1"]),
+):
+    try:
+        call()
+    except LensError as error:
+        print(error)
+print(evidence.token_view([(0, 1)]).labels)
+"""
+
+
+def test_wrong_words_and_objects_are_explained_without_type_checks():
+    """As users run it, where nothing checks types for them."""
+    import subprocess
+    import sys
+
+    run = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", UNCHECKED],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = run.stdout.splitlines()
+    expected = (
+        "a score is computed from Evidence; got a PromptSet",
+        'against must be "model" or "truth"; got \'gold\'',
+        "a pooling is one of label, ",
+        "read(model, prompts) needs a PromptSet; got a TopicsTask",
+        "keep is a tuple of poolings; got the text 'label'",
+        "a pooling is one of label, ",
+        "a PromptSet must be whole: score_on must be one of 'first_token', 'sequence'; it is 'foo'",
+        "a head is a pair (layer, head) or a name such as \"L3H7\", both from 0; got 'head 1'",
+        "there is no head L9H1; layers run to 1, heads to 1",
+        "['L0H1']",
+    )
+    assert len(said) == len(expected), run.stdout
+    for line, start in zip(said, expected, strict=True):
+        assert line.startswith(start)
