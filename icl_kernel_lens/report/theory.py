@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icl_kernel_lens.charts.page import Page
-from icl_kernel_lens.files import write_atomically
-from icl_kernel_lens.theory.study import EXPERIMENTS, PARTS, Study
+from icl_kernel_lens.theory.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
-
-REPORT = "report.html"
-DRAWN = ("theorem", "variants", "variants_small", "concentration", "worlds_of_the_paper", *EXPERIMENTS)
-FILES = (
-    *(f"{name}.safetensors" for name in dict.fromkeys((*PARTS, *DRAWN))),
-    *(f"{name}{suffix}" for name in DRAWN for suffix in (".csv", ".png", ".svg")),
-    REPORT,
-)
-"""Every file a study may leave in its folder."""
-
-
-def write_study(study: Study, folder: Path) -> None:
-    """Write tables, figures and the page of a study into a folder."""
-    for name, found in study.tabled().items():
-        write_atomically(folder / f"{name}.csv", found.table().to_csv(index=False))
-    for name, figure in study.figures().items():
-        for suffix in (".png", ".svg"):
-            figure.save(folder / f"{name}{suffix}")
-    write_atomically(folder / REPORT, study_page(study).html())
 
 
 def study_page(study: Study) -> Page:

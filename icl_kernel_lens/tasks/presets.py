@@ -36,8 +36,6 @@ class Preset:
     licence: str = "not stated by the data set"
 
 
-NO_YES = ("no", "yes")
-
 PRESETS: dict[str, Preset] = {
     "sst2": Preset(
         "stanfordnlp/sst2", {"negative": "negative", "positive": "positive"}, REVIEW,
