@@ -111,6 +111,21 @@ def test_controls_cut_other_keys(tiny, monkeypatch):
             torch.testing.assert_close(lost.sum(-1), mass, atol=1e-6, rtol=1e-4)
 
 
+def test_labels_of_other_demonstrations_are_no_control_keys(tiny, monkeypatch):
+    model, _ = tiny("gptj", "bridge")
+    prompts, free = uneven_prompts(count=3).select([1]), []
+    original = EdgeCuts.random_keys
+
+    def noting(self, row, group):
+        free.append(self.free[0])
+        return original(self, row, group)
+
+    monkeypatch.setattr(EdgeCuts, "random_keys", noting)
+    knock_out(model, prompts, demo=0, progress=False)
+    assert free
+    assert all(keys.any() and not keys[:, prompts.label_pos[0]].any() for keys in free)
+
+
 def test_too_few_other_keys_are_nan_with_a_reason():
     """A prompt of labels almost alone has no others to cut."""
     tokens = torch.tensor([[5, 10, 20, 10, 20, 7]])
