@@ -84,6 +84,7 @@ def sums(adapter: ModelAdapter, prompts: PromptSet) -> dict[str, Tensor]:
 
 
 def shown_shape(adapter: ModelAdapter, prompts: PromptSet) -> tuple[int, ...]:
+    """The shape of the whole rows that are kept of the first prompts."""
     shown = min(SHOWN, len(prompts))
     return shown, adapter.shape.layers, adapter.shape.heads, int(prompts.lengths[:shown].max())
 
@@ -96,6 +97,7 @@ def evidence_of(
     template_tokens: bool,
     reading: str,
 ) -> Evidence:
+    """The `Evidence` of these prompts from the results of their steps."""
     return Evidence(
         prompts=prompts,
         weights={name: results[f"weights.{name}"] for name in names},

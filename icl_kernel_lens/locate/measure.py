@@ -90,6 +90,7 @@ def p_values(
     count: int,
     seed: int,
 ) -> dict[str, PerHead]:
+    """Every p-value of the agreement of each head with the answers, by name."""
     shape = weights.shape[1:3]
     w, w_again = weights.flatten(1, 2).nan_to_num(), permuted.flatten(1, 2).nan_to_num()
     noise = permutations.tie_noise(len(w), count, torch.Generator().manual_seed(seed))

@@ -153,6 +153,7 @@ def _number(value: Any) -> float | None:
 
 
 def multiply(a: Any, b: Any) -> Scores:
+    """Note that scores are scaled by a number; refuse a factor that is a tensor."""
     scores, other = (a, b) if isinstance(a, Scores) else (b, a)
     factor = _number(other)
     noted = scores.noted
@@ -182,6 +183,7 @@ def _tanh(scores: Scores) -> Scores:
 
 
 def add(a: Any, b: Any, *, alpha: float = 1, **_: Any) -> Scores:
+    """Note a mask or ALiBi's bias that is added to scores; refuse every other summand."""
     scores, other = (a, b) if isinstance(a, Scores) else (b, a)
     if alpha != 1 or isinstance(other, Scores) or scores.noted.weights:
         raise CannotIntercept("it adds something unusual to its attention scores")

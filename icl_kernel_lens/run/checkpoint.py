@@ -69,6 +69,13 @@ _PLACES = {"device", "n_devices", "_name_or_path", "_attn_implementation_interna
 """Settings that do not change what is computed; processes and resumed runs may differ in them."""
 
 
+_NAMES = "tensors"
+
+
+def _names(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(sorted(tensors))
+
+
 class Checkpoint:
     """The shards of one run in a folder; without a folder, nothing is written."""
 
@@ -109,9 +116,11 @@ class Checkpoint:
 
     def _check(self, path: Path, run: Any, tensors: Mapping[str, Tensor]) -> None:
         numbers = tensors.get("numbers")
-        if not isinstance(run, dict) or numbers is None or numbers.dtype != torch.long or numbers.dim() != 1:
+        known = isinstance(run, dict) and run.get(_NAMES) == _names(tensors)
+        if not known or numbers is None or numbers.dtype != torch.long or numbers.dim() != 1:
             raise LoadError(
-                f"a shard must say which run and which prompts it is of; {path} does not. Delete it and run again.",
+                "a shard must say which run and which prompts it is of, and hold every tensor that it names; "
+                f"{path} does not. Delete it and run again.",
                 code="checkpoint-damaged",
             )
         for part, mine in self.identity.items():
@@ -141,7 +150,10 @@ class Checkpoint:
             joined[name] = sum(parts[1:], parts[0]) if name.startswith(SUM) else torch.cat(parts)
         which = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()[:16]
         try:
-            codec.write(self.folder / f"{which}.safetensors", codec.Stored(SHARD, self.identity, joined))
+            codec.write(
+                self.folder / f"{which}.safetensors",
+                codec.Stored(SHARD, {**self.identity, _NAMES: _names(joined)}, joined),
+            )
         except RunError as error:
             raise self._unwritable(error.__cause__ or error) from error
         self.pending, self.saved = [], time.monotonic()
