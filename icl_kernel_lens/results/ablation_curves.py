@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -17,10 +18,6 @@ from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap, wilson
 from icl_kernel_lens.results.base import Result
 from icl_kernel_lens.results.run_info import RunInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 Cut = Literal["renormalised", "zeroed", "mean"]
 """What stands in for cut label edges: the head's other weights, scaled up; nothing; their mean over the prompts."""
@@ -137,8 +134,6 @@ class AblationCurves(Result):
 
     def table(self, *, against: Reference | None = None) -> pd.DataFrame:
         """One row a cut, side and k: how often right, its interval, and the random sets' middle and ends."""
-        import pandas as pd
-
         against = against or self.default_reference
         rows = []
         for cut in self.cuts:
@@ -213,7 +208,7 @@ class AblationCurves(Result):
         against = self.default_reference
         return curves_figure(
             self.table().to_dict("records"),
-            of=f"{self.run.model} on {self.run.prompts.task}",
+            of=self.run.about,
             prompts=len(self.base),
             sets=self.different_sets(),
             against=against,
@@ -232,7 +227,7 @@ class AblationCurves(Result):
     def __repr__(self) -> str:
         against = self.default_reference
         lines = [
-            f"AblationCurves({self.run.model} on {self.run.prompts.task}: label edges of "
+            f"AblationCurves({self.run.about}: label edges of "
             f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts; against "
             f"{'the true label' if against == 'truth' else 'the uncut answer'})",
             self.table().to_string(index=False, float_format=lambda x: f"{x:.3f}"),

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from icl_kernel_lens import fields
-from icl_kernel_lens.errors import LoadError, without_code
+from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.files import replacing
 
 FORMAT = 2
@@ -101,11 +101,3 @@ def read(path: str | Path) -> Stored:
             code="file-damaged",
         )
     return Stored(kind, data, tensors)
-
-
-def damaged(path: str | Path, kind: str, error: Exception) -> LoadError:
-    """The error for a file whose digest is right and whose contents are not those of such a result."""
-    return LoadError(
-        f"{path} does not hold a whole {kind}: {without_code(error)}. The file is damaged; make it anew.",
-        code="file-damaged",
-    )

@@ -122,7 +122,7 @@ class Evidence(Result):
         return profile_figure(
             self.profile,
             demos=self.prompts.demos,
-            of=f"{self.run.model} on {self.run.prompts.task}",
+            of=self.run.about,
             prompts=len(self.prompts),
         )
 

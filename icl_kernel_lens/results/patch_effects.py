@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,13 +16,11 @@ from icl_kernel_lens.charts.effect_map import cell_name, effect_map_figure
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import Leaf, unit
+from icl_kernel_lens.numbers.correlation import line_through
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.base import Result, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Metric = Literal["logit_difference", "probability", "kl"]
 """logit_difference: label logit of the reference class minus the mean of the others'. probability: of the reference
@@ -244,32 +243,26 @@ class PatchEffects(Result):
                 f"only swap_values makes predictions; these effects are of {self.intervention}.",
                 code="not-in-result",
             )
-        x, y = self.others["predicted"].double(), self.others["direct"].double()
-        missing = x.isnan() | y.isnan()
-        x, y = ((z - z.masked_fill(missing, torch.nan).nanmean(0)).masked_fill(missing, 0) for z in (x, y))
-        xx, xy, yy = (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)
-        prompts, mean = (~missing).sum(0), self.mean()
-        alike = (prompts <= 2) | (xx == 0) | (yy == 0)
+        predicted, direct = self.others["predicted"], self.others["direct"]
+        prompts = (~(predicted.isnan() | direct.isnan())).sum(0)
+        line = line_through(predicted, direct)
         columns = {
-            "slope": (xy / xx).masked_fill(alike, torch.nan),
-            "r2": (xy**2 / (xx * yy)).masked_fill(alike, torch.nan),
-            "direct": self.others["direct"].nanmean(0),
-            "total": mean,
+            **{name: value.masked_fill(prompts <= 2, torch.nan) for name, value in line._asdict().items()},
+            "direct": direct.nanmean(0),
+            "total": self.mean(),
             "prompts": prompts,
         }
-        frame = long_form(("layer", "head"), columns, where=~mean.isnan())
-        frame["head"] = _head_names(frame, "head")
-        frame = frame.drop(columns="layer")
+        frame = head_table(columns).dropna(subset="total")
         return frame.sort_values("direct", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def table(self) -> pd.DataFrame:
         """One row per cell that was run, the largest mean effect first; heads by name."""
-        import pandas as pd
-
-        columns = [*self.places, "effect", "low", "high", *self.controls]
-        frame = pd.DataFrame(self._rows(), columns=columns).dropna(subset="effect")
+        frame = self._cells().dropna(subset="effect")
         for axis in {"head", "kv_head"} & set(self.places):
-            frame[axis] = _head_names(frame, axis)
+            frame[axis] = [
+                cell_name({"layer": at, axis: head})
+                for at, head in zip(frame["layer"], frame[axis], strict=True)
+            ]
         return frame.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def top(self, k: int = 10) -> pd.DataFrame:
@@ -288,7 +281,6 @@ class PatchEffects(Result):
 
     def figure(self) -> Figure:
         """The map of mean effects beside its control: layer × head, or layer × offset."""
-        prompts = self.run.prompts
         about = "layers and heads from 0"
         if self.sample is not None:
             about = (
@@ -298,16 +290,16 @@ class PatchEffects(Result):
             if self.largest is not None:
                 about += f", exact ÷ estimate of the largest {self.largest.ratio:.2f}"
         return effect_map_figure(
-            self._rows(),
+            self._cells().to_dict("records"),
             self.places,
             tuple(self.controls),
             title=f"{self.intervention.replace('_', ' ')}: {self.title}",
             subtitle=[
-                f"{self.run.model} on {prompts.task}: {len(self.values)} prompts of {prompts.demos} demonstrations; "
+                f"{self.run.about}: {len(self.values)} prompts of {self.run.prompts.demos} demonstrations; "
                 "change of the label logit difference",
                 about,
             ],
-            short=f"{self.intervention}: {self.run.model} on {prompts.task}",
+            short=f"{self.intervention}: {self.run.about}",
         )
 
     def __repr__(self) -> str:
@@ -321,8 +313,7 @@ class PatchEffects(Result):
             base += f"; of the run activations come from: {float(self.source.mean()):.3f}"
         table, sample, largest = self.top(top), self.sample, self.largest
         lines = [
-            f"PatchEffects({self.intervention}: {self.title}; {len(self.values)} prompts × {shape}; {self.run.model} on "
-            f"{self.run.prompts.task})",
+            f"PatchEffects({self.intervention}: {self.title}; {len(self.values)} prompts × {shape}; {self.run.about})",
             base,
             table.to_string(index=False, float_format=lambda x: f"{x:.3f}") if len(table) else "",
             sample
@@ -341,16 +332,8 @@ class PatchEffects(Result):
         """A number of each prompt, alike for all its cells."""
         return per_prompt[(slice(None), *[None] * len(self.places))].expand(self.values.shape)
 
-    def _rows(self) -> list[dict[str, Any]]:
-        """For every cell its places, its mean effect with the interval, and the controls' effects."""
+    def _cells(self) -> pd.DataFrame:
+        """One row a cell: its places, its mean effect with the interval, and the controls' effects."""
         low, high = self.interval()
         columns = {"effect": self.mean(), "low": low, "high": high, **self.control_means()}
-        frame = long_form(tuple(self.places), columns, coords=self.coords())
-        return frame.to_dict("records")
-
-
-def _head_names(frame: pd.DataFrame, axis: str) -> list[str]:
-    return [
-        cell_name({"layer": layer, axis: head})
-        for layer, head in zip(frame["layer"], frame[axis], strict=True)
-    ]
+        return long_form(tuple(self.places), columns, coords=self.coords())
