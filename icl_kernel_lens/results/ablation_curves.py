@@ -17,7 +17,7 @@ from icl_kernel_lens.charts.curves import curves_figure
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap, wilson
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import RunInfo
 
 Cut = Literal["renormalised", "zeroed", "mean"]
@@ -50,22 +50,25 @@ class AblationCurves(Result):
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def _problems(self) -> Iterator[str]:
-        steps, k, (layers, heads) = self.answers, len(self.heads), self.sets.shape[2:]
-        if set(self.answers) != set(get_args(Side)) or set(self.random) != set(get_args(Side)):
-            yield f"answers and random must be of {' and '.join(get_args(Side))}"
-        if not self.heads or len(set(self.heads)) < k:
-            yield f"heads must be some, each once; they are {self.heads}"
-        if any(not (0 <= h.layer < layers and 0 <= h.head < heads) for h in self.heads):
-            yield f"heads must be among {layers} × {heads}; they are {self.heads}"
-        if len(set(self.cuts)) < len(self.cuts):
-            yield f"cuts must be different; they are {self.cuts}"
+        k, (layers, heads), sides = len(self.heads), self.sets.shape[2:], set(get_args(Side))
         shape = (len(self.cuts), len(self.base), k + 1)
-        if (
-            any(tuple(a.shape) != shape for a in steps.values())
-            or len(self.sets) != k
-            or not self.sets.shape[1]
-        ):
-            yield f"there must be an answer for each of {len(self.cuts)} cuts and 0…{k} heads, and random sets for 1…{k}"
+        yield from broken(
+            {
+                f"answers and random must be of {' and '.join(get_args(Side))}": (
+                    set(self.answers) == set(self.random) == sides
+                ),
+                f"heads must be some, each once; they are {self.heads}": 0 < k == len(set(self.heads)),
+                f"heads must be among {layers} × {heads}; they are {self.heads}": all(
+                    0 <= head.layer < layers and 0 <= head.head < heads for head in self.heads
+                ),
+                f"cuts must be different; they are {self.cuts}": len(set(self.cuts)) == len(self.cuts),
+                f"there must be an answer for each of {shape[0]} cuts and 0…{k} heads, and random sets for 1…{k}": (
+                    all(answers.shape == shape for answers in self.answers.values())
+                    and len(self.sets) == k
+                    and self.sets.shape[1] > 0
+                ),
+            }
+        )
         least = {"base": self.base} | ({} if self.truth is None else {"truth": self.truth})
         for name, labels in least.items():
             if int(labels.min()) < 0:

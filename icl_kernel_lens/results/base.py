@@ -145,6 +145,11 @@ class Result:
         return f"<pre>{escape(repr(self))}</pre>{figure()._repr_html_() if figure else ''}"
 
 
+def broken(rules: Mapping[str, bool]) -> Iterator[str]:
+    """Those rules, in words, that do not hold."""
+    return (rule for rule, holds in rules.items() if not holds)
+
+
 def long_form(
     axes: Sequence[str],
     columns: Mapping[str, Tensor],

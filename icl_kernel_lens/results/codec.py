@@ -46,8 +46,8 @@ def write(path: str | Path, stored: Stored) -> Path:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in stored.tensors.items()
     }
-    header = {"kind": stored.kind, "format": FORMAT, "data": stored.data}
-    header["digest"] = fields.digest([stored.kind, FORMAT, stored.data], tensors)
+    digest = fields.digest([stored.kind, FORMAT, stored.data], tensors)
+    header = {"kind": stored.kind, "format": FORMAT, "data": stored.data, "digest": digest}
     with replacing(path) as partial:
         try:
             save_file(tensors, partial, metadata={_KEY: json.dumps(header)})

@@ -18,7 +18,7 @@ from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, head_table, long_form
+from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.criteria import HEAD_CLASSES, Band, Criteria, HeadClass
 from icl_kernel_lens.results.run_info import RunInfo
 
@@ -62,6 +62,20 @@ COLUMNS: Mapping[str, str] = {
 """What each column of a ranking is."""
 SELECTED = ("votes", "label_shift", "matters")
 """Why a head was measured again."""
+DESCRIBED = [
+    *(
+        "head",
+        "class",
+        "agreement",
+        "control",
+        "margin_low",
+        "margin_high",
+        "label_shift",
+        "word_bound_shift",
+    ),
+    *("logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high"),
+]
+"""What a ranking's description shows of its table."""
 CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted")
 """Of the choosing half, beside the tests: the largest p-value, adjusted; the drop as a share, and its p-value."""
 UNSURE = {
@@ -176,22 +190,32 @@ class HeadRanking(Result):
     def _problems(self) -> Iterator[str]:
         layers, heads = self.agreement.shape[1:]
         every = [HeadRef(layer, head) for layer in range(layers) for head in range(heads)]
-        if list(self.classes) != every:
-            yield f"classes must be of all {layers} × {heads} heads, in order; they are of {len(self.classes)}"
-        if len(self.strongest) != len(every):
-            yield f"every head has a strongest control; there are {len(every)} heads and {len(self.strongest)}"
-        if list(self.columns) != list(COLUMNS):
-            yield f"columns must be those of COLUMNS, in order; they are {list(self.columns)}"
-        if not set(CHOOSING) <= set(self.choosing) or any(
-            n == "head" or "selected" in n for n in self.choosing
-        ):
-            yield f"choosing holds p-values by their tests' names, and {', '.join(CHOOSING)}; it is {list(self.choosing)}"
-        if set(self.selected) != set(SELECTED):
-            yield f"selected must be {', '.join(SELECTED)}; it is {', '.join(self.selected)}"
-        if self.band is not None and self.band.layers != layers:
-            yield f"the band is of {self.band.layers} layers, and there are {layers}"
-        if (self.numbers < 0).any() or len(self.numbers.unique()) < len(self.numbers):
-            yield "numbers must tell the prompts apart"
+        return broken(
+            {
+                f"classes must be of all {layers} × {heads} heads, in order; they are of {len(self.classes)}": (
+                    list(self.classes) == every
+                ),
+                f"every head has a strongest control; there are {len(every)} heads and {len(self.strongest)}": (
+                    len(self.strongest) == len(every)
+                ),
+                f"columns must be those of COLUMNS, in order; they are {list(self.columns)}": (
+                    list(self.columns) == list(COLUMNS)
+                ),
+                f"choosing holds p-values by their tests' names, and {', '.join(CHOOSING)}; it is {list(self.choosing)}": (
+                    set(CHOOSING) <= set(self.choosing)
+                    and not any(name == "head" or "selected" in name for name in self.choosing)
+                ),
+                f"selected must be {', '.join(SELECTED)}; it is {', '.join(self.selected)}": (
+                    set(self.selected) == set(SELECTED)
+                ),
+                f"the band is of {self.band and self.band.layers} layers, and there are {layers}": (
+                    self.band is None or self.band.layers == layers
+                ),
+                "numbers must tell the prompts apart": (
+                    bool((self.numbers >= 0).all()) and len(self.numbers.unique()) == len(self.numbers)
+                ),
+            }
+        )
 
     @property
     def heads(self) -> tuple[HeadRef, ...]:
@@ -322,10 +346,8 @@ class HeadRanking(Result):
             *([f"  band: {self.band}"] if self.band else []),
             "  " + ", ".join(f"{count[name]} {name}" for name in HEAD_CLASSES if count[name]),
         ]
-        names = ["head", "class", "agreement", "control", "margin_low", "margin_high", "label_shift"]
-        names += ["word_bound_shift", "logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high"]
         lines += [f"  {note}" for note in self.notes]
-        if len(rows := self.singled_out().head(top)[names]):
+        if len(rows := self.singled_out().head(top)[DESCRIBED]):
             lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"))
         lines += [f"  {head}: {self.why(head)}" for head in self.of("undetermined")[:top]]
         return "\n".join(lines)

@@ -18,7 +18,7 @@ from icl_kernel_lens.charts.head_map import head_map_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, head_table, long_form
+from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
 _OWN_COLUMNS = {
@@ -78,13 +78,17 @@ class HeadScores(Result):
     shown: ShownDemos | None = None
 
     def _problems(self) -> Iterator[str]:
-        if not (self.name and self.title and self.unit):
-            yield "name, title and unit must say something"
         columns = [self.name, *self.controls, *self.companions]
-        if clash := {c for c in columns if c in _OWN_COLUMNS or columns.count(c) > 1}:
-            yield f"score, controls and companions must have names of their own; not {', '.join(sorted(clash))}"
-        if any(count < 0 for count in self.reasons.values()):
-            yield f"reasons count cells; they are {dict(self.reasons)}"
+        clash = sorted({c for c in columns if c in _OWN_COLUMNS or columns.count(c) > 1})
+        yield from broken(
+            {
+                "name, title and unit must say something": all((self.name, self.title, self.unit)),
+                f"score, controls and companions must have names of their own; not {', '.join(clash)}": not clash,
+                f"reasons count cells; they are {dict(self.reasons)}": (
+                    min(self.reasons.values(), default=0) >= 0
+                ),
+            }
+        )
         if (shown := self.shown) is None:
             return
         count, demos = shown.demo_labels.shape

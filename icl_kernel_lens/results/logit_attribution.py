@@ -108,12 +108,13 @@ class LogitAttribution(Result):
             "embedding": self.embedding,
             "biases": self.attention_biases.sum(1) + self.biases,
         }
-        lines = [
-            f"LogitAttribution({prompts} prompts × {layers} layers × {heads} heads, toward "
-            f"{self.settings.get('toward', '?')}; {self.run.about})",
-            f"  mean logit difference {mean:.3f}: "
-            + ", ".join(f"{name} {float(part.mean()):.3f}" for name, part in parts.items())
-            + f"; parts add up within {self.residual:.1e}",
-            self.table().head(5).to_string(float_format=lambda x: f"{x:.3f}"),
-        ]
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"LogitAttribution({prompts} prompts × {layers} layers × {heads} heads, toward "
+                f"{self.settings.get('toward', '?')}; {self.run.about})",
+                f"  mean logit difference {mean:.3f}: "
+                + ", ".join(f"{name} {float(part.mean()):.3f}" for name, part in parts.items())
+                + f"; parts add up within {self.residual:.1e}",
+                self.table().head(5).to_string(float_format=lambda x: f"{x:.3f}"),
+            ]
+        )

@@ -19,7 +19,7 @@ from icl_kernel_lens.fields import Leaf, unit
 from icl_kernel_lens.numbers.correlation import line_through
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, head_table, long_form
+from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
 Metric = Literal["logit_difference", "probability", "kl"]
@@ -103,34 +103,35 @@ class PatchEffects(Result):
         columns = [*_COLUMNS, *self.places, *self.others, *self.controls]
         compared = [one for one in (self.sample, self.largest) if one is not None]
         cells = [cell for one in compared for cell in one.cells]
-        rules = {
-            f"its axes must be a layer, a head in it, or a set, and then perhaps offsets or demos; they are {axes}": (
-                axes[:-1] if axes[-1:] in (("offset",), ("demo",)) else axes
-            )
-            in AXES,
-            f"places must be names of sets and otherwise numbers; they are {dict(self.places)}": all(
-                isinstance(name, str if axis == "set" else int)
-                for axis, names in self.places.items()
-                for name in names
-            ),
-            f"places must be as many as the cells, {shape}; there are {[*map(len, self.places.values())]}": (
-                tuple(map(len, self.places.values())) == shape and self.values.numel() > 0
-            ),
-            f"reference classes must be among two labels or more; there are {labels}": labels >= 2
-            and bool(((self.reference >= 0) & (self.reference < labels)).all()),
-            f"metrics and controls must have names of their own; they are {[*self.others, *self.controls]}": (
-                len(set(columns)) == len(columns)
-            ),
-            "sample and largest must hold an estimate and an exact effect for each of their cells": all(
-                one.estimate.shape == one.exact.shape and one.estimate.shape[1] == len(one.cells)
-                for one in compared
-            ),
-            f"cells of sample and largest must be among those of {shape}; they are {cells}": all(
-                len(cell) == len(shape) and all(0 <= at < n for at, n in zip(cell, shape, strict=True))
-                for cell in cells
-            ),
-        }
-        yield from (rule for rule, holds in rules.items() if not holds)
+        return broken(
+            {
+                f"its axes must be a layer, a head in it, or a set, and then perhaps offsets or demos; they are {axes}": (
+                    (axes[:-1] if axes[-1:] in (("offset",), ("demo",)) else axes) in AXES
+                ),
+                f"places must be names of sets and otherwise numbers; they are {dict(self.places)}": all(
+                    isinstance(name, str if axis == "set" else int)
+                    for axis, names in self.places.items()
+                    for name in names
+                ),
+                f"places must be as many as the cells, {shape}; there are {[*map(len, self.places.values())]}": (
+                    tuple(map(len, self.places.values())) == shape and self.values.numel() > 0
+                ),
+                f"reference classes must be among two labels or more; there are {labels}": (
+                    labels >= 2 and bool(((self.reference >= 0) & (self.reference < labels)).all())
+                ),
+                f"metrics and controls must have names of their own; they are {[*self.others, *self.controls]}": (
+                    len(set(columns)) == len(columns)
+                ),
+                "sample and largest must hold an estimate and an exact effect for each of their cells": all(
+                    one.estimate.shape == one.exact.shape and one.estimate.shape[1] == len(one.cells)
+                    for one in compared
+                ),
+                f"cells of sample and largest must be among those of {shape}; they are {cells}": all(
+                    len(cell) == len(shape) and all(0 <= at < n for at, n in zip(cell, shape, strict=True))
+                    for cell in cells
+                ),
+            }
+        )
 
     def leaves(self) -> list[Leaf]:
         def named(leaf: Leaf) -> Leaf:
@@ -145,13 +146,10 @@ class PatchEffects(Result):
 
     def metric(self, name: Metric = "logit_difference") -> Float[Tensor, "prompt *cell"]:
         """One metric of the changed runs."""
-        if name == "logit_difference":
-            return self.values
-        if name not in self.others:
-            raise ResultError(
-                f"metrics here are {['logit_difference', *self.others]}; got {name!r}.", code="not-in-result"
-            )
-        return self.others[name]
+        metrics = {"logit_difference": self.values, **self.others}
+        if name not in metrics:
+            raise ResultError(f"metrics here are {list(metrics)}; got {name!r}.", code="not-in-result")
+        return metrics[name]
 
     def effect(self, metric: Metric = "logit_difference") -> Float[Tensor, "prompt *cell"]:
         """The metric of the changed run minus that of the run unchanged, per prompt."""

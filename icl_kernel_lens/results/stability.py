@@ -57,9 +57,15 @@ class Stability(Result):
         rows = []
         for first, second in combinations(self.rankings, 2):
             found = self.rankings[first].compare(self.rankings[second])
-            row = {"first": first, "second": second, "overlap": found.overlap}
-            row |= {f"{by}_rank_correlation": value for by, value in found.correlation.items()}
-            rows.append(row | {"depth_overlap": found.depth_overlap})
+            rows.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "overlap": found.overlap,
+                    **{f"{by}_rank_correlation": value for by, value in found.correlation.items()},
+                    "depth_overlap": found.depth_overlap,
+                }
+            )
         return pd.DataFrame(rows)
 
     def figure(self) -> Figure:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import RunInfo
 
 CONDITIONS = ("demonstrations", "permuted_labels", "no_demonstrations", "majority")
@@ -34,14 +34,20 @@ class TaskAccuracy(Result):
     """Conditions that could not be measured, and why."""
 
     def _problems(self) -> Iterator[str]:
-        if not {"demonstrations", "majority"} <= set(self.correct):
-            yield f"correct must hold demonstrations and majority; it holds {', '.join(self.correct)}"
-        if unknown := {*self.correct, *self.reasons} - set(CONDITIONS):
-            yield f"conditions are {', '.join(CONDITIONS)}; not {', '.join(sorted(unknown))}"
-        if both := set(self.correct) & set(self.reasons):
-            yield f"a condition is measured or has a reason; {', '.join(both)} has both"
-        if any(not ((right == 0) | (right == 1)).all() for right in self.correct.values()):
-            yield "an answer is right (1) or wrong (0)"
+        unknown = {*self.correct, *self.reasons} - set(CONDITIONS)
+        both = set(self.correct) & set(self.reasons)
+        return broken(
+            {
+                f"correct must hold demonstrations and majority; it holds {', '.join(self.correct)}": (
+                    {"demonstrations", "majority"} <= set(self.correct)
+                ),
+                f"conditions are {', '.join(CONDITIONS)}; not {', '.join(sorted(unknown))}": not unknown,
+                f"a condition is measured or has a reason; {', '.join(both)} has both": not both,
+                "an answer is right (1) or wrong (0)": all(
+                    bool(((right == 0) | (right == 1)).all()) for right in self.correct.values()
+                ),
+            }
+        )
 
     def mean(self) -> dict[str, float]:
         """Accuracy under each condition."""
