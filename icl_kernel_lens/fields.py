@@ -186,6 +186,7 @@ def _describe(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
+@cache
 def _parts(hint: Any) -> dict[str, Any]:
     """The annotations of a dataclass's fields or a named tuple's members; any other type has none."""
     names = [f.name for f in fields(hint)] if is_dataclass(hint) else getattr(hint, "_fields", ())

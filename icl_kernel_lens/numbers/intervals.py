@@ -105,13 +105,11 @@ def wilson(
     freedom = (used - 1).clamp(min=1)
     short = freedom / torch.as_tensor(chi2.ppf(0.25, freedom.numpy()))
     number = torch.where(error > 0, spread / (short * error.square()), used.double()).minimum(prompts)
-    number = torch.where(single, prompts, number)
+    number = torch.where(single, prompts, number).masked_fill(used < 2, torch.nan)
     z = student_quantile(level, freedom.masked_fill(single, 10**9))  # so many that it is the normal quantile
     middle = (mean + z.square() / (2 * number)) / (1 + z.square() / number)
     reach = z / (1 + z.square() / number) * (spread / number + z.square() / (4 * number.square())).sqrt()
-    unknown = used < 2
-    low, high = (middle - reach).clamp(min=0), (middle + reach).clamp(max=1)
-    return low.masked_fill(unknown, float("nan")), high.masked_fill(unknown, float("nan"))
+    return (middle - reach).clamp(min=0), (middle + reach).clamp(max=1)
 
 
 def ratio_mean(

@@ -133,8 +133,7 @@ def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
 
     tested = ~p.isnan()
     adjusted = p.clone()
-    if tested.any():
-        adjusted[tested] = torch.as_tensor(false_discovery_control(p[tested].numpy()), dtype=p.dtype)
+    adjusted[tested] = torch.as_tensor(false_discovery_control(p[tested].numpy()), dtype=p.dtype)
     return adjusted
 
 

@@ -337,11 +337,11 @@ class HeadRanking(Result):
     def describe(self, top: int) -> str:
         """The located heads, the band, how many heads are of each class, and what must be said beside them."""
         prompts, layers, heads = self.agreement.shape
-        sets = len(self.demo_set.unique())
         count = Counter(self.classes.values())
         lines = [
             f"HeadRanking({self.run.about}: {layers} layers × {heads} heads; chosen on "
-            f"{self.settings.get('choosing', '?')}, reported on {prompts} prompts in {sets} demonstration sets)",
+            f"{self.settings.get('choosing', '?')}, reported on {prompts} prompts in {len(self.demo_set.unique())} "
+            "demonstration sets)",
             "  kernel heads: " + (", ".join(map(str, self.heads)) or "none"),
             *([f"  band: {self.band}"] if self.band else []),
             "  " + ", ".join(f"{count[name]} {name}" for name in HEAD_CLASSES if count[name]),

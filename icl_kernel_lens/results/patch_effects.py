@@ -212,8 +212,7 @@ class PatchEffects(Result):
             raise ResultError(
                 "a first-order estimate gives no answers; run with method='exact'.", code="not-in-result"
             )
-        missing = self.label_scores.isnan().any(-1)
-        return self.label_scores.argmax(-1).masked_fill(missing, -1)
+        return self.label_scores.argmax(-1).masked_fill(self.label_scores.isnan().any(-1), -1)
 
     def flips(self) -> Float[Tensor, "*cell"]:
         """The share of prompts whose answer among the labels changes."""
@@ -269,10 +268,10 @@ class PatchEffects(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: the prompt, the place on each axis, and one column a metric and control; only cells that were run."""
-        columns = {"base": self._over_cells(self.base), "logit_difference": self.values}
+        base = self._over_cells(self.base)
         return long_form(
             ("prompt", *self.places),
-            {**columns, **self.others, **self.controls},
+            {"base": base, "logit_difference": self.values, **self.others, **self.controls},
             coords=self.coords(),
             where=~self.values.isnan(),
         )
