@@ -44,11 +44,10 @@ class HeadRef(NamedTuple):
 
         Raises: ResultError: it is neither.
         """
-        if isinstance(head, str):
-            if (found := re.fullmatch(r"L(\d+)H(\d+)", head)) is not None:
-                return cls(int(found[1]), int(found[2]))
-        elif isinstance(head, tuple) and len(head) == 2:
+        if isinstance(head, tuple) and len(head) == 2:
             return cls(*head)
+        if isinstance(head, str) and (found := re.fullmatch(r"L(\d+)H(\d+)", head)):
+            return cls(int(found[1]), int(found[2]))
         raise ResultError(
             f'a head is a pair (layer, head) or a name such as "L3H7", both from 0; got {head!r}.',
             code="head-name",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -154,7 +155,7 @@ def _check(value: Any, hint: Any, at: str) -> None:
     ):
         raise _mismatch(value, hint, at)
     elif origin is tuple:
-        for number, (part, one) in enumerate(zip(value, _members(value, args, at), strict=True)):
+        for part, (number, one) in zip(value, _members(hint, len(value), at), strict=True):
             _check(part, one, f"{at}[{number}]")
     elif isinstance(value, Mapping):
         for key, part in value.items():
@@ -166,10 +167,9 @@ def _check(value: Any, hint: Any, at: str) -> None:
                 f"{at} must be a dense tensor on the CPU, without a gradient, of whole numbers (int64), truth values or "
                 f"numbers of 32 or 64 bits; it is {value.dtype} on {value.device}"
             )
-    elif (is_dataclass(hint) and not (at and _own_axes(hint))) or _is_named_tuple(hint):
-        for name, one in _hints(hint).items():
-            if name in _own_fields(hint):
-                _check(getattr(value, name), one, _join(at, name))
+    elif not (at and _own_axes(hint)):
+        for name, one in _parts(hint).items():
+            _check(getattr(value, name), one, _join(at, name))
 
 
 def _mismatch(value: Any, hint: Any, at: str) -> Mismatch:
@@ -186,21 +186,26 @@ def _describe(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _members(values: tuple[Any, ...], args: tuple[Any, ...], at: str) -> tuple[Any, ...]:
-    """The annotation of each member of a tuple."""
-    if len(args) == 2 and args[1] is Ellipsis:
-        return args[:1] * len(values)
-    if len(values) != len(args):
-        raise Mismatch(f"{at} must have {len(args)} members; it has {len(values)}")
-    return args
+@cache
+def _parts(hint: Any) -> dict[str, Any]:
+    """The annotations of a dataclass's fields or a named tuple's members; any other type has none."""
+    names = [f.name for f in fields(hint)] if is_dataclass(hint) else getattr(hint, "_fields", ())
+    return {name: _hints(hint)[name] for name in names}
+
+
+def _members(hint: Any, count: int, at: str) -> list[tuple[str, Any]]:
+    """The name or number, and the annotation, of each member of a tuple."""
+    args = get_args(hint)
+    if args[1:] == (Ellipsis,):
+        args = args[:1] * count
+    members = list(_parts(hint).items()) or [(str(number), one) for number, one in enumerate(args)]
+    if len(members) != count:
+        raise Mismatch(f"{at} must have {len(members)} members; it has {count}")
+    return members
 
 
 def _is_named_tuple(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields")
-
-
-def _own_fields(hint: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(hint)) if is_dataclass(hint) else hint._fields
 
 
 def _own_axes(hint: Any) -> bool:
@@ -228,11 +233,9 @@ def _encode(value: Any, hint: Any, at: _Place, found: list[Leaf]) -> Any:
         axes = tuple(_join(at.within, axis) for axis in hint.dim_str.split())
         found.append(Leaf(at.path, value, axes, at.unit))
         return _STORED
-    if get_origin(hint) is tuple:
-        members = enumerate(zip(value, _members(value, args, at.path), strict=True))
-        return [_encode(part, one, at.down(number), found) for number, (part, one) in members]
-    if _is_named_tuple(hint):
-        return [_encode(getattr(value, n), _hints(hint)[n], at.down(n), found) for n in hint._fields]
+    if get_origin(hint) is tuple or _is_named_tuple(hint):
+        members = zip(value, _members(hint, len(value), at.path), strict=True)
+        return [_encode(part, one, at.down(name), found) for part, (name, one) in members]
     if get_origin(hint) is not None and isinstance(value, Mapping):
         return [
             [_encode(key, args[0], at, found), _encode(part, args[1], at.down(key), found)]
@@ -261,14 +264,9 @@ def _decode(data: Any, hint: Any, at: str, tensors: dict[str, Tensor]) -> Any:
     if origin is tuple or _is_named_tuple(hint):
         if not isinstance(data, list):
             raise _mismatch(data, hint, at)
-        named = _is_named_tuple(hint)
-        members = tuple(_hints(hint)[n] for n in hint._fields) if named else args
-        names = hint._fields if named and len(data) == len(members) else range(len(data))
-        hints = _members(tuple(data), members, at)
-        parts = (
-            _decode(d, h, _join(at, str(n)), tensors) for d, h, n in zip(data, hints, names, strict=True)
-        )
-        return hint(*parts) if named else tuple(parts)
+        members = zip(data, _members(hint, len(data), at), strict=True)
+        parts = [_decode(part, one, _join(at, name), tensors) for part, (name, one) in members]
+        return hint(*parts) if _is_named_tuple(hint) else tuple(parts)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _decode_mapping(data, args, at, tensors)
     if is_dataclass(hint):
@@ -285,14 +283,11 @@ def _decode(data: Any, hint: Any, at: str, tensors: dict[str, Tensor]) -> Any:
 def _decode_union(data: Any, args: tuple[Any, ...], at: str, tensors: dict[str, Tensor]) -> Any:
     if data is None and NoneType in args:
         return None
-    choices = [arg for arg in args if arg is not NoneType]
-    for number, arg in enumerate(choices, start=1):
-        try:
+    *others, last = (arg for arg in args if arg is not NoneType)
+    for arg in others:
+        with suppress(Mismatch):
             return _decode(data, arg, at, tensors)
-        except Mismatch:
-            if number == len(choices):
-                raise
-    raise Mismatch(f"{at} must be something")
+    return _decode(data, last, at, tensors)
 
 
 def _decode_mapping(data: Any, args: tuple[Any, ...], at: str, tensors: dict[str, Tensor]) -> Any:

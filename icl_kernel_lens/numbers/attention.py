@@ -22,7 +22,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -166,8 +166,14 @@ def masked_scores(
 ) -> Float[Tensor, "batch head query key"]:
     """Scores of queries and keys in a row from these positions on, in float32; −inf for keys that are not seen."""
     scores = rule.scores(_dots(q * rule.scale, k), key_start)
-    hidden = _hidden(rule, query_start, q.shape[2], key_start, k.shape[2], q.device)
-    return scores if hidden is None else scores.masked_fill(hidden, float("-inf"))
+    query_end, key_end = query_start + q.shape[2], key_start + k.shape[2]
+    causal = key_end - 1 > query_start
+    windowed = rule.window is not None and key_start <= query_end - 1 - rule.window
+    if not causal and not windowed:  # every query sees every key
+        return scores
+    queries = torch.arange(query_start, query_end, device=q.device)
+    keys = torch.arange(key_start, key_end, device=q.device)
+    return scores.masked_fill(_hidden(rule, queries, keys), float("-inf"))
 
 
 def answer_row(
@@ -190,11 +196,7 @@ def answer_scores(
     rows = []
     for block in blocks:
         dots = _dots(q[:, :, None].float() * rule.scale, block.k.float())
-        keys = torch.arange(block.start, block.end, device=q.device)
-        here = pos.to(q.device)[:, None]
-        hidden = keys > here
-        if rule.window is not None:
-            hidden = hidden | (keys <= here - rule.window)
+        hidden = _hidden(rule, pos.to(q.device), torch.arange(block.start, block.end, device=q.device))
         rows.append(rule.scores(dots, block.start)[:, :, 0].masked_fill(hidden[:, None], float("-inf")))
     return torch.cat(rows, -1)
 
@@ -203,10 +205,9 @@ def mixed(
     weights: Float[Tensor, "batch head key"], blocks: Sequence[Block]
 ) -> Float[Tensor, "batch head d_head"]:
     """Σ_s w(s) v_s over all keys of all blocks in order, in float32."""
-    parts = []
-    for block, part in zip(blocks, weights.split([b.k.shape[2] for b in blocks], -1), strict=True):
-        parts.append(_mix(part[:, :, None].float(), block.v.float())[:, :, 0])
-    return torch.stack(parts).sum(0)
+    parts = weights[:, :, None].float().split([block.k.shape[2] for block in blocks], -1)
+    mixes = [_mix(part, block.v.float()) for part, block in zip(parts, blocks, strict=True)]
+    return torch.stack(mixes).sum(0)[:, :, 0]
 
 
 def values_at(
@@ -226,18 +227,11 @@ def values_at(
 
 
 def _hidden(
-    rule: Rule, query_start: int, queries: int, key_start: int, keys: int, device: torch.device
-) -> Tensor | None:
-    """Which keys each query does not see; None where every query sees every key."""
-    last_key, last_query = key_start + keys - 1, query_start + queries - 1
-    causal = last_key > query_start
-    windowed = rule.window is not None and key_start <= last_query - rule.window
-    if not causal and not windowed:
-        return None
-    t = torch.arange(query_start, query_start + queries, device=device)[:, None]
-    s = torch.arange(key_start, key_start + keys, device=device)
-    hidden = s > t
-    return hidden | (s <= t - rule.window) if rule.window is not None else hidden
+    rule: Rule, queries: Int[Tensor, " query"], keys: Int[Tensor, " key"]
+) -> Bool[Tensor, "query key"]:
+    """Which of the keys at these positions each query does not see."""
+    later = keys > queries[:, None]
+    return later if rule.window is None else later | (keys <= queries[:, None] - rule.window)
 
 
 def _dots(

@@ -8,8 +8,10 @@ where Σ r_k x^k, the rook polynomial, is the product of the classes' own.
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections import Counter
 from functools import lru_cache
+from itertools import accumulate
 from math import comb, factorial
 
 import numpy as np
@@ -36,18 +38,14 @@ def derangement_by_counting(labels: list[int], rng: random.Random) -> list[int]:
     drawn = []
     for old in labels:
         places[old] -= 1
-        options, ways = [], []
-        for new in left:
-            if new != old and left[new]:
-                after = ((places[c], left[c] - (c == new)) for c in left)
-                options.append(new)
-                ways.append(left[new] * count_derangements(tuple(sorted(after))))
-        at, chosen = rng.randrange(sum(ways)), 0
-        while at >= ways[chosen]:
-            at -= ways[chosen]
-            chosen += 1
-        drawn.append(options[chosen])
-        left[options[chosen]] -= 1
+        options = [new for new in left if new != old and left[new]]
+        ways = []
+        for new in options:
+            after = ((places[c], left[c] - (c == new)) for c in left)
+            ways.append(left[new] * count_derangements(tuple(sorted(after))))
+        chosen = options[bisect(list(accumulate(ways)), rng.randrange(sum(ways)))]
+        drawn.append(chosen)
+        left[chosen] -= 1
     return drawn
 
 

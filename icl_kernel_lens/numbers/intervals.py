@@ -9,7 +9,6 @@ They cover the spread between sets of the prompts at hand, not that between task
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,9 +36,8 @@ def cluster_bootstrap(
             f"level must lie between 0 and 1; got {level}. For 95 %, pass 0.95. draws must be at least 1; got {draws}.",
             code="number-range",
         )
-    present = ~values.isnan()
     member = numbered(clusters)
-    total, number = group_sums(values.nan_to_num().double(), member), group_sums(present.double(), member)
+    total, number = (group_sums(x.double(), member) for x in (values.nan_to_num(), ~values.isnan()))
     count = len(total)
     if count == 1:
         unknown = torch.full(values.shape[1:], float("nan"), dtype=values.dtype)
@@ -105,16 +103,13 @@ def wilson(
     prompts = (~values.isnan()).double().sum(0)
     spread, single = mean * (1 - mean), used == prompts
     freedom = (used - 1).clamp(min=1)
-    short = freedom / torch.from_numpy(np.asarray(chi2.ppf(0.25, freedom.numpy())))
+    short = freedom / torch.as_tensor(chi2.ppf(0.25, freedom.numpy()))
     number = torch.where(error > 0, spread / (short * error.square()), used.double()).minimum(prompts)
-    number = torch.where(single, prompts, number)
-    normal = torch.full_like(used, 10**9)
-    z = torch.where(single, student_quantile(level, normal), student_quantile(level, freedom))
+    number = torch.where(single, prompts, number).masked_fill(used < 2, torch.nan)
+    z = student_quantile(level, freedom.masked_fill(single, 10**9))  # so many that it is the normal quantile
     middle = (mean + z.square() / (2 * number)) / (1 + z.square() / number)
     reach = z / (1 + z.square() / number) * (spread / number + z.square() / (4 * number.square())).sqrt()
-    unknown = used < 2
-    low, high = (middle - reach).clamp(min=0), (middle + reach).clamp(max=1)
-    return low.masked_fill(unknown, float("nan")), high.masked_fill(unknown, float("nan"))
+    return (middle - reach).clamp(min=0), (middle + reach).clamp(max=1)
 
 
 def ratio_mean(
@@ -138,11 +133,11 @@ def student_quantile(level: float, freedom: Int[Tensor, "*cell"]) -> Float[Tenso
     """How many standard errors a two-sided interval of this level reaches, by degrees of freedom."""
     from scipy.stats import t
 
-    return torch.from_numpy(np.asarray(t.ppf((1 + level) / 2, freedom.clamp(min=1).numpy())))
+    return torch.as_tensor(t.ppf((1 + level) / 2, freedom.clamp(min=1).numpy()))
 
 
 def student_tail(x: Float[Tensor, "*cell"], freedom: Int[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:
     """P(t ≥ x), by degrees of freedom."""
     from scipy.stats import t
 
-    return torch.from_numpy(np.asarray(t.sf(x.double().numpy(), freedom.clamp(min=1).numpy())))
+    return torch.as_tensor(t.sf(x.double().numpy(), freedom.clamp(min=1).numpy()))

@@ -18,7 +18,7 @@ of all factors are convolved, so that the number of draws does not bound how sma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import factorial, prod
 
 import torch
@@ -78,7 +78,7 @@ def p_labels_permuted(
             counts += agree & ~share.isnan().any(-1)
         return counts
 
-    return _agreement_tail(demo_set, agreements)
+    return _tail(map(agreements, _sets(demo_set)))
 
 
 def p_answers_permuted(
@@ -100,7 +100,7 @@ def p_answers_permuted(
         answers = _arrangements(answer[members].tolist(), draws, generator)
         return (answers[:, :, None] == vote[members]).sum(1)
 
-    return _agreement_tail(demo_set, agreements)
+    return _tail(map(agreements, _sets(demo_set)))
 
 
 def p_against(
@@ -114,18 +114,8 @@ def p_against(
     symmetric about 0; with few sets of skewed differences it is somewhat too small.
     """
     sets = group_sums(agree.long() - control.long(), numbered(demo_set))
-    most = int(sets.abs().sum(0).max())
-    heads = sets.shape[1]
-    distribution = torch.zeros(heads, 2 * most + 1, dtype=torch.float64)
-    distribution[:, most] = 1
-    place = torch.arange(2 * most + 1).expand(heads, -1)
-    for size in sets.abs():
-        shift = size[:, None]
-        up, down = place - shift, place + shift
-        above = distribution.gather(1, up.clamp(min=0)).masked_fill(up < 0, 0)
-        below = distribution.gather(1, down.clamp(max=2 * most)).masked_fill(down > 2 * most, 0)
-        distribution = (above + below) / 2
-    return _tail(distribution, sets.sum(0) + most)
+    # ±|d| ≥ d is (±|d| + |d|) / 2 ≥ (d + |d|) / 2: each set counts 0 or |d|.
+    return _tail(torch.stack([sets.clamp(min=0), (-sets).clamp(min=0)], 1))
 
 
 def shares_sets(demo_set: Int[Tensor, " prompt"]) -> bool:
@@ -139,15 +129,11 @@ def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
 
     Benjamini & Hochberg (1995); NaN (not tested) stays NaN and does not count.
     """
-    import numpy as np
     from scipy.stats import false_discovery_control
 
     tested = ~p.isnan()
-    adjusted = torch.full_like(p, float("nan"))
-    if tested.any():
-        adjusted[tested] = torch.from_numpy(
-            np.asarray(false_discovery_control(p[tested].numpy(), method="bh"))
-        ).to(p.dtype)
+    adjusted = p.clone()
+    adjusted[tested] = torch.as_tensor(false_discovery_control(p[tested].numpy()), dtype=p.dtype)
     return adjusted
 
 
@@ -171,58 +157,41 @@ def shuffled_mean(
 ) -> Tensor:
     """The mean of a score over random permutations of `values` among the demonstrations of each prompt."""
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(())
-    for _ in range(shuffles):
-        order = torch.rand(values.shape, generator=generator).argsort(1)
-        total = total + score(values.gather(1, order))
-    return total / shuffles
+    orders = (torch.rand(values.shape, generator=generator).argsort(1) for _ in range(shuffles))
+    return sum((score(values.gather(1, order)) for order in orders), torch.zeros(())) / shuffles
 
 
-def _agreement_tail(
-    demo_set: Int[Tensor, " prompt"], agreements: Callable[[Tensor], Tensor]
-) -> Float[Tensor, " head"]:
-    """P(Σ_s A_s ≥ Σ_s a_s); `agreements` gives a set's A_s (order, head) under its orders, the observed one first."""
-    factors, observed = [], torch.zeros((), dtype=torch.long)
-    for group in demo_set.unique():
-        members = (demo_set == group).nonzero()[:, 0]
-        counts = agreements(members)
-        factors.append(torch.nn.functional.one_hot(counts, len(members) + 1).double().mean(0))
-        observed = observed + counts[0]
-    return _upper_tail(factors, observed)
+def _sets(demo_set: Int[Tensor, " prompt"]) -> Iterator[Int[Tensor, " member"]]:
+    """The prompts of each demonstration set."""
+    return ((demo_set == group).nonzero()[:, 0] for group in demo_set.unique())
 
 
 def _arrangements(values: list[int], draws: int, generator: torch.Generator) -> Int[Tensor, "draw value"]:
     """All distinct orders of some values, or `draws` of them at random; the first is the given one."""
-    first = torch.tensor(values)
-    different = factorial(len(values)) // prod(factorial(n) for n in Counter(values).values())
-    if different <= draws:
-        every = [[]]
-        for _ in values:
-            every = [
-                [*start, value]
-                for start in every
-                for value in set(values)
-                if start.count(value) < values.count(value)
-            ]
-        others = [order for order in every if order != values]
-        return torch.tensor([values, *others])
-    order = torch.rand(draws - 1, len(values), generator=generator).argsort(1)
-    return torch.cat([first[None], first[order]])
+    if factorial(len(values)) // prod(factorial(n) for n in Counter(values).values()) > draws:
+        order = torch.rand(draws - 1, len(values), generator=generator).argsort(1)
+        first = torch.tensor(values)
+        return torch.cat([first[None], first[order]])
+    every = [[]]
+    for _ in values:
+        every = [
+            [*start, value]
+            for start in every
+            for value in set(values)
+            if start.count(value) < values.count(value)
+        ]
+    return torch.tensor(sorted(every, key=lambda order: order != values))
 
 
-def _upper_tail(factors: list[Tensor], observed: Int[Tensor, " head"]) -> Float[Tensor, " head"]:
-    """P(the factors' sum ≥ observed)."""
-    distribution = torch.ones(len(observed), 1, dtype=torch.float64)
-    for factor in factors:
-        wider = torch.zeros(len(observed), distribution.shape[1] + factor.shape[1] - 1, dtype=torch.float64)
-        for count in range(factor.shape[1]):
-            wider[:, count : count + distribution.shape[1]] += distribution * factor[:, count : count + 1]
-        distribution = wider
-    return _tail(distribution, observed)
-
-
-def _tail(
-    distribution: Float[Tensor, "head count"], observed: Int[Tensor, " head"]
-) -> Float[Tensor, " head"]:
+def _tail(sets: Iterable[Int[Tensor, "order head"]]) -> Float[Tensor, " head"]:
+    """P(Σ_s A_s ≥ Σ_s a_s), A_s the counts of a set under its orders, which are equally likely; a_s is the first."""
+    distribution, observed = torch.ones(1, 1, dtype=torch.float64), torch.zeros((), dtype=torch.long)
+    for counts in sets:
+        factor = torch.nn.functional.one_hot(counts).double().mean(0)  # (head, count)
+        width = distribution.shape[1]
+        wider = torch.zeros(len(factor), width + factor.shape[1] - 1, dtype=torch.float64)
+        for count, chance in enumerate(factor.unbind(1)):
+            wider[:, count : count + width] += distribution * chance[:, None]
+        distribution, observed = wider, observed + counts[0]
     reached = torch.arange(distribution.shape[1]) >= observed[:, None]
     return (distribution * reached).sum(1).clamp(max=1)

@@ -22,7 +22,7 @@ None of them shows that the head causes the answer.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.numbers.groups import group_sums, numbered
@@ -46,21 +46,21 @@ def word_bound_shift(
 ) -> PerPrompt:
     """The label shift that weights bound to their label words would have, on average; 0 where no label changed."""
     changed = labels != permuted
-    total = torch.zeros(kernel.shape[:3])
-    for i in range(kernel.shape[-1]):
-        mine = changed & changed[:, i : i + 1] & (labels == permuted[:, i : i + 1])
-        share = mine.to(kernel.dtype) / mine.sum(-1, keepdim=True).clamp(min=1)
-        total += ((kernel - kernel[..., i : i + 1]).abs() * share[:, None, None]).sum(-1)
-    return total / 2
+    gets_word_of = permuted[:, :, None] == labels[:, None]
+    return _mean_distances(kernel, changed[:, :, None] & changed[:, None] & gets_word_of)
 
 
 def within_class_shift(kernel: Weights, labels: Int[Tensor, "prompt demo"]) -> PerPrompt:
     """The mean total variation between the weights and themselves shuffled among demonstrations of one class."""
-    same = (labels[:, :, None] == labels[:, None]).to(kernel.dtype)
-    share = same / same.sum(-1, keepdim=True)
+    return _mean_distances(kernel, labels[:, :, None] == labels[:, None])
+
+
+def _mean_distances(kernel: Weights, partners: Bool[Tensor, "prompt demo demo"]) -> PerPrompt:
+    """½ Σ_i mean over the partners j of i of |k_i − k_j|; a demonstration without partners adds nothing."""
+    share = partners.to(kernel.dtype) / partners.sum(-1, keepdim=True).clamp(min=1)
     total = torch.zeros(kernel.shape[:3])
     for i in range(kernel.shape[-1]):
-        total += ((kernel - kernel[..., i : i + 1]).abs() * share[:, None, None, :, i]).sum(-1)
+        total += ((kernel - kernel[..., i : i + 1]).abs() * share[:, None, None, i]).sum(-1)
     return total / 2
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from itertools import product
+from typing import Literal, get_args
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -15,12 +17,8 @@ from icl_kernel_lens.charts.curves import curves_figure
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap, wilson
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import RunInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 Cut = Literal["renormalised", "zeroed", "mean"]
 """What stands in for cut label edges: the head's other weights, scaled up; nothing; their mean over the prompts."""
@@ -52,22 +50,25 @@ class AblationCurves(Result):
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def _problems(self) -> Iterator[str]:
-        steps, k, (layers, heads) = self.answers, len(self.heads), self.sets.shape[2:]
-        if set(self.answers) != set(get_args(Side)) or set(self.random) != set(get_args(Side)):
-            yield f"answers and random must be of {' and '.join(get_args(Side))}"
-        if not self.heads or len(set(self.heads)) < k:
-            yield f"heads must be some, each once; they are {self.heads}"
-        if any(not (0 <= h.layer < layers and 0 <= h.head < heads) for h in self.heads):
-            yield f"heads must be among {layers} × {heads}; they are {self.heads}"
-        if len(set(self.cuts)) < len(self.cuts):
-            yield f"cuts must be different; they are {self.cuts}"
+        k, (layers, heads), sides = len(self.heads), self.sets.shape[2:], set(get_args(Side))
         shape = (len(self.cuts), len(self.base), k + 1)
-        if (
-            any(tuple(a.shape) != shape for a in steps.values())
-            or len(self.sets) != k
-            or not self.sets.shape[1]
-        ):
-            yield f"there must be an answer for each of {len(self.cuts)} cuts and 0…{k} heads, and random sets for 1…{k}"
+        yield from broken(
+            {
+                f"answers and random must be of {' and '.join(get_args(Side))}": (
+                    set(self.answers) == set(self.random) == sides
+                ),
+                f"heads must be some, each once; they are {self.heads}": 0 < k == len(set(self.heads)),
+                f"heads must be among {layers} × {heads}; they are {self.heads}": all(
+                    0 <= head.layer < layers and 0 <= head.head < heads for head in self.heads
+                ),
+                f"cuts must be different; they are {self.cuts}": len(set(self.cuts)) == len(self.cuts),
+                f"there must be an answer for each of {shape[0]} cuts and 0…{k} heads, and random sets for 1…{k}": (
+                    all(answers.shape == shape for answers in self.answers.values())
+                    and len(self.sets) == k
+                    and self.sets.shape[1] > 0
+                ),
+            }
+        )
         least = {"base": self.base} | ({} if self.truth is None else {"truth": self.truth})
         for name, labels in least.items():
             if int(labels.min()) < 0:
@@ -85,13 +86,13 @@ class AblationCurves(Result):
         self, side: Side = "necessity", *, cut: Cut | None = None, against: Reference = "truth"
     ) -> Float[Tensor, "prompt k"]:
         """1 where the answer is the true label (or `against="model"`: the model's own, uncut), per prompt and k."""
-        return self._compare(self.answers[side][self._cut(cut)], against)
+        return self._right(self.answers, side, cut, against)
 
     def random_right(
         self, side: Side = "necessity", *, cut: Cut | None = None, against: Reference = "truth"
     ) -> Float[Tensor, "prompt k draw"]:
         """The same for the random sets; k runs from 1."""
-        return self._compare(self.random[side][self._cut(cut)], against)
+        return self._right(self.random, side, cut, against)
 
     def floor(self, *, cut: Cut | None = None, against: Reference = "truth") -> float:
         """How often the answer is right with the label edges of every head cut."""
@@ -137,50 +138,45 @@ class AblationCurves(Result):
 
     def table(self, *, against: Reference | None = None) -> pd.DataFrame:
         """One row a cut, side and k: how often right, its interval, and the random sets' middle and ends."""
-        import pandas as pd
-
         against = against or self.default_reference
         rows = []
-        for cut in self.cuts:
-            for side in get_args(Side):
-                right = self.right(side, cut=cut, against=against)
-                low, high = wilson(right, self.demo_set)
-                drawn = self.random_right(side, cut=cut, against=against).mean(0)  # (k, draw)
-                for k in range(right.shape[1]):
-                    row: dict[str, object] = {
-                        "cut": cut,
-                        "side": side,
-                        "k": k,
-                        "head": str(self.heads[k - 1]) if k else "",
-                        "right": float(right[:, k].mean()),
-                        "low": float(low[k]),
-                        "high": float(high[k]),
-                    }
-                    if k:
-                        different, first = self.different(k)
-                        edges = drawn[k - 1][first].quantile(torch.tensor([0.025, 0.5, 0.975]))
-                        names = ("random_low", "random", "random_high")
-                        row |= dict(zip(names, map(float, edges), strict=True))
-                        row["random_sets"] = different
-                        row["matched_by_layer"] = float(self.matched[k - 1][first].float().mean())
-                    rows.append(row)
+        for cut, side in product(self.cuts, get_args(Side)):
+            right = self.right(side, cut=cut, against=against)
+            low, high = wilson(right, self.demo_set)
+            columns = {"right": right.mean(0), "low": low, "high": high}
+            drawn = self.random_right(side, cut=cut, against=against).mean(0)  # (k, draw)
+            for k, head in enumerate(["", *map(str, self.heads)]):
+                row: dict[str, object] = {"cut": cut, "side": side, "k": k, "head": head}
+                row |= {name: float(column[k]) for name, column in columns.items()}
+                rows.append(row | (self._random_row(k, drawn[k - 1]) if k else {}))
         return pd.DataFrame(rows)
+
+    def _random_row(self, k: int, right: Float[Tensor, " draw"]) -> dict[str, float]:
+        """The middle and the ends of the different random sets of k heads, and how many these are."""
+        first = self.different(k)
+        low, middle, high = right[first].quantile(torch.tensor([0.025, 0.5, 0.975])).tolist()
+        return {
+            "random_low": low,
+            "random": middle,
+            "random_high": high,
+            "random_sets": len(first),
+            "matched_by_layer": float(self.matched[k - 1][first].float().mean()),
+        }
 
     @property
     def default_reference(self) -> Reference:
         """The truth where it is known, else the model's own answer."""
         return "model" if self.truth is None else "truth"
 
-    def different(self, k: int) -> tuple[int, Int[Tensor, " different"]]:
-        """How many different random sets of k heads there are, and where each is drawn first."""
+    def different(self, k: int) -> Int[Tensor, " different"]:
+        """Where each of the different random sets of k heads is drawn first."""
         _, which = self.sets[k - 1].flatten(1).unique(dim=0, return_inverse=True)
-        count = int(which.max()) + 1
-        return count, torch.stack([(which == at).nonzero()[0, 0] for at in range(count)])
+        return torch.stack([(which == at).nonzero()[0, 0] for at in range(int(which.max()) + 1)])
 
     def different_sets(self) -> str:
         """How many random sets of each number of heads differ: a small model does not hold as many as are drawn."""
-        counts = [self.different(k + 1)[0] for k in range(len(self.heads))]
-        least, most = min(counts, default=0), max(counts, default=0)
+        counts = [len(self.different(k + 1)) for k in range(len(self.heads))]
+        least, most = min(counts), max(counts)
         return f"{least}" if least == most else f"{least}–{most}"
 
     def notes(self) -> list[str]:
@@ -199,8 +195,7 @@ class AblationCurves(Result):
                     f"{cut}: with every label edge of the answer position cut, {floor:.1%} are still right (chance "
                     f"{chance:.1%}): the answer row is not where the labels enter, or not alone"
                 )
-        firsts = [self.different(k + 1)[1] for k in range(len(self.heads))]
-        matched = torch.cat([self.matched[k][first] for k, first in enumerate(firsts)])
+        matched = torch.cat([each[self.different(k)] for k, each in enumerate(self.matched, start=1)])
         if not matched.all():
             notes.append(
                 f"{int((~matched).sum())} of the {len(matched)} different random sets are drawn from all layers, as the "
@@ -213,7 +208,7 @@ class AblationCurves(Result):
         against = self.default_reference
         return curves_figure(
             self.table().to_dict("records"),
-            of=f"{self.run.model} on {self.run.prompts.task}",
+            of=self.run.about,
             prompts=len(self.base),
             sets=self.different_sets(),
             against=against,
@@ -231,24 +226,32 @@ class AblationCurves(Result):
 
     def __repr__(self) -> str:
         against = self.default_reference
-        lines = [
-            f"AblationCurves({self.run.model} on {self.run.prompts.task}: label edges of "
-            f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts; against "
-            f"{'the true label' if against == 'truth' else 'the uncut answer'})",
-            self.table().to_string(index=False, float_format=lambda x: f"{x:.3f}"),
-            *(f"  {note}" for note in self.notes()),
-        ]
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"AblationCurves({self.run.about}: label edges of "
+                f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts; against "
+                f"{'the true label' if against == 'truth' else 'the uncut answer'})",
+                self.table().to_string(index=False, float_format=lambda x: f"{x:.3f}"),
+                *(f"  {note}" for note in self.notes()),
+            ]
+        )
 
-    def _cut(self, cut: Cut | None) -> int:
-        if cut is None:
-            return 0
+    def _right(
+        self,
+        answers: Mapping[Side, Int[Tensor, "cut prompt *k"]],
+        side: Side,
+        cut: Cut | None,
+        against: Reference,
+    ) -> Float[Tensor, "prompt *k"]:
+        cut = cut or self.cuts[0]
         if cut not in self.cuts:
             raise ResultError(
                 f"these curves were run with the cuts {', '.join(self.cuts)}; got {cut!r}.",
                 code="not-in-result",
             )
-        return self.cuts.index(cut)
+        found = answers[side][self.cuts.index(cut)]
+        reference = self._reference(against).reshape(-1, *[1] * (found.dim() - 1))
+        return (found == reference).float()
 
     def _reference(self, against: Reference) -> Int[Tensor, " prompt"]:
         check_reference(against)
@@ -257,7 +260,3 @@ class AblationCurves(Result):
         if self.truth is None:
             raise ResultError('these prompts have no true labels; use against="model".', code="no-truth")
         return self.truth
-
-    def _compare(self, answers: Int[Tensor, "prompt *k"], against: Reference) -> Float[Tensor, "prompt *k"]:
-        reference = self._reference(against).reshape(-1, *[1] * (answers.dim() - 1))
-        return (answers == reference).float()

@@ -13,15 +13,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pandas as pd
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from icl_kernel_lens import fields
-from icl_kernel_lens.errors import LensError, LoadError, ResultError
+from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.errors import LensError, LoadError, ResultError, without_code
 from icl_kernel_lens.results import codec
 
 if TYPE_CHECKING:
-    import pandas as pd
     import xarray as xr
     from typing_extensions import Self
 
@@ -92,7 +94,10 @@ class Result:
             ValueError,
             RuntimeError,
         ) as error:
-            raise codec.damaged(path, stored.kind, error) from error
+            raise LoadError(
+                f"{path} does not hold a whole {stored.kind}: {without_code(error)}. The file is damaged; make it anew.",
+                code="file-damaged",
+            ) from error
 
     def leaves(self) -> list[fields.Leaf]:
         """Every tensor with its axes, in the order of the fields."""
@@ -130,8 +135,7 @@ class Result:
         found = {}
         for leaf in self.leaves():
             tensor, axes = leaf.varying()
-            units = {"units": leaf.unit} if leaf.unit else {}
-            found[leaf.path] = xr.DataArray(tensor.numpy(), dims=axes, attrs=units)
+            found[leaf.path] = axes, tensor.numpy(), {"units": leaf.unit} if leaf.unit else {}
         attrs = {"kind": type(self).__name__, "data": json.dumps(fields.encode(self)[0])}
         coords = {axis: list(names) for axis, names in self.coords().items()}
         return xr.Dataset(found, coords=coords, attrs=attrs)
@@ -139,6 +143,11 @@ class Result:
     def _repr_html_(self) -> str:
         figure = getattr(self, "figure", None)
         return f"<pre>{escape(repr(self))}</pre>{figure()._repr_html_() if figure else ''}"
+
+
+def broken(rules: Mapping[str, bool]) -> Iterator[str]:
+    """Those rules, in words, that do not hold."""
+    return (rule for rule, holds in rules.items() if not holds)
 
 
 def long_form(
@@ -149,8 +158,6 @@ def long_form(
     where: Tensor | None = None,
 ) -> pd.DataFrame:
     """One row a cell of the axes, one column a tensor over them (1 along an axis: the same all along it)."""
-    import pandas as pd
-
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in columns.values()))
     index = (torch.ones(shape, dtype=torch.bool) if where is None else where).nonzero()
     frame = pd.DataFrame(index.numpy(), columns=list(axes))
@@ -160,3 +167,11 @@ def long_form(
         if axis in axes:
             frame[axis] = [names[at] for at in frame[axis]]
     return frame
+
+
+def head_table(columns: Mapping[str, Shaped[Tensor, "layer head"] | Sequence[Any]]) -> pd.DataFrame:
+    """One row a head, its name first, one column a tensor, or a list in order of layer and head."""
+    layers, heads = next(column.shape for column in columns.values() if isinstance(column, Tensor))
+    names = [str(HeadRef(layer, head)) for layer in range(layers) for head in range(heads)]
+    flat = {name: c.flatten().numpy() if isinstance(c, Tensor) else c for name, c in columns.items()}
+    return pd.DataFrame({"head": names, **flat})

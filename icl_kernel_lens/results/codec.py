@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from icl_kernel_lens import fields
-from icl_kernel_lens.errors import LoadError, without_code
+from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.files import replacing
 
 FORMAT = 2
@@ -46,8 +46,8 @@ def write(path: str | Path, stored: Stored) -> Path:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in stored.tensors.items()
     }
-    header = {"kind": stored.kind, "format": FORMAT, "data": stored.data}
-    header["digest"] = fields.digest([stored.kind, FORMAT, stored.data], tensors)
+    digest = fields.digest([stored.kind, FORMAT, stored.data], tensors)
+    header = {"kind": stored.kind, "format": FORMAT, "data": stored.data, "digest": digest}
     with replacing(path) as partial:
         try:
             save_file(tensors, partial, metadata={_KEY: json.dumps(header)})
@@ -101,11 +101,3 @@ def read(path: str | Path) -> Stored:
             code="file-damaged",
         )
     return Stored(kind, data, tensors)
-
-
-def damaged(path: str | Path, kind: str, error: Exception) -> LoadError:
-    """The error for a file whose digest is right and whose contents are not those of such a result."""
-    return LoadError(
-        f"{path} does not hold a whole {kind}: {without_code(error)}. The file is damaged; make it anew.",
-        code="file-damaged",
-    )

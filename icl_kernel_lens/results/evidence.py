@@ -16,7 +16,7 @@ from icl_kernel_lens.charts.token_view import MOST_HEADS, TokenView, positions_w
 from icl_kernel_lens.errors import EvidenceMissing, ResultError
 from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.prompts.promptset import PromptSet
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import RunInfo
 
 
@@ -48,27 +48,34 @@ class Evidence(Result):
     run: RunInfo
 
     def _problems(self) -> Iterator[str]:
-        shape = self.run.layers, self.run.heads
-        if self.sink.shape[1:] != shape:
-            yield f"its heads are {tuple(self.sink.shape[1:])} (layers, heads), and the run's {shape}"
-        if not self.weights:
-            yield "weights must hold a pooling"
-        if unknown := set(self.weights) - set(get_args(Pooling)):
-            yield f"weights hold {sorted(unknown)}, which are no poolings"
-        if any(not 0 <= layer < shape[0] for layer in self.missing):
-            yield f"layers without attention lie in 0…{shape[0] - 1}; they are {sorted(self.missing)}"
-        points = self.profile.shape[2] - self.prompts.demos
-        if points < 1 or points % (self.prompts.demos + 1):
-            yield "profile must have as many points for every text, and one for every label"
-        if len(self.rows) > len(self.prompts) or self.rows.shape[3] > self.prompts.tokens.shape[1]:
-            yield f"rows must be of the first prompts; they have shape {tuple(self.rows.shape)}"
-        shown = zip(self.prompts.strings, self.rows, strict=False)
-        if any(len(strings) > row.shape[-1] for strings, row in shown):
-            yield "rows must reach as far as their prompts' token strings"
-        if self.label_scores.shape[1] != self.prompts.labels:
-            yield f"there are {self.prompts.labels} labels, and scores of {self.label_scores.shape[1]}"
-        if not self.label_scores.isfinite().all():
-            yield "label scores must be finite"
+        shape, prompts, rows = (self.run.layers, self.run.heads), self.prompts, self.rows
+        unknown = sorted(set(self.weights) - set(get_args(Pooling)))
+        points = self.profile.shape[2] - prompts.demos
+        return broken(
+            {
+                f"its heads are {tuple(self.sink.shape[1:])} (layers, heads), and the run's {shape}": (
+                    self.sink.shape[1:] == shape
+                ),
+                "weights must hold a pooling": len(self.weights) > 0,
+                f"weights hold {unknown}, which are no poolings": not unknown,
+                f"layers without attention lie in 0…{shape[0] - 1}; they are {sorted(self.missing)}": all(
+                    0 <= layer < shape[0] for layer in self.missing
+                ),
+                "profile must have as many points for every text, and one for every label": (
+                    points > 0 and points % (prompts.demos + 1) == 0
+                ),
+                f"rows must be of the first prompts; they have shape {tuple(rows.shape)}": (
+                    len(rows) <= len(prompts) and rows.shape[3] <= prompts.tokens.shape[1]
+                ),
+                "rows must reach as far as their prompts' token strings": all(
+                    len(strings) <= rows.shape[3] for strings in prompts.strings[: len(rows)]
+                ),
+                f"there are {prompts.labels} labels, and scores of {self.label_scores.shape[1]}": (
+                    self.label_scores.shape[1] == prompts.labels
+                ),
+                "label scores must be finite": bool(self.label_scores.isfinite().all()),
+            }
+        )
 
     def check_of(self, adapter: ModelAdapter, prompts: PromptSet) -> None:
         """Refuse to stand for a reading of another model or of other prompts.
@@ -122,7 +129,7 @@ class Evidence(Result):
         return profile_figure(
             self.profile,
             demos=self.prompts.demos,
-            of=f"{self.run.model} on {self.run.prompts.task}",
+            of=self.run.about,
             prompts=len(self.prompts),
         )
 

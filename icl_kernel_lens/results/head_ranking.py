@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import Literal
 
+import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -15,16 +16,15 @@ from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.ranking import ranking_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
-from icl_kernel_lens.numbers.ranks import spearman
+from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, long_form
-from icl_kernel_lens.results.comparison import By, Comparison
+from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.criteria import HEAD_CLASSES, Band, Criteria, HeadClass
 from icl_kernel_lens.results.run_info import RunInfo
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+By = Literal["margin", "logit_diff_drop"]
+"""What heads are ranked by: agreement above the strongest control (reporting half), or the logit difference that cutting
+their label edges costs (choosing half, where every head's is measured)."""
 
 COLUMNS: Mapping[str, str] = {
     "agreement": "how often the head's vote is the model's answer",
@@ -62,6 +62,20 @@ COLUMNS: Mapping[str, str] = {
 """What each column of a ranking is."""
 SELECTED = ("votes", "label_shift", "matters")
 """Why a head was measured again."""
+DESCRIBED = [
+    *(
+        "head",
+        "class",
+        "agreement",
+        "control",
+        "margin_low",
+        "margin_high",
+        "label_shift",
+        "word_bound_shift",
+    ),
+    *("logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high"),
+]
+"""What a ranking's description shows of its table."""
 CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted")
 """Of the choosing half, beside the tests: the largest p-value, adjusted; the drop as a share, and its p-value."""
 UNSURE = {
@@ -82,6 +96,60 @@ class HeadClasses(dict[HeadRef, HeadClass]):
                 code="head-outside",
             )
         return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two rankings have in common."""
+
+    both: tuple[HeadRef, ...]
+    """Kernel heads of both."""
+    only_first: tuple[HeadRef, ...]
+    only_second: tuple[HeadRef, ...]
+    correlation: Mapping[By, float]
+    """Spearman's rank correlation over all heads; NaN where the models have not the same layers and heads, or all heads
+    are tied."""
+    same_shape: bool
+    bands: tuple[Band | None, Band | None]
+
+    @property
+    def either(self) -> int:
+        """How many heads are kernel heads in one ranking or both."""
+        return len(self.both) + len(self.only_first) + len(self.only_second)
+
+    @property
+    def overlap(self) -> float:
+        """Kernel heads of both over those of either (Jaccard); NaN where neither has any, or the shapes differ."""
+        return len(self.both) / self.either if self.either and self.same_shape else float("nan")
+
+    @property
+    def depth_overlap(self) -> float:
+        """Of the depth that either band covers, the share that both do; NaN where a band is missing.
+
+        A layer covers 1/layers of the depth, so that bands of models of different shape can be compared.
+        """
+        first, second = self.bands
+        if first is None or second is None:
+            return float("nan")
+        (a, b), (c, d) = (
+            (band.first / band.layers, (band.last + 1) / band.layers) for band in (first, second)
+        )
+        shared = max(0.0, min(b, d) - max(a, c))
+        return shared / (b - a + d - c - shared)
+
+    def __str__(self) -> str:
+        named = {"both": self.both, "first only": self.only_first, "second only": self.only_second}
+        heads = "; ".join(f"{name}: {' '.join(map(str, h)) or 'none'}" for name, h in named.items())
+        if not self.same_shape:
+            return (
+                "heads of models of different shape do not correspond; bands, in relative depth: "
+                + " and ".join(
+                    "none" if b is None else f"{b.depth[0]:.2f}–{b.depth[1]:.2f}" for b in self.bands
+                )
+                + f", overlap {self.depth_overlap:.2f}"
+            )
+        by = ", ".join(f"{name} {value:.2f}" for name, value in self.correlation.items())
+        return f"kernel heads of {heads}; rank correlation by {by}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,22 +190,32 @@ class HeadRanking(Result):
     def _problems(self) -> Iterator[str]:
         layers, heads = self.agreement.shape[1:]
         every = [HeadRef(layer, head) for layer in range(layers) for head in range(heads)]
-        if list(self.classes) != every:
-            yield f"classes must be of all {layers} × {heads} heads, in order; they are of {len(self.classes)}"
-        if len(self.strongest) != len(every):
-            yield f"every head has a strongest control; there are {len(every)} heads and {len(self.strongest)}"
-        if list(self.columns) != list(COLUMNS):
-            yield f"columns must be those of COLUMNS, in order; they are {list(self.columns)}"
-        if not set(CHOOSING) <= set(self.choosing) or any(
-            n == "head" or "selected" in n for n in self.choosing
-        ):
-            yield f"choosing holds p-values by their tests' names, and {', '.join(CHOOSING)}; it is {list(self.choosing)}"
-        if set(self.selected) != set(SELECTED):
-            yield f"selected must be {', '.join(SELECTED)}; it is {', '.join(self.selected)}"
-        if self.band is not None and self.band.layers != layers:
-            yield f"the band is of {self.band.layers} layers, and there are {layers}"
-        if (self.numbers < 0).any() or len(self.numbers.unique()) < len(self.numbers):
-            yield "numbers must tell the prompts apart"
+        return broken(
+            {
+                f"classes must be of all {layers} × {heads} heads, in order; they are of {len(self.classes)}": (
+                    list(self.classes) == every
+                ),
+                f"every head has a strongest control; there are {len(every)} heads and {len(self.strongest)}": (
+                    len(self.strongest) == len(every)
+                ),
+                f"columns must be those of COLUMNS, in order; they are {list(self.columns)}": (
+                    list(self.columns) == list(COLUMNS)
+                ),
+                f"choosing holds p-values by their tests' names, and {', '.join(CHOOSING)}; it is {list(self.choosing)}": (
+                    set(CHOOSING) <= set(self.choosing)
+                    and not any(name == "head" or "selected" in name for name in self.choosing)
+                ),
+                f"selected must be {', '.join(SELECTED)}; it is {', '.join(self.selected)}": (
+                    set(self.selected) == set(SELECTED)
+                ),
+                f"the band is of {self.band and self.band.layers} layers, and there are {layers}": (
+                    self.band is None or self.band.layers == layers
+                ),
+                "numbers must tell the prompts apart": (
+                    bool((self.numbers >= 0).all()) and len(self.numbers.unique()) == len(self.numbers)
+                ),
+            }
+        )
 
     @property
     def heads(self) -> tuple[HeadRef, ...]:
@@ -158,26 +236,17 @@ class HeadRanking(Result):
 
         Kernel heads first, then the largest effects.
         """
-        import pandas as pd
-
-        frame = pd.DataFrame(
+        about = {"class": list(self.classes.values()), "why": [self.why(head) for head in self.classes]}
+        frame = head_table({**about, **self.columns, **self._selected()})
+        frame.insert(list(frame).index("control") + 1, "strongest_control", self.strongest)
+        order = pd.DataFrame(
             {
-                "head": [str(h) for h in self.classes],
-                "class": list(self.classes.values()),
-                "why": [self.why(head) for head in self.classes],
+                "kernel": frame["class"] == "kernel head",
+                "size": frame["logit_diff_drop"].abs().fillna(-1),
+                "margin": frame["margin"],
             }
-        )
-        for name, values in self.columns.items():
-            frame[name] = values.flatten().numpy()
-            if name == "control":
-                frame["strongest_control"] = self.strongest
-        for name, chosen in self.selected.items():
-            frame[f"selected_{name}"] = chosen.flatten().numpy()
-        frame = frame.assign(
-            _other=frame["class"] != "kernel head", _size=-frame["logit_diff_drop"].abs().fillna(-1)
-        )
-        frame = frame.sort_values(["_other", "_size", "margin"], ascending=[True, True, False], kind="stable")
-        return frame.drop(columns=["_other", "_size"]).reset_index(drop=True)
+        ).sort_values(["kernel", "size", "margin"], ascending=False, kind="stable")
+        return frame.loc[order.index].reset_index(drop=True)
 
     def singled_out(self) -> pd.DataFrame:
         """The rows of `table()` of the heads that are more than neither, or that were cut in the reporting half."""
@@ -186,9 +255,9 @@ class HeadRanking(Result):
 
     def reasons(self, head: Head | str) -> tuple[Reason, ...]:
         """What kept a head from a clearer class; none where its class says it all."""
-        if (name := self.classes[HeadRef.of(head)]) not in ("undetermined", "neither"):
-            return ()
         at = HeadRef.of(head)
+        if (name := self.classes[at]) not in ("undetermined", "neither"):
+            return ()
         if not any(chosen[at] for chosen in self.selected.values()):
             return (Reason.NOT_SINGLED_OUT,)
         if name == "neither":
@@ -210,7 +279,7 @@ class HeadRanking(Result):
                 "logit_diff_drop": self.logit_diff_drop,
                 "base": self.base[:, None, None],
             },
-            coords={"prompt": self.numbers.tolist()},
+            coords=self.coords(),
         )
         frame.insert(3, "class", list(self.classes.values()) * len(self.agreement))
         return frame
@@ -243,21 +312,18 @@ class HeadRanking(Result):
 
     def choosing_table(self) -> pd.DataFrame:
         """One row a head: what the choosing half said, every p-value by its name, and what it was selected for."""
-        import pandas as pd
-
-        frame = pd.DataFrame({"head": [str(h) for h in self.classes]})
-        for name, values in self.choosing.items():
-            frame[name] = values.flatten().numpy()
-        for name, chosen in self.selected.items():
-            frame[f"selected_{name}"] = chosen.flatten().numpy()
+        frame = head_table({**self.choosing, **self._selected()})
         return frame.sort_values("p", kind="stable", ignore_index=True)
+
+    def _selected(self) -> dict[str, Tensor]:
+        return {f"selected_{name}": chosen for name, chosen in self.selected.items()}
 
     def figure(self) -> Figure:
         """Fidelity against causal effect, one point a head, coloured by class; beside it the effect over the layers."""
         band, criteria = self.band, self.criteria
         return ranking_figure(
             self.table().to_dict("records"),
-            of=f"{self.run.model} on {self.run.prompts.task}",
+            of=self.run.about,
             prompts=len(self.agreement),
             margin=criteria.margin,
             effect=criteria.effect,
@@ -271,19 +337,17 @@ class HeadRanking(Result):
     def describe(self, top: int) -> str:
         """The located heads, the band, how many heads are of each class, and what must be said beside them."""
         prompts, layers, heads = self.agreement.shape
-        sets = len(self.demo_set.unique())
         count = Counter(self.classes.values())
         lines = [
-            f"HeadRanking({self.run.model} on {self.run.prompts.task}: {layers} layers × {heads} heads; chosen on "
-            f"{self.settings.get('choosing', '?')}, reported on {prompts} prompts in {sets} demonstration sets)",
+            f"HeadRanking({self.run.about}: {layers} layers × {heads} heads; chosen on "
+            f"{self.settings.get('choosing', '?')}, reported on {prompts} prompts in {len(self.demo_set.unique())} "
+            "demonstration sets)",
             "  kernel heads: " + (", ".join(map(str, self.heads)) or "none"),
             *([f"  band: {self.band}"] if self.band else []),
             "  " + ", ".join(f"{count[name]} {name}" for name in HEAD_CLASSES if count[name]),
         ]
-        names = ["head", "class", "agreement", "control", "margin_low", "margin_high", "label_shift"]
-        names += ["word_bound_shift", "logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high"]
         lines += [f"  {note}" for note in self.notes]
-        if len(rows := self.singled_out().head(top)[names]):
+        if len(rows := self.singled_out().head(top)[DESCRIBED]):
             lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"))
         lines += [f"  {head}: {self.why(head)}" for head in self.of("undetermined")[:top]]
         return "\n".join(lines)

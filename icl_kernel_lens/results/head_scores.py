@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,11 +18,14 @@ from icl_kernel_lens.charts.head_map import head_map_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
-if TYPE_CHECKING:
-    import pandas as pd
+_OWN_COLUMNS = {
+    *("prompt", "layer", "head", "value"),
+    *("low", "high", "strongest_control", "control", "above_control"),
+}
+"""What the tables call columns of their own."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +78,17 @@ class HeadScores(Result):
     shown: ShownDemos | None = None
 
     def _problems(self) -> Iterator[str]:
-        if not (self.name and self.title and self.unit):
-            yield "name, title and unit must say something"
-        own = (
-            "prompt",
-            "layer",
-            "head",
-            "low",
-            "high",
-            "strongest_control",
-            "control",
-            "above_control",
-            "value",
-        )
         columns = [self.name, *self.controls, *self.companions]
-        if clash := {c for c in columns if c in own or columns.count(c) > 1}:
-            yield f"score, controls and companions must have names of their own; not {', '.join(sorted(clash))}"
-        if any(count < 0 for count in self.reasons.values()):
-            yield f"reasons count cells; they are {dict(self.reasons)}"
+        clash = sorted({c for c in columns if c in _OWN_COLUMNS or columns.count(c) > 1})
+        yield from broken(
+            {
+                "name, title and unit must say something": all((self.name, self.title, self.unit)),
+                f"score, controls and companions must have names of their own; not {', '.join(clash)}": not clash,
+                f"reasons count cells; they are {dict(self.reasons)}": (
+                    min(self.reasons.values(), default=0) >= 0
+                ),
+            }
+        )
         if (shown := self.shown) is None:
             return
         count, demos = shown.demo_labels.shape
@@ -103,13 +100,9 @@ class HeadScores(Result):
             if len(texts) != demos or any(not 0 <= int(y) < len(words) for y in (*labels, answer)):
                 yield "demonstrations and answers shown must have their texts and label words"
 
-    @cached_property
-    def _mean(self) -> Float[Tensor, "layer head"]:
-        return self.values.nanmean(0)
-
     def mean(self) -> Float[Tensor, "layer head"]:
         """The mean over prompts that could be scored."""
-        return self._mean.clone()
+        return self.values.nanmean(0)
 
     def interval(
         self, level: float = 0.95, *, draws: int = 2000, seed: int = 0
@@ -136,51 +129,39 @@ class HeadScores(Result):
             )
         means = self.control_means()
         names = list(means)
-        stacked = torch.stack([m.nan_to_num(nan=-torch.inf) for m in means.values()])
-        best, which = stacked.max(0)
-        return (
-            best.masked_fill(self._mean.isnan(), float("nan")),
-            [[names[i] for i in row] for row in which.tolist()],
-        )
+        best, which = torch.stack(list(means.values())).nan_to_num(nan=-torch.inf).max(0)
+        best = best.masked_fill(self.mean().isnan(), float("nan"))
+        return best, [[names[i] for i in row] for row in which.tolist()]
 
     def above_control(self) -> Float[Tensor, "layer head"]:
         """The mean minus that of the head's strongest control: above 0, the head knows more."""
-        return self._mean - self.strongest_control()[0]
+        return self.mean() - self.strongest_control()[0]
 
     def best(self) -> HeadRef:
         """The head furthest above its strongest control (with no controls: the largest mean).
 
         The largest of many is too good: choose on one half of the prompts and report on the other.
         """
-        margin = self.above_control() if self.controls else self._mean
+        margin = self.above_control() if self.controls else self.mean()
         if margin.isnan().all():
             raise ResultError(
                 f"no head could be scored on {self.name}: {'; '.join(map(str, self.reasons))}.",
                 code="nothing-scored",
             )
-        layer, head = divmod(int(margin.nan_to_num(nan=-torch.inf).argmax()), margin.shape[1])
-        return HeadRef(layer, head)
+        return HeadRef(*divmod(int(margin.nan_to_num(nan=-torch.inf).argmax()), margin.shape[1]))
 
     def table(self) -> pd.DataFrame:
         """One row per head, furthest above its strongest control first."""
-        import pandas as pd
-
         low, high = self.interval()
-        layers, heads = self._mean.shape
-        refs = [HeadRef(layer, head) for layer in range(layers) for head in range(heads)]
-        frame = pd.DataFrame({"head": [str(ref) for ref in refs]})
-        frame[self.name] = self._mean.flatten().numpy()
-        frame["low"], frame["high"] = low.flatten().numpy(), high.flatten().numpy()
-        order = self.name
+        columns: dict[str, Any] = {self.name: self.mean(), "low": low, "high": high}
         if self.controls:
             strongest, names = self.strongest_control()
-            frame["strongest_control"] = [names[ref.layer][ref.head] for ref in refs]
-            frame["control"] = strongest.flatten().numpy()
-            frame["above_control"] = self.above_control().flatten().numpy()
-            order = "above_control"
-        for name, companion in self.companions.items():
-            frame[name] = companion.flatten().numpy()
-        return frame.sort_values(order, ascending=False, kind="stable", ignore_index=True)
+            columns["strongest_control"] = list(chain(*names))
+            columns |= {"control": strongest, "above_control": self.mean() - strongest}
+        order = "above_control" if self.controls else self.name
+        return head_table(columns | dict(self.companions)).sort_values(
+            order, ascending=False, kind="stable", ignore_index=True
+        )
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """The first `k` rows of `table()`."""
@@ -204,7 +185,7 @@ class HeadScores(Result):
             self.table().to_dict("records"),
             score=self.name,
             title=self.title,
-            of=f"{self.run.model} on {prompts.task}",
+            of=self.run.about,
             measured=f"{len(self.values)} prompts of {prompts.demos} demonstrations; {self.unit}"
             + (f"; pooling {pooling}" if pooling else ""),
             weights=self.shown and self.shown.weights,
@@ -212,12 +193,12 @@ class HeadScores(Result):
         )
 
     def __repr__(self) -> str:
-        layers, heads = self._mean.shape
+        prompts, layers, heads = self.values.shape
         lines = [
-            f"HeadScores({self.name}: {self.title}; {len(self.values)} prompts × {layers} layers × {heads} "
-            f"heads; {self.run.model} on {self.run.prompts.task})"
+            f"HeadScores({self.name}: {self.title}; {prompts} prompts × {layers} layers × {heads} "
+            f"heads; {self.run.about})"
         ]
-        if not self._mean.isnan().all():
+        if not self.values.isnan().all():
             lines.append(self.top(5).to_string(float_format=lambda x: f"{x:.3f}"))
         lines += [f"  NaN: {why} ({count} cells)" for why, count in self.reasons.items()]
         return "\n".join(lines)

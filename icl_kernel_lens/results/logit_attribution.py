@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.fields import unit
+from icl_kernel_lens.numbers.correlation import Line, line_through
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
-from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.base import Result, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True, eq=False)
-class ValueSide:
-    """Per head, a line through what it wrote for each demonstration; NaN where nothing varies."""
-
-    slope: Float[Tensor, "layer head"]
-    """Logits per unit of attention on a demonstration with the label in question."""
-    r2: Float[Tensor, "layer head"]
-    """The share of variance that the line explains."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,46 +63,33 @@ class LogitAttribution(Result):
         """Bootstrap interval of the mean, demonstration sets drawn whole; per head and pointwise."""
         return cluster_bootstrap(self.heads, self.demo_set, level=level, draws=draws, seed=seed)
 
-    def regression(self) -> ValueSide:
+    def regression(self) -> Line:
         """Does a head write what kernel regression would: attention times label?
 
             demos_i ≈ intercept + slope · A_{r,p_i} ([y_i = c] − [y_i ≠ c] / (C − 1))
 
-        by least squares over all prompts and demonstrations of each head, with c the class in `toward`.
+        by least squares over all prompts and demonstrations of each head, with c the class in `toward`; the slope is in
+        logits per unit of attention on a demonstration of class c.
         Reads as: R² near 1, what the head writes for a demonstration is its weight times its label; near 0, it
         is something else, whatever its attention votes.
         Does not show: how much it writes (see the slope), nor intervals; prompts of one set are not independent.
         """
         right = (self.demo_labels == self.toward[:, None])[:, None, None].double()
         x = self.weights.double() * (right - (1 - right) / (self.labels - 1))
-        x, y = (t.permute(1, 2, 0, 3).flatten(2) for t in (x, self.demos.double()))
-        x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-        xx, yy, xy = x.square().sum(-1), y.square().sum(-1), (x * y).sum(-1)
-        flat = (xx <= 0) | (yy <= 0)
-        return ValueSide(
-            slope=(xy / xx).masked_fill(flat, float("nan")).float(),
-            r2=(xy.square() / (xx * yy)).masked_fill(flat, float("nan")).float(),
-        )
+        x, y = (t.movedim(-1, 0).flatten(0, 1) for t in (x, self.demos))
+        return Line(*(number.float() for number in line_through(x, y)))
 
     def table(self) -> pd.DataFrame:
         """One row per head, the largest mean first."""
-        import pandas as pd
-
         low, high = self.interval()
-        layers, heads = self.heads.shape[1:]
-        value_side = self.regression()
-        frame = pd.DataFrame({"head": [str(HeadRef(at, h)) for at in range(layers) for h in range(heads)]})
         columns = {
             "direct_logit_attribution": self.mean(),
             "low": low,
             "high": high,
             "through_labels": self.demos.sum(-1).mean(0),
-            "slope": value_side.slope,
-            "r2": value_side.r2,
+            **self.regression()._asdict(),
         }
-        for name, column in columns.items():
-            frame[name] = column.flatten().numpy()
-        return frame.sort_values(
+        return head_table(columns).sort_values(
             "direct_logit_attribution", ascending=False, kind="stable", ignore_index=True
         )
 
@@ -134,12 +108,13 @@ class LogitAttribution(Result):
             "embedding": self.embedding,
             "biases": self.attention_biases.sum(1) + self.biases,
         }
-        lines = [
-            f"LogitAttribution({prompts} prompts × {layers} layers × {heads} heads, toward "
-            f"{self.settings.get('toward', '?')}; {self.run.model} on {self.run.prompts.task})",
-            f"  mean logit difference {mean:.3f}: "
-            + ", ".join(f"{name} {float(part.mean()):.3f}" for name, part in parts.items())
-            + f"; parts add up within {self.residual:.1e}",
-            self.table().head(5).to_string(float_format=lambda x: f"{x:.3f}"),
-        ]
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"LogitAttribution({prompts} prompts × {layers} layers × {heads} heads, toward "
+                f"{self.settings.get('toward', '?')}; {self.run.about})",
+                f"  mean logit difference {mean:.3f}: "
+                + ", ".join(f"{name} {float(part.mean()):.3f}" for name, part in parts.items())
+                + f"; parts add up within {self.residual:.1e}",
+                self.table().head(5).to_string(float_format=lambda x: f"{x:.3f}"),
+            ]
+        )

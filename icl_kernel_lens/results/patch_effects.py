@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,13 +16,11 @@ from icl_kernel_lens.charts.effect_map import cell_name, effect_map_figure
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import Leaf, unit
+from icl_kernel_lens.numbers.correlation import line_through
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Metric = Literal["logit_difference", "probability", "kl"]
 """logit_difference: label logit of the reference class minus the mean of the others'. probability: of the reference
@@ -104,34 +103,35 @@ class PatchEffects(Result):
         columns = [*_COLUMNS, *self.places, *self.others, *self.controls]
         compared = [one for one in (self.sample, self.largest) if one is not None]
         cells = [cell for one in compared for cell in one.cells]
-        rules = {
-            f"its axes must be a layer, a head in it, or a set, and then perhaps offsets or demos; they are {axes}": (
-                axes[:-1] if axes[-1:] in (("offset",), ("demo",)) else axes
-            )
-            in AXES,
-            f"places must be names of sets and otherwise numbers; they are {dict(self.places)}": all(
-                isinstance(name, str if axis == "set" else int)
-                for axis, names in self.places.items()
-                for name in names
-            ),
-            f"places must be as many as the cells, {shape}; there are {[*map(len, self.places.values())]}": (
-                tuple(map(len, self.places.values())) == shape and self.values.numel() > 0
-            ),
-            f"reference classes must be among two labels or more; there are {labels}": labels >= 2
-            and bool(((self.reference >= 0) & (self.reference < labels)).all()),
-            f"metrics and controls must have names of their own; they are {[*self.others, *self.controls]}": (
-                len(set(columns)) == len(columns)
-            ),
-            "sample and largest must hold an estimate and an exact effect for each of their cells": all(
-                one.estimate.shape == one.exact.shape and one.estimate.shape[1] == len(one.cells)
-                for one in compared
-            ),
-            f"cells of sample and largest must be among those of {shape}; they are {cells}": all(
-                len(cell) == len(shape) and all(0 <= at < n for at, n in zip(cell, shape, strict=True))
-                for cell in cells
-            ),
-        }
-        yield from (rule for rule, holds in rules.items() if not holds)
+        return broken(
+            {
+                f"its axes must be a layer, a head in it, or a set, and then perhaps offsets or demos; they are {axes}": (
+                    (axes[:-1] if axes[-1:] in (("offset",), ("demo",)) else axes) in AXES
+                ),
+                f"places must be names of sets and otherwise numbers; they are {dict(self.places)}": all(
+                    isinstance(name, str if axis == "set" else int)
+                    for axis, names in self.places.items()
+                    for name in names
+                ),
+                f"places must be as many as the cells, {shape}; there are {[*map(len, self.places.values())]}": (
+                    tuple(map(len, self.places.values())) == shape and self.values.numel() > 0
+                ),
+                f"reference classes must be among two labels or more; there are {labels}": (
+                    labels >= 2 and bool(((self.reference >= 0) & (self.reference < labels)).all())
+                ),
+                f"metrics and controls must have names of their own; they are {[*self.others, *self.controls]}": (
+                    len(set(columns)) == len(columns)
+                ),
+                "sample and largest must hold an estimate and an exact effect for each of their cells": all(
+                    one.estimate.shape == one.exact.shape and one.estimate.shape[1] == len(one.cells)
+                    for one in compared
+                ),
+                f"cells of sample and largest must be among those of {shape}; they are {cells}": all(
+                    len(cell) == len(shape) and all(0 <= at < n for at, n in zip(cell, shape, strict=True))
+                    for cell in cells
+                ),
+            }
+        )
 
     def leaves(self) -> list[Leaf]:
         def named(leaf: Leaf) -> Leaf:
@@ -146,13 +146,10 @@ class PatchEffects(Result):
 
     def metric(self, name: Metric = "logit_difference") -> Float[Tensor, "prompt *cell"]:
         """One metric of the changed runs."""
-        if name == "logit_difference":
-            return self.values
-        if name not in self.others:
-            raise ResultError(
-                f"metrics here are {['logit_difference', *self.others]}; got {name!r}.", code="not-in-result"
-            )
-        return self.others[name]
+        metrics = {"logit_difference": self.values, **self.others}
+        if name not in metrics:
+            raise ResultError(f"metrics here are {list(metrics)}; got {name!r}.", code="not-in-result")
+        return metrics[name]
 
     def effect(self, metric: Metric = "logit_difference") -> Float[Tensor, "prompt *cell"]:
         """The metric of the changed run minus that of the run unchanged, per prompt."""
@@ -215,8 +212,7 @@ class PatchEffects(Result):
             raise ResultError(
                 "a first-order estimate gives no answers; run with method='exact'.", code="not-in-result"
             )
-        missing = self.label_scores.isnan().any(-1)
-        return self.label_scores.argmax(-1).masked_fill(missing, -1)
+        return self.label_scores.argmax(-1).masked_fill(self.label_scores.isnan().any(-1), -1)
 
     def flips(self) -> Float[Tensor, "*cell"]:
         """The share of prompts whose answer among the labels changes."""
@@ -244,32 +240,26 @@ class PatchEffects(Result):
                 f"only swap_values makes predictions; these effects are of {self.intervention}.",
                 code="not-in-result",
             )
-        x, y = self.others["predicted"].double(), self.others["direct"].double()
-        missing = x.isnan() | y.isnan()
-        x, y = ((z - z.masked_fill(missing, torch.nan).nanmean(0)).masked_fill(missing, 0) for z in (x, y))
-        xx, xy, yy = (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)
-        prompts, mean = (~missing).sum(0), self.mean()
-        alike = (prompts <= 2) | (xx == 0) | (yy == 0)
+        predicted, direct = self.others["predicted"], self.others["direct"]
+        prompts = (~(predicted.isnan() | direct.isnan())).sum(0)
+        line = line_through(predicted, direct)
         columns = {
-            "slope": (xy / xx).masked_fill(alike, torch.nan),
-            "r2": (xy**2 / (xx * yy)).masked_fill(alike, torch.nan),
-            "direct": self.others["direct"].nanmean(0),
-            "total": mean,
+            **{name: value.masked_fill(prompts <= 2, torch.nan) for name, value in line._asdict().items()},
+            "direct": direct.nanmean(0),
+            "total": self.mean(),
             "prompts": prompts,
         }
-        frame = long_form(("layer", "head"), columns, where=~mean.isnan())
-        frame["head"] = _head_names(frame, "head")
-        frame = frame.drop(columns="layer")
+        frame = head_table(columns).dropna(subset="total")
         return frame.sort_values("direct", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def table(self) -> pd.DataFrame:
         """One row per cell that was run, the largest mean effect first; heads by name."""
-        import pandas as pd
-
-        columns = [*self.places, "effect", "low", "high", *self.controls]
-        frame = pd.DataFrame(self._rows(), columns=columns).dropna(subset="effect")
+        frame = self._cells().dropna(subset="effect")
         for axis in {"head", "kv_head"} & set(self.places):
-            frame[axis] = _head_names(frame, axis)
+            frame[axis] = [
+                cell_name({"layer": at, axis: head})
+                for at, head in zip(frame["layer"], frame[axis], strict=True)
+            ]
         return frame.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def top(self, k: int = 10) -> pd.DataFrame:
@@ -278,17 +268,16 @@ class PatchEffects(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: the prompt, the place on each axis, and one column a metric and control; only cells that were run."""
-        columns = {"base": self._over_cells(self.base), "logit_difference": self.values}
+        base = self._over_cells(self.base)
         return long_form(
             ("prompt", *self.places),
-            {**columns, **self.others, **self.controls},
+            {"base": base, "logit_difference": self.values, **self.others, **self.controls},
             coords=self.coords(),
             where=~self.values.isnan(),
         )
 
     def figure(self) -> Figure:
         """The map of mean effects beside its control: layer × head, or layer × offset."""
-        prompts = self.run.prompts
         about = "layers and heads from 0"
         if self.sample is not None:
             about = (
@@ -298,16 +287,16 @@ class PatchEffects(Result):
             if self.largest is not None:
                 about += f", exact ÷ estimate of the largest {self.largest.ratio:.2f}"
         return effect_map_figure(
-            self._rows(),
+            self._cells().to_dict("records"),
             self.places,
             tuple(self.controls),
             title=f"{self.intervention.replace('_', ' ')}: {self.title}",
             subtitle=[
-                f"{self.run.model} on {prompts.task}: {len(self.values)} prompts of {prompts.demos} demonstrations; "
+                f"{self.run.about}: {len(self.values)} prompts of {self.run.prompts.demos} demonstrations; "
                 "change of the label logit difference",
                 about,
             ],
-            short=f"{self.intervention}: {self.run.model} on {prompts.task}",
+            short=f"{self.intervention}: {self.run.about}",
         )
 
     def __repr__(self) -> str:
@@ -321,8 +310,7 @@ class PatchEffects(Result):
             base += f"; of the run activations come from: {float(self.source.mean()):.3f}"
         table, sample, largest = self.top(top), self.sample, self.largest
         lines = [
-            f"PatchEffects({self.intervention}: {self.title}; {len(self.values)} prompts × {shape}; {self.run.model} on "
-            f"{self.run.prompts.task})",
+            f"PatchEffects({self.intervention}: {self.title}; {len(self.values)} prompts × {shape}; {self.run.about})",
             base,
             table.to_string(index=False, float_format=lambda x: f"{x:.3f}") if len(table) else "",
             sample
@@ -341,16 +329,8 @@ class PatchEffects(Result):
         """A number of each prompt, alike for all its cells."""
         return per_prompt[(slice(None), *[None] * len(self.places))].expand(self.values.shape)
 
-    def _rows(self) -> list[dict[str, Any]]:
-        """For every cell its places, its mean effect with the interval, and the controls' effects."""
+    def _cells(self) -> pd.DataFrame:
+        """One row a cell: its places, its mean effect with the interval, and the controls' effects."""
         low, high = self.interval()
         columns = {"effect": self.mean(), "low": low, "high": high, **self.control_means()}
-        frame = long_form(tuple(self.places), columns, coords=self.coords())
-        return frame.to_dict("records")
-
-
-def _head_names(frame: pd.DataFrame, axis: str) -> list[str]:
-    return [
-        cell_name({"layer": layer, axis: head})
-        for layer, head in zip(frame["layer"], frame[axis], strict=True)
-    ]
+        return long_form(tuple(self.places), columns, coords=self.coords())

@@ -45,6 +45,11 @@ class RunInfo:
     """How attention rows were obtained, and how many tokens were run for them."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
+    @property
+    def about(self) -> str:
+        """The model and the task, as titles name them."""
+        return f"{self.model} on {self.prompts.task}"
+
     @classmethod
     def of(cls, adapter: ModelAdapter, prompts: PromptInfo, score_on: str, **more: Any) -> RunInfo:
         record = load_record(adapter.model)

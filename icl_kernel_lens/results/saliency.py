@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, head_table
 from icl_kernel_lens.results.run_info import RunInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FLOWS = ("wp", "pq", "ww")
 
@@ -56,20 +52,16 @@ class Saliency(Result):
 
     def table(self) -> pd.DataFrame:
         """One row per head: the three means, and S_pq − S_ww with its interval; the largest of these first."""
-        import pandas as pd
-
-        layers, heads = self.pq.shape[1:]
         low, high = self.interval()
-        frame = pd.DataFrame({"head": [str(HeadRef(at, h)) for at in range(layers) for h in range(heads)]})
         columns = self.mean() | {"pq_above_ww": (self.pq - self.ww).nanmean(0), "low": low, "high": high}
-        for name, column in columns.items():
-            frame[name] = column.flatten().numpy()
-        return frame.sort_values("pq_above_ww", ascending=False, kind="stable", ignore_index=True)
+        return head_table(columns).sort_values(
+            "pq_above_ww", ascending=False, kind="stable", ignore_index=True
+        )
 
     def __repr__(self) -> str:
         prompts, layers, heads = self.pq.shape
         return (
             f"Saliency({prompts} prompts × {layers} layers × {heads} heads, loss of "
-            f"{self.settings.get('toward', '?')}; {self.run.model} on {self.run.prompts.task})\n"
+            f"{self.settings.get('toward', '?')}; {self.run.about})\n"
             + self.table().head(5).to_string(float_format=lambda x: f"{x:.2e}")
         )

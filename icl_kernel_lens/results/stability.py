@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
-from typing import TYPE_CHECKING
+from itertools import combinations, product
+
+import pandas as pd
 
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.stability import stability_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.results.base import Result
 from icl_kernel_lens.results.head_ranking import HeadRanking
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,23 +30,15 @@ class Stability(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """The long forms of all rankings, the name of each in the column `ranking`."""
-        import pandas as pd
-
-        frames = [ranking.to_dataframe() for ranking in self.rankings.values()]
-        return (
-            pd.concat(frames, keys=list(self.rankings), names=["ranking"])
-            .reset_index(0)
-            .reset_index(drop=True)
-        )
+        frames = {name: ranking.to_dataframe() for name, ranking in self.rankings.items()}
+        return pd.concat(frames, names=["ranking"]).reset_index(0).reset_index(drop=True)
 
     def table(self) -> pd.DataFrame:
         """One row a head that is more than neither in some ranking: in how many it is a kernel head, and its class in each.
 
         Of models of different shape there is no such table.
         """
-        import pandas as pd
-
-        if len({r.agreement.shape[1:] for r in self.rankings.values()}) > 1:
+        if not self._same_shape():
             raise ResultError(
                 "these rankings are of models of different shape; use pairs() for their bands.",
                 code="not-comparable",
@@ -64,40 +54,37 @@ class Stability(Result):
 
     def pairs(self) -> pd.DataFrame:
         """One row a pair of rankings: overlap of the kernel heads, rank correlations, overlap of the bands."""
-        import pandas as pd
-
         rows = []
         for first, second in combinations(self.rankings, 2):
             found = self.rankings[first].compare(self.rankings[second])
-            row = {"first": first, "second": second, "overlap": found.overlap}
-            row |= {f"{by}_rank_correlation": value for by, value in found.correlation.items()}
-            rows.append(row | {"depth_overlap": found.depth_overlap})
+            rows.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "overlap": found.overlap,
+                    **{f"{by}_rank_correlation": value for by, value in found.correlation.items()},
+                    "depth_overlap": found.depth_overlap,
+                }
+            )
         return pd.DataFrame(rows)
 
     def figure(self) -> Figure:
         """Every pair's rank correlations, as two squares."""
         rows = []
-        for first, a in self.rankings.items():
-            for second, b in self.rankings.items():
-                found = a.compare(b)
-                both = len(found.both)
-                either = both + len(found.only_first) + len(found.only_second)
-                shared = f"{both}/{either}" if found.same_shape else "–"
-                rows += [
-                    {
-                        "first": first,
-                        "second": second,
-                        "by": by,
-                        "correlation": value,
-                        "shared": shared,
-                    }
-                    for by, value in found.correlation.items()
-                ]
+        for first, second in product(self.rankings, repeat=2):
+            found = self.rankings[first].compare(self.rankings[second])
+            pair = {"first": first, "second": second}
+            pair["shared"] = f"{len(found.both)}/{found.either}" if found.same_shape else "–"
+            rows += [pair | {"by": by, "correlation": value} for by, value in found.correlation.items()]
         return stability_figure(rows, list(self.rankings))
+
+    def _same_shape(self) -> bool:
+        """Whether all rankings are of as many layers and heads."""
+        return len({ranking.agreement.shape[1:] for ranking in self.rankings.values()}) == 1
 
     def __repr__(self) -> str:
         lines = [f"Stability({len(self.rankings)} rankings: {', '.join(self.rankings)})"]
-        if len({r.agreement.shape[1:] for r in self.rankings.values()}) == 1:
+        if self._same_shape():
             table = self.table()
             lines.append(table.to_string(index=False) if len(table) else "  nothing located in any")
         lines.append(self.pairs().to_string(index=False, float_format=lambda x: f"{x:.2f}"))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import RunInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CONDITIONS = ("demonstrations", "permuted_labels", "no_demonstrations", "majority")
 
@@ -37,14 +34,20 @@ class TaskAccuracy(Result):
     """Conditions that could not be measured, and why."""
 
     def _problems(self) -> Iterator[str]:
-        if not {"demonstrations", "majority"} <= set(self.correct):
-            yield f"correct must hold demonstrations and majority; it holds {', '.join(self.correct)}"
-        if unknown := {*self.correct, *self.reasons} - set(CONDITIONS):
-            yield f"conditions are {', '.join(CONDITIONS)}; not {', '.join(sorted(unknown))}"
-        if both := set(self.correct) & set(self.reasons):
-            yield f"a condition is measured or has a reason; {', '.join(both)} has both"
-        if any(not ((right == 0) | (right == 1)).all() for right in self.correct.values()):
-            yield "an answer is right (1) or wrong (0)"
+        unknown = {*self.correct, *self.reasons} - set(CONDITIONS)
+        both = set(self.correct) & set(self.reasons)
+        return broken(
+            {
+                f"correct must hold demonstrations and majority; it holds {', '.join(self.correct)}": (
+                    {"demonstrations", "majority"} <= set(self.correct)
+                ),
+                f"conditions are {', '.join(CONDITIONS)}; not {', '.join(sorted(unknown))}": not unknown,
+                f"a condition is measured or has a reason; {', '.join(both)} has both": not both,
+                "an answer is right (1) or wrong (0)": all(
+                    bool(((right == 0) | (right == 1)).all()) for right in self.correct.values()
+                ),
+            }
+        )
 
     def mean(self) -> dict[str, float]:
         """Accuracy under each condition."""
@@ -52,11 +55,7 @@ class TaskAccuracy(Result):
 
     def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
         """Bootstrap intervals, demonstration sets drawn whole."""
-        found = {}
-        for name, right in self.correct.items():
-            low, high = cluster_bootstrap(right, self.demo_set, level=level)
-            found[name] = low.item(), high.item()
-        return found
+        return {name: self._interval(right, level) for name, right in self.correct.items()}
 
     def best_without(self) -> str:
         """The best of the conditions that the demonstrations' labels cannot help."""
@@ -69,16 +68,18 @@ class TaskAccuracy(Result):
         The difference is taken prompt by prompt, so that easy test inputs cancel.
         """
         difference = self.correct["demonstrations"] - self.correct[self.best_without()]
-        low, high = cluster_bootstrap(difference, self.demo_set)
-        return difference.mean().item(), low.item(), high.item()
+        return difference.mean().item(), *self._interval(difference)
+
+    def _interval(self, values: Float[Tensor, " prompt"], level: float = 0.95) -> tuple[float, float]:
+        low, high = cluster_bootstrap(values, self.demo_set, level=level)
+        return low.item(), high.item()
 
     def verdict(self) -> str:
         """One sentence: is there in-context learning to explain?"""
         gain, low, high = self.gain()
-        points = [f"{100 * x:+.1f}" for x in (gain, low, high)]
         other = self.best_without().replace("_", " ")
-        interval = f"95 % interval {points[1]} to {points[2]}" if low == low else "no interval"
-        span = f"{points[0]} percentage points over {other} ({interval})"
+        interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}" if low == low else "no interval"
+        span = f"{100 * gain:+.1f} percentage points over {other} ({interval})"
         if self.reasons:
             span += f"; {', '.join(self.reasons).replace('_', ' ')} not measured"
         if low != low:
@@ -92,21 +93,13 @@ class TaskAccuracy(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a condition: accuracy and interval."""
-        import pandas as pd
-
         intervals = self.interval()
-        return pd.DataFrame(
-            [
-                {"condition": name, "accuracy": mean, "low": intervals[name][0], "high": intervals[name][1]}
-                for name, mean in self.mean().items()
-            ]
-        )
+        rows = [(name, mean, *intervals[name]) for name, mean in self.mean().items()]
+        return pd.DataFrame(rows, columns=["condition", "accuracy", "low", "high"])
 
     def __repr__(self) -> str:
-        lines = [f"TaskAccuracy({self.run.model} on {self.run.prompts.task}, {len(self.demo_set)} prompts)"]
-        intervals = self.interval()
-        for name, mean in self.mean().items():
-            low, high = intervals[name]
+        lines = [f"TaskAccuracy({self.run.about}, {len(self.demo_set)} prompts)"]
+        for name, mean, low, high in self.to_dataframe().itertuples(index=False):
             interval = f"95 % interval {low:.1%} to {high:.1%}" if low == low else "no interval"
             lines.append(f"  {name:<18} {mean:6.1%}  ({interval})")
         lines += [f"  {name:<18} not measured: {why}" for name, why in self.reasons.items()]

@@ -10,7 +10,7 @@ from charts.located import ranking
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.numbers.ranks import spearman
+from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.criteria import Band, Criteria
 

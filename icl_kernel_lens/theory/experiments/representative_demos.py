@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.numbers.ranks import spearman
+from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.theory.bayes import bayesian_prediction, task_prediction, true_prediction
 from icl_kernel_lens.theory.checks import at_least
 from icl_kernel_lens.theory.experiment import BAYES, KERNEL, VOTE, Experiment, change, collect
