@@ -98,7 +98,7 @@ def attention_pass(
     Raises: CannotIntercept: a layer cannot be taken over exactly, or did not run its attention once.
     """
     if not isinstance(adapter, InterceptableAdapter):
-        raise CannotIntercept("the adapter does not let it be taken over")
+        raise CannotIntercept("the adapter does not let its attention be taken over")
     start = prefix.end if prefix else 0
     ran: list[int] = []
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +153,7 @@ def _load_hugging_face(
     where: Path | str, local: bool, dtype: torch.dtype | None, *, spread: bool
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     if local and not (Path(where) / "config.json").exists():
         raise LoadError(
@@ -163,7 +163,10 @@ def _load_hugging_face(
         )
     options = {"local_files_only": True} if local else {}
     try:
-        with _without_progress_bar() if local else nullcontext():
+        with ExitStack() as stack:
+            if local and logging.is_progress_bar_enabled():  # mapping a file into memory needs none
+                logging.disable_progress_bar()
+                stack.callback(logging.enable_progress_bar)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 output_loading_info=True,
@@ -212,20 +215,6 @@ def _attach(model: Any, tokenizer: Any | None) -> None:
     model.cfg.tokenizer_appends_eos = bool(ids) and ids[-1] == tokenizer.eos_token_id
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """No bar for mapping a local file into memory. A download keeps its bars."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:

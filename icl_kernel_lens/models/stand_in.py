@@ -361,5 +361,4 @@ def check_padding(attention_mask: Tensor | None) -> None:
     """Refuses padding before the text, which real positions would see; behind it, none does."""
     if attention_mask is not None and attention_mask.dim() == 2:
         kept = attention_mask.bool()
-        early = bool((kept[:, 1:] & ~kept[:, :-1]).any())
-        refuse(early, "padding stands before the text; pad on the right")
+        refuse(bool((kept[:, 1:] & ~kept[:, :-1]).any()), "padding stands before the text; pad on the right")

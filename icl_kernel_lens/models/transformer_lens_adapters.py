@@ -124,8 +124,11 @@ class TransformerLensAdapter(ABC):
     @contextmanager
     def intercepting(self, handler: Handler, *, start: int = 0) -> Iterator[None]:
         """See `InterceptableAdapter`. The model is as before afterwards, also after an exception."""
-        found = {layer: self._attention(layer) for layer in range(self.shape.layers)}
-        attentions = {layer: attention for layer, attention in found.items() if attention is not None}
+        attentions = {
+            layer: self.model.blocks[layer].attn
+            for layer in range(self.shape.layers)
+            if self._attention(layer) is not None
+        }
         with (
             _alone(self.model),
             self._standing_from(start, attentions),
@@ -139,10 +142,10 @@ class TransformerLensAdapter(ABC):
         named = {
             module: name for root in reversed(_roots(self.model)) for name, module in root.named_modules()
         }
-        found = (
+        everywhere = ["every module of PyTorch's"] if hooks_everywhere() else []
+        return everywhere + sorted(
             name.replace("._original_component", "") for module, name in named.items() if hooks_of(module)
         )
-        return [*(["every module of PyTorch's"] if hooks_everywhere() else []), *sorted(found)]
 
     @abstractmethod
     def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> AbstractContextManager[None]:
@@ -246,14 +249,8 @@ class BridgeAdapter(TransformerLensAdapter):
 
     @cached_property
     def _length_rotaries(self) -> list[nn.Module]:
-        """Rotary embeddings whose frequencies follow the length of what is run ("dynamic" and "longrope")."""
-
-        def kinds(module: nn.Module) -> list[str]:
-            found = getattr(module, "rope_type", None)
-            return [str(kind) for kind in (found.values() if isinstance(found, dict) else [found])]
-
-        modules = self.model.original_model.modules()
-        return [m for m in modules if any("dynamic" in kind or kind == "longrope" for kind in kinds(m))]
+        """Rotary embeddings whose frequencies follow the length of what is run."""
+        return [module for module in self.model.original_model.modules() if _follows_length(module)]
 
     @property
     def _by_length(self) -> int | None:
@@ -290,6 +287,13 @@ class BridgeAdapter(TransformerLensAdapter):
             if start and "position_ids" in inspect.signature(type(original).forward).parameters:
                 stack.callback(original.register_forward_pre_hook(place, with_kwargs=True).remove)
             yield
+
+
+def _follows_length(module: nn.Module) -> bool:
+    """Whether a module is a rotary embedding of the kind "dynamic" or "longrope", for any of its layers."""
+    kinds = getattr(module, "rope_type", None)
+    found = [str(kind) for kind in (kinds.values() if isinstance(kinds, dict) else [kinds])]
+    return any("dynamic" in kind or kind == "longrope" for kind in found)
 
 
 def _trained_length(config: Any) -> int:

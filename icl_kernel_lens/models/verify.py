@@ -123,8 +123,9 @@ def to_be_taken_over(model: Any, purpose: str, instead: str) -> InterceptableAda
 
 def reads_fast(adapter: ModelAdapter) -> bool:
     """Whether rows are rebuilt from q and k: it is exact, and no hook of the user's looks at the pattern."""
-    looked_at = any(name.endswith(("hook_pattern", "hook_attn_scores")) for name in users_hooks(adapter))
-    return verify_model(adapter).not_fast is None and not looked_at
+    return verify_model(adapter).not_fast is None and not any(
+        name.endswith(("hook_pattern", "hook_attn_scores")) for name in users_hooks(adapter)
+    )
 
 
 def _verify(adapter: ModelAdapter) -> VerificationReport:
@@ -174,8 +175,7 @@ def _plain_run(
     def keep(at: tuple[int, HookName], activation: Tensor) -> None:
         seen[at] = activation.detach().float()
 
-    every = [(layer, name) for name in _NAMES for layer in layers]
-    with seen_once(adapter, {at: partial(keep, at) for at in every}):
+    with seen_once(adapter, {(at, name): partial(keep, (at, name)) for name in _NAMES for at in layers}):
         logits = adapter.forward(tokens, lengths, lengths[:, None] - 1)
     return seen, logits
 

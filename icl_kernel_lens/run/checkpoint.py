@@ -64,8 +64,8 @@ def _configuration(model: nn.Module) -> Any:
         f"module {name}": {k: v for k, v in vars(module).items() if isinstance(v, float)}
         for name, module in model.named_modules()
     }
-    found = settings | {name: plain for name, plain in numbers.items() if plain}
-    return json.loads(json.dumps(found, default=str))
+    settings |= {name: plain for name, plain in numbers.items() if plain}
+    return json.loads(json.dumps(settings, default=str))
 
 
 _PLACES = {"device", "n_devices", "_name_or_path", "_attn_implementation_internal"}

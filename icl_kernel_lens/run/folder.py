@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, cast
 
 import torch
@@ -223,9 +222,7 @@ class RunFolder:
             self._held = self._held.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def begin(self, identity: Mapping[str, str]) -> None:
@@ -240,13 +237,11 @@ class RunFolder:
     def result(self, name: str, make: Callable[[], R]) -> R:
         """Make a result and keep it; or load it, where this run was interrupted after it had been kept."""
         path = self.new / f"{name}{_RESULT}"
-        if self._first(path.is_file):
-            made = cast(R, Result.load(path))
-        else:
-            made = make()
-            if self.group.first:
-                with self._keeping():
-                    made.save(path)
+        kept = self._first(path.is_file)
+        made = cast(R, Result.load(path)) if kept else make()
+        if self.group.first and not kept:
+            with self._keeping():
+                made.save(path)
         self.results[name] = made
         return made
 

@@ -58,8 +58,14 @@ def next_token_logits(
             return attention.attend()
 
         try:
-            own = tokens[:, prefix.end if prefix else 0 :]
-            return attention_pass(adapter, own, lengths, positions, handle, prefix=prefix)
+            return attention_pass(
+                adapter,
+                tokens[:, prefix.end if prefix else 0 :],
+                lengths,
+                positions,
+                handle,
+                prefix=prefix,
+            )
         except CannotIntercept as error:
             warnings.warn(
                 f"{adapter.name} is read through hook_pattern, which is slower, because {error.message}.",

@@ -54,13 +54,12 @@ def _bytes(adapter: ModelAdapter, share: float) -> int:
         return CPU_BYTES
     parameters = getattr(adapter.model, "parameters", list)()
     devices = {p.device for p in parameters if p.is_cuda} or {adapter.device}
-    return int(share * min(_free(device) for device in devices))
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of a GPU that are free, or that PyTorch holds and does not use."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    # What PyTorch holds and does not use is free, too.
+    free = [
+        torch.cuda.mem_get_info(at)[0] + torch.cuda.memory_reserved(at) - torch.cuda.memory_allocated(at)
+        for at in devices
+    ]
+    return int(share * min(free))
 
 
 def exhausted(error: RuntimeError) -> bool:

@@ -157,8 +157,9 @@ def sharing_of(prompts: PromptSet, adapter: ModelAdapter, hooks: list[str]) -> t
             stacklevel=4,
         )
         return alone, f"prompts read whole, one at a time: {reason}"
-    most = prefix_tokens(adapter)
-    whole = find_branches(prompts.tokens, prompts.lengths, prompts.answer_pos, most_tokens=most)
+    whole = find_branches(
+        prompts.tokens, prompts.lengths, prompts.answer_pos, most_tokens=prefix_tokens(adapter)
+    )
     if not any(branch.end for _, branch in whole.walk()):
         return alone, "prompts read whole: they share no leading tokens worth it"
     lengths = prompts.lengths.tolist()

@@ -241,8 +241,9 @@ def look_at(
         (layer, STREAMS[name]): partial(keep_at, name, layer) for name in seen for layer in layers
     }
     end = torch.tensor([at + 1])
-    row = tokens[None, start : at + 1]
-    logits = attention_pass(adapter, row, end, end[:, None] - 1, handle, prefix=prefix, edits=edits)[0, 0]
+    logits = attention_pass(
+        adapter, tokens[None, start : at + 1], end, end[:, None] - 1, handle, prefix=prefix, edits=edits
+    )[0, 0]
 
     def stacked(parts: Mapping[int, Tensor]) -> Tensor:
         empty = torch.full_like(next(iter(parts.values())), float("nan"))
