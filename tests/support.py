@@ -13,7 +13,7 @@ import torch
 from architectures import ARCHITECTURES, HOOKED, VOCAB
 
 from icl_kernel_lens import PromptSet
-from icl_kernel_lens.models import fast
+from icl_kernel_lens.models import verify
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.verify import verify_model
 from icl_kernel_lens.run import runner
@@ -61,7 +61,7 @@ def verified_otherwise(monkeypatch, model, **changes):
     """Within, verifying this model gives a report that differs in these fields."""
     report = replace(verify_model(as_adapter(model)), **changes)
     with monkeypatch.context() as patch:
-        for module in (fast, runner):
+        for module in (verify, runner):
             patch.setattr(module, "verify_model", lambda _: report)
         yield
 

@@ -20,8 +20,7 @@ from icl_kernel_lens.evidence.pooling import with_twins
 from icl_kernel_lens.evidence.rows import AnswerRows, evidence_of, shown_shape, sums
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.attention_passes import Prefix
-from icl_kernel_lens.models.fast import reads_fast
-from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.models.verify import reads_fast, verify_model
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.run.forward import answer_logits, check_finite, sequence_scores

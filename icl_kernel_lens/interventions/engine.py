@@ -32,12 +32,11 @@ from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.patch_effects import PatchEffects, Places
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.run.forward import check_finite
-from icl_kernel_lens.run.memory import prompts_at_once
+from icl_kernel_lens.run.memory import in_batches, prompts_at_once
 from icl_kernel_lens.run.runner import run_prompts
 from icl_kernel_lens.run.variants import (
     Changes,
     Seen,
-    in_batches,
     keep,
     own_tokens,
     run_variants,

@@ -1,9 +1,8 @@
 """Loads models, verifies them and takes their attention over: the only place that imports transformer_lens."""
 
-from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
+from icl_kernel_lens.models.adapter import ModelAdapter, ModelShape, as_adapter
 from icl_kernel_lens.models.fast import fast_attention
 from icl_kernel_lens.models.load import LoadRecord, bridge_from_hf, hooked_from_hf, load_model, load_record
-from icl_kernel_lens.models.shape import ModelShape
 from icl_kernel_lens.models.verify import VerificationReport, verify_model
 
 __all__ = [

@@ -4,7 +4,7 @@ A `ModelAdapter` looks at a model without changing it: it runs tokens to the log
 each layer's attention to a callback while the forward pass is under way. `as_adapter` finds the adapter of a
 `HookedTransformer` or a `TransformerBridge`; anything that satisfies `ModelAdapter` itself is taken as it is. Both
 TransformerLens classes also let the middle of their attention be taken over (`InterceptableAdapter`), which is how
-attention is read without being written out (`attention_pass.py`).
+attention is read without being written out (`attention_passes.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.errors import ModelError
-from icl_kernel_lens.models.shape import Edits, HookName, ModelShape
 from icl_kernel_lens.models.takeover import Handler
 from icl_kernel_lens.models.transformer_lens_adapters import (
     BridgeAdapter,
+    Edits,
     HookedAdapter,
-    TransformerLensAdapter,
+    HookName,
+    ModelShape,
     transformer_lens_classes,
 )
 
@@ -115,8 +116,6 @@ def as_adapter(model: Any) -> ModelAdapter:
 
     Raises: ModelError: the object is neither of TransformerLens's two model classes nor a `ModelAdapter`.
     """
-    if isinstance(model, TransformerLensAdapter):
-        return model
     hooked, bridge = transformer_lens_classes()
     if isinstance(model, bridge):
         return BridgeAdapter(model)
@@ -131,6 +130,11 @@ def as_adapter(model: Any) -> ModelAdapter:
         "icl_kernel_lens.models.bridge_from_hf(model, tokenizer), or call load_model(name).",
         code="model-kind",
     )
+
+
+def users_hooks(adapter: ModelAdapter) -> list[str]:
+    """Where the user has hooks on a model; nothing is known of an adapter that cannot say."""
+    return adapter.hooks_in_place() if isinstance(adapter, InterceptableAdapter) else []
 
 
 def attention_layers(adapter: ModelAdapter) -> list[int]:

@@ -19,10 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
+from icl_kernel_lens.models.adapter import Edits, InterceptableAdapter, ModelAdapter, attention_layers
 from icl_kernel_lens.models.hooks import module_seen
-from icl_kernel_lens.models.shape import Edits
-from icl_kernel_lens.models.stand_in import CannotIntercept
+from icl_kernel_lens.models.stand_in import CannotIntercept, refuse
 from icl_kernel_lens.numbers.attention import Block, Rule, answer_row, attend, attend_blocks
 
 Watched = Mapping[nn.Module, Callable[[Tensor, Tensor], None]]
@@ -37,11 +36,6 @@ class Prefix:
     """How many tokens."""
     blocks: Mapping[int, tuple[Block, ...]]
     """Per layer, in order of position; keys after any rotary embedding, one row for all prompts."""
-
-    @property
-    def bytes(self) -> int:
-        kept = (t for blocks in self.blocks.values() for block in blocks for t in (block.k, block.v))
-        return sum(t.numel() * t.element_size() for t in kept)
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ def attention_pass(
     Raises: CannotIntercept: a layer cannot be taken over exactly, or did not run its attention once.
     """
     if not isinstance(adapter, InterceptableAdapter):
-        raise CannotIntercept("the adapter does not let it be taken over")
+        raise CannotIntercept("the adapter does not let its attention be taken over")
     start = prefix.end if prefix else 0
     ran: list[int] = []
 
@@ -119,10 +113,11 @@ def attention_pass(
             stack.enter_context(module_seen(module, see))
         logits = adapter.forward(tokens, lengths - start, positions - start, gradients=gradients)
     for layer in attention_layers(adapter):
-        if ran.count(layer) != 1:
-            raise CannotIntercept(
-                f"layer {layer} of {adapter.name} ran its attention {ran.count(layer)} times in a forward pass, not once"
-            )
+        times = ran.count(layer)
+        refuse(
+            times != 1,
+            f"layer {layer} of {adapter.name} ran its attention {times} times in a forward pass, not once",
+        )
     return logits
 
 

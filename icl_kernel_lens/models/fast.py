@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from icl_kernel_lens.errors import ModelError
-from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, as_adapter
-from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.models.verify import to_be_taken_over
 from icl_kernel_lens.numbers.attention import attend
 
 
@@ -42,25 +40,3 @@ def fast_attention(model: Any) -> Iterator[None]:
     adapter = to_be_taken_over(model, "to be fast", "Run the model as it is.")
     with adapter.intercepting(lambda _layer, q, k, v, rule: attend(q, k, v, rule)):
         yield
-
-
-def to_be_taken_over(model: Any, purpose: str, instead: str) -> InterceptableAdapter:
-    """The adapter of a model whose attention can be taken over exactly.
-
-    Raises: ModelError: it cannot, why, and what to do instead.
-    """
-    adapter = as_adapter(model)
-    reason = verify_model(adapter).not_fast
-    if reason is None and isinstance(adapter, InterceptableAdapter):
-        return adapter
-    raise ModelError(
-        f"attention must be taken over exactly {purpose}; that of {adapter.name} is not ({reason}). {instead}",
-        code="not-taken-over",
-    )
-
-
-def reads_fast(adapter: ModelAdapter) -> bool:
-    """Whether rows are rebuilt from q and k: it is exact, and no hook of the user's looks at the pattern."""
-    if not isinstance(adapter, InterceptableAdapter) or verify_model(adapter).not_fast is not None:
-        return False
-    return not any(name.endswith(("hook_pattern", "hook_attn_scores")) for name in adapter.hooks_in_place())

@@ -1,4 +1,4 @@
-"""Finds the user's hooks on a model, and adds and removes ours.
+"""Finds the user's hooks on a model, adds and removes ours, and replaces attributes for the length of a context.
 
 A hook of the user's may count positions or edit activations, so leading tokens are run apart only where there is
 none. TransformerLens's, transformers' and accelerate's own hooks, which only record or move tensors, do not count.
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "icl_kernel_lens.")
 
@@ -56,11 +57,30 @@ def hooked(point: Any, callback: Callable[[Tensor], Tensor | None]) -> Iterator[
         point.fwd_hooks[:] = [h for h in point.fwd_hooks if h is not handle]
 
 
+def module_seen(module: nn.Module, see: Callable[[Tensor, Any], None]) -> RemovableHandle:
+    """Shows `see` the first input of a module and its output at every forward pass within the context."""
+    return module.register_forward_hook(lambda _module, given, out: see(given[0], out))
+
+
 @contextmanager
-def module_seen(module: nn.Module, see: Callable[[Tensor, Any], None]) -> Iterator[None]:
-    """Shows `see` the first input of a module and its output at every forward pass."""
-    handle = module.register_forward_hook(lambda _module, given, out: see(given[0], out))
+def instead(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replaces an attribute of this one object; afterwards it is as it was, in whatever order contexts are left."""
+    key = (id(owner), name)
+    values = _replaced.setdefault(key, [vars(owner).get(name, _ABSENT)])
+    values.append(value)
+    vars(owner)[name] = value
     try:
         yield
     finally:
-        handle.remove()
+        del values[max(at for at, one in enumerate(values) if one is value)]
+        if values[-1] is _ABSENT:
+            vars(owner).pop(name, None)
+        else:
+            vars(owner)[name] = values[-1]
+        if len(values) == 1:
+            del _replaced[key]
+
+
+_ABSENT = object()
+_replaced: dict[tuple[int, str], list[Any]] = {}
+"""What stood in each replaced attribute, and then the values in its place; the last of these is in force."""

@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,9 @@ MINI = Path(__file__).parent / "mini"
 
 HOOKED_CONTEXT = 2048
 """Longest context given to a HookedTransformer: each layer holds a causal mask of its square."""
+
+LOGIT_TOLERANCE = {torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Largest difference to Hugging Face's logits that rounding explains; 1e-3 in other types."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,7 @@ _records: WeakKeyDictionary[Any, LoadRecord] = WeakKeyDictionary()
 
 def load_record(model: Any) -> LoadRecord | None:
     """What `load_model` did to get this model; None for a model it did not load."""
-    try:
-        return _records.get(model)
-    except TypeError:  # not weakly referencable, so not one of ours
-        return None
+    return _records.get(model) if isinstance(model, torch.nn.Module) else None
 
 
 def load_model(
@@ -96,28 +95,26 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
             f"a local model is a folder in Hugging Face format; {path} is a file. Give its folder.",
             code="model-folder",
         )
-    spread = device == "auto"
+    spread, hooked_class = device == "auto", transformer_lens_classes()[0]
     if spread and backend == "hooked":
         raise LoadError(
             'device="auto" needs backend="bridge"; a HookedTransformer is not spread by it.', code="device"
         )
-    hf, tokenizer = _load_hugging_face(path if local else source, local, dtype, spread=spread)
-    try:
-        if not spread:
-            hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:
-        raise LoadError(
-            f"the model cannot be moved to device {str(device)!r}: {error}", code="device"
-        ) from error
-    name = path.name if local else source
-    model, residual, why = None, None, "backend='bridge' was asked for"
-    hooked_class, _ = transformer_lens_classes()
     if backend == "hooked" and hooked_class is None:
         raise LoadError(
             'backend="hooked" needs HookedTransformer, which TransformerLens removed in 4.0. Install '
             '"transformer-lens<4", or use backend="bridge".',
             code="model-backend",
         )
+    hf, tokenizer = _load_hugging_face(path if local else source, local, dtype, spread=spread)
+    try:
+        hf = hf if spread else hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        raise LoadError(
+            f"the model cannot be moved to device {str(device)!r}: {error}", code="device"
+        ) from error
+    name = path.name if local else source
+    model, residual, why = None, None, "backend='bridge' was asked for"
     if spread:
         why = 'device="auto" was asked for'
     elif hooked_class is None and backend == "auto":
@@ -147,7 +144,7 @@ def _converted(hf: Any, tokenizer: Any | None, name: str) -> tuple[Any | None, f
             None,
             f"TransformerLens cannot convert {type(hf).__name__}: {type(error).__name__}: {without_code(error)}",
         )
-    if residual > _tolerance(hf.dtype):
+    if residual > LOGIT_TOLERANCE.get(hf.dtype, 1e-3):
         return None, None, f"HookedTransformer's logits differ from Hugging Face's by {residual:.1e}"
     return model, residual, "its logits equal Hugging Face's"
 
@@ -156,6 +153,7 @@ def _load_hugging_face(
     where: Path | str, local: bool, dtype: torch.dtype | None, *, spread: bool
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     if local and not (Path(where) / "config.json").exists():
         raise LoadError(
@@ -164,9 +162,11 @@ def _load_hugging_face(
             code="model-folder",
         )
     options = {"local_files_only": True} if local else {}
-    placed = {"device_map": "auto"} if spread else {}
     try:
-        with _without_progress_bar() if local else nullcontext():
+        with ExitStack() as stack:
+            if local and logging.is_progress_bar_enabled():  # mapping a file into memory needs none
+                logging.disable_progress_bar()
+                stack.callback(logging.enable_progress_bar)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 output_loading_info=True,
@@ -175,7 +175,7 @@ def _load_hugging_face(
                 use_safetensors=True,
                 trust_remote_code=False,
                 **options,
-                **placed,
+                **({"device_map": "auto"} if spread else {}),
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         hint = (
@@ -215,20 +215,6 @@ def _attach(model: Any, tokenizer: Any | None) -> None:
     model.cfg.tokenizer_appends_eos = bool(ids) and ids[-1] == tokenizer.eos_token_id
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """No bar for mapping a local file into memory. A download keeps its bars."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:
@@ -271,19 +257,15 @@ def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
 
     Raises: NotImplementedError, ValueError, AttributeError: TransformerLens has no converter for it.
     """
-    from transformer_lens import (  # pyright: ignore[reportAttributeAccessIssue]
-        HookedTransformer,
-        loading_from_pretrained,
-    )
-    from transformer_lens.config import HookedTransformerConfig
+    from transformer_lens import loading_from_pretrained  # pyright: ignore[reportAttributeAccessIssue]
 
     with tempfile.TemporaryDirectory(prefix="config-", dir=_neutral_folder()) as folder:
-        written = _complete(hf.config.to_dict()) | {"architectures": [type(hf).__name__]}
+        written = hf.config.to_dict() | {"architectures": [type(hf).__name__]}
+        if "n_positions" in written:  # the converters expect it under another name
+            written.setdefault("n_ctx", written["n_positions"])
         (Path(folder) / "config.json").write_text(json.dumps(written, default=str))
-        if ours := _CONFIGURATIONS.get(type(hf).__name__):
-            fields = ours(hf.config)
-        else:
-            fields = loading_from_pretrained.convert_hf_model_config(folder)
+        ours = _CONFIGURATIONS.get(type(hf).__name__)
+        fields = ours(hf.config) if ours else loading_from_pretrained.convert_hf_model_config(folder)
         longest = getattr(hf.config, "max_position_embeddings", None) or fields["n_ctx"]
         if fields.get("positional_embedding_type") != "standard":
             fields["n_ctx"] = min(longest, HOOKED_CONTEXT)
@@ -294,35 +276,34 @@ def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             "tokenizer_name": None,
             "init_weights": False,
         }
-        cfg = HookedTransformerConfig.from_dict(fields)
-        weights = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf, dtype=hf.dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # HookedTransformer announces its end at every construction
-        model = HookedTransformer(cfg)
-        model.load_and_process_state_dict(
-            weights,
-            fold_ln=False,
-            center_writing_weights=False,
-            center_unembed=False,
-            fold_value_biases=False,
-        )
+        model = unwritten(fields)
+        weights = loading_from_pretrained.get_pretrained_state_dict(folder, model.cfg, hf, dtype=hf.dtype)
+    model.load_and_process_state_dict(
+        weights,
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
     _attach(model, tokenizer)
     return model.eval()
 
 
+def unwritten(fields: dict[str, Any]) -> Any:
+    """A HookedTransformer with this configuration, into which no weights have been written yet."""
+    from transformer_lens import HookedTransformer  # pyright: ignore[reportAttributeAccessIssue]
+    from transformer_lens.config import HookedTransformerConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # HookedTransformer announces its end at every construction
+        return HookedTransformer(HookedTransformerConfig.from_dict(fields))
+
+
 def _neutral_folder() -> str | None:
     """Where temporary folders may be: the converters read an architecture out of the path's name."""
-    for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        if not any(word in folder.lower() for word in ("llama", "gemma")) and Path(folder).is_dir():
-            return folder
-    return None
-
-
-def _complete(config: dict[str, Any]) -> dict[str, Any]:
-    """Fields that TransformerLens's converters expect at the top level and newer files keep elsewhere."""
-    if "n_positions" in config:
-        config.setdefault("n_ctx", config["n_positions"])
-    return config
+    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp")
+    neutral = [folder for folder in folders if not any(word in folder.lower() for word in ("llama", "gemma"))]
+    return next((folder for folder in neutral if Path(folder).is_dir()), None)
 
 
 def _gemma2_config(config: Any) -> dict[str, Any]:
@@ -392,8 +373,8 @@ def logit_residual(model: Any, hf: Any) -> float:
     # A window shows only beyond its own length; one that the context cannot fill never does.
     needed = [w + 24 for w in windows if isinstance(w, int) and w < context]
     length = min(context, max([32, *needed]))
-    tokens = torch.randint(vocab, (2, length), generator=torch.Generator().manual_seed(0))
-    tokens = tokens.to(next(hf.parameters()).device)
+    drawn = torch.randint(vocab, (2, length), generator=torch.Generator().manual_seed(0))
+    tokens = drawn.to(next(hf.parameters()).device)
     mask = torch.ones_like(tokens)
     with torch.no_grad():
         theirs = hf(tokens, attention_mask=mask).logits.float()
@@ -401,7 +382,3 @@ def logit_residual(model: Any, hf: Any) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     return ((ours - theirs).abs().max() / theirs.std()).item()
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    return {torch.float16: 5e-2, torch.bfloat16: 2e-1}.get(dtype, 1e-3)

@@ -10,7 +10,6 @@ form, whose MLPs are there and write nothing:
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_kernel_lens.errors import ModelError
-from icl_kernel_lens.models.load import bridge_from_hf
+from icl_kernel_lens.models.load import bridge_from_hf, unwritten
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 
 Form = Literal["plain", "rotary", "parallel"]
@@ -81,37 +80,27 @@ def _hooked(w: HandWeights, name: str) -> Any:
             "\"transformer-lens<4\", or use kind='TransformerBridge' (norm=True).",
             code="model-backend",
         )
-    from transformer_lens import HookedTransformer  # pyright: ignore[reportAttributeAccessIssue]
-    from transformer_lens.config import HookedTransformerConfig
-
     layers, heads, width, d_head = w.q.shape
-    fields: dict[str, Any] = {"positional_embedding_type": "standard"}
-    if w.form != "plain":
-        fields = {
-            "positional_embedding_type": "rotary",
-            "rotary_dim": w.rotary_dim,
-            "rotary_adjacent_pairs": w.form == "parallel",
-            "parallel_attn_mlp": w.form == "parallel",
-        }
-    cfg = HookedTransformerConfig(
-        n_layers=layers,
-        n_heads=heads,
-        d_model=width,
-        d_head=d_head,
-        d_mlp=MLP_WIDTH,
-        d_vocab=len(w.embed),
-        n_ctx=len(w.positions),
-        act_fn="gelu_new",
-        normalization_type="LN" if w.norm else None,
-        eps=EPS,
-        model_name=name,
-        device="cpu",
-        init_weights=False,
-        **fields,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # HookedTransformer announces its end at every construction
-        model = HookedTransformer(cfg)
+    fields = {
+        "n_layers": layers,
+        "n_heads": heads,
+        "d_model": width,
+        "d_head": d_head,
+        "d_mlp": MLP_WIDTH,
+        "d_vocab": len(w.embed),
+        "n_ctx": len(w.positions),
+        "act_fn": "gelu_new",
+        "normalization_type": "LN" if w.norm else None,
+        "eps": EPS,
+        "positional_embedding_type": "standard" if w.form == "plain" else "rotary",
+        "rotary_dim": None if w.form == "plain" else w.rotary_dim,
+        "rotary_adjacent_pairs": w.form == "parallel",
+        "parallel_attn_mlp": w.form == "parallel",
+        "model_name": name,
+        "device": "cpu",
+        "init_weights": False,
+    }
+    model = unwritten(fields)
     for key, parameter in model.named_parameters():
         parameter.fill_(1.0 if key.endswith(("ln1.w", "ln2.w", "ln_final.w")) else 0.0)
     model.embed.W_E.copy_(w.embed)
@@ -149,19 +138,11 @@ def _hugging_face(w: HandWeights) -> Any:
     }
     match w.form:
         case "plain":
-            hf: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**common, **gpt))
-            _fill(hf, w)
-            hf.transformer.wpe.weight.copy_(w.positions)
-            for layer, block in enumerate(hf.transformer.h):
-                joined = torch.cat([rearrange(m[layer], "h m d -> m (h d)") for m in (w.q, w.k, w.v)], 1)
-                block.attn.c_attn.weight.copy_(joined)
-                block.attn.c_proj.weight.copy_(rearrange(w.o[layer], "h d m -> (h d) m"))
+            config: Any = transformers.GPT2Config(**common, **gpt)
         case "rotary":
-            # A quarter of a dimension more than asked for: the share is rounded down to whole dimensions.
-            share: dict[str, Any] = {"rotary_pct": (w.rotary_dim + 0.25) / d_head}
             config = transformers.GPTNeoXConfig(
-                **common,
-                **share,
+                # A quarter of a dimension more than asked for: the share is rounded down to whole dimensions.
+                **(common | {"rotary_pct": (w.rotary_dim + 0.25) / d_head}),
                 num_hidden_layers=layers,
                 num_attention_heads=heads,
                 hidden_size=width,
@@ -170,28 +151,32 @@ def _hugging_face(w: HandWeights) -> Any:
                 layer_norm_eps=EPS,
                 use_parallel_residual=False,
             )
-            hf = transformers.GPTNeoXForCausalLM(config)
-            _fill(hf, w)
-            for layer, block in enumerate(hf.gpt_neox.layers):
-                joined = torch.stack([m[layer] for m in (w.q, w.k, w.v)], 1)  # head, which, width, d_head
-                block.attention.query_key_value.weight.copy_(rearrange(joined, "h n m d -> (h n d) m"))
-                block.attention.dense.weight.copy_(rearrange(w.o[layer], "h d m -> m (h d)"))
         case "parallel":
-            hf = transformers.GPTJForCausalLM(
-                transformers.GPTJConfig(**common, **gpt, rotary_dim=w.rotary_dim)
-            )
-            _fill(hf, w)
-            for layer, block in enumerate(hf.transformer.h):
-                for own, given in (("q_proj", w.q), ("k_proj", w.k), ("v_proj", w.v)):
-                    getattr(block.attn, own).weight.copy_(rearrange(given[layer], "h m d -> (h d) m"))
-                block.attn.out_proj.weight.copy_(rearrange(w.o[layer], "h d m -> m (h d)"))
-    return hf.eval()
-
-
-def _fill(hf: Any, w: HandWeights) -> None:
-    """Norms of weight 1, everything else 0, but for the two embeddings."""
+            config = transformers.GPTJConfig(**common, **gpt, rotary_dim=w.rotary_dim)
+    hf: Any = transformers.AutoModelForCausalLM.from_config(config)
     for key, parameter in hf.named_parameters():
         is_norm = any(part in key for part in ("ln_", "layernorm", "layer_norm")) and key.endswith("weight")
         parameter.fill_(1.0 if is_norm else 0.0)
     hf.get_input_embeddings().weight.copy_(w.embed)
     hf.get_output_embeddings().weight.copy_(w.unembed.T)
+    if w.form == "plain":
+        hf.transformer.wpe.weight.copy_(w.positions)
+    for layer, block in enumerate(hf.gpt_neox.layers if w.form == "rotary" else hf.transformer.h):
+        _write_attention(block, w, layer)
+    return hf.eval()
+
+
+def _write_attention(block: Any, w: HandWeights, layer: int) -> None:
+    """Each form's own way of putting heads, and q, k and v, into one matrix."""
+    q, k, v, o = (matrix[layer] for matrix in (w.q, w.k, w.v, w.o))
+    match w.form:
+        case "plain":
+            block.attn.c_attn.weight.copy_(rearrange([q, k, v], "n h m d -> m (n h d)"))
+            block.attn.c_proj.weight.copy_(rearrange(o, "h d m -> (h d) m"))
+        case "rotary":
+            block.attention.query_key_value.weight.copy_(rearrange([q, k, v], "n h m d -> (h n d) m"))
+            block.attention.dense.weight.copy_(rearrange(o, "h d m -> m (h d)"))
+        case "parallel":
+            for own, given in (("q_proj", q), ("k_proj", k), ("v_proj", v)):
+                getattr(block.attn, own).weight.copy_(rearrange(given, "h m d -> (h d) m"))
+            block.attn.out_proj.weight.copy_(rearrange(o, "h d m -> m (h d)"))

@@ -142,8 +142,7 @@ def unembedded(
     """The logits that the model's own final norm, unembedding and soft cap make of the last residual stream."""
     model = adapter.model
     with torch.no_grad():
-        x = residual[:, None]
-        x = model.ln_final(x) if hasattr(model, "ln_final") else x
-        logits = model.unembed(x)[:, 0].float()
+        normed = getattr(model, "ln_final", nn.Identity())(residual[:, None])
+        logits = model.unembed(normed)[:, 0].float()
     cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0
     return cap * torch.tanh(logits / cap) if cap > 0 else logits

@@ -34,7 +34,8 @@ class CannotIntercept(ModelError):
         super().__init__(message, code)
 
 
-def _refuse(when: bool, why: str) -> None:
+def refuse(when: bool, why: str) -> None:
+    """Says why a layer cannot be taken over, when it cannot."""
     if when:
         raise CannotIntercept(why)
 
@@ -55,7 +56,23 @@ class Noted:
     """Softmax is done."""
 
 
-class Mask(Tensor):
+class _StandIn(Tensor):
+    """A tensor without numbers: of its steps, it answers those that it understands."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FACTS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        return cls.step(getattr(func, "__name__", str(func)).strip("_"), args, kwargs or {})
+
+    @classmethod
+    def step(cls, name: str, args: Any, kwargs: Any) -> Any:
+        """What becomes of it where a layer calls `name`."""
+        raise NotImplementedError
+
+
+class Mask(_StandIn):
     """Stands for a causal mask of Hugging Face's, of which only the window is needed."""
 
     window: int | None
@@ -67,27 +84,21 @@ class Mask(Tensor):
         return mask
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def step(cls, name: str, args: Any, kwargs: Any) -> Any:
         if any(isinstance(a, Scores) for a in args):
             return NotImplemented  # the scores note what is done with a mask
-        if func in _FACTS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", str(func)).strip("_")
-        if name in _STILL_A_MASK:
-            return next(a for a in args if isinstance(a, Mask))
-        raise CannotIntercept(f"it calls {name} on its mask")
+        refuse(name not in _STILL_A_MASK, f"it calls {name} on its mask")
+        return next(a for a in args if isinstance(a, Mask))
 
 
-class Scores(Tensor):
+class Scores(_StandIn):
     """Stands for scores or weights, (batch, head, query, key) or with batch and head in one."""
 
     noted: Noted
 
     @staticmethod
     def __new__(cls, shape: Sequence[int], dtype: torch.dtype, noted: Noted) -> Scores:
-        one = torch.empty((), dtype=dtype, device=noted.q.device)
-        scores = one.expand(*shape).as_subclass(cls)
+        scores = torch.empty((), dtype=dtype, device=noted.q.device).expand(*shape).as_subclass(cls)
         scores.noted = noted
         return scores
 
@@ -100,20 +111,12 @@ class Scores(Tensor):
     def banded(self, window: int | None) -> Scores:
         """Hide the keys behind each query, and those before its window."""
         windows = [w for w in (window, self.noted.rule.window) if w is not None]
-        rule = replace(self.noted.rule, window=min(windows, default=None))
-        return self.now(rule=rule, causal=True)
+        return self.ruled(window=min(windows, default=None)).now(causal=True)
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _FACTS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        name = getattr(func, "__name__", str(func)).strip("_")
-        step = _STEPS.get(name)
-        if step is None:
-            raise CannotIntercept(f"it calls {name} on its attention scores")
-        return step(*args, **kwargs)
+    def step(cls, name: str, args: Any, kwargs: Any) -> Any:
+        refuse(name not in _STEPS, f"it calls {name} on its attention scores")
+        return _STEPS[name](*args, **kwargs)
 
 
 _FACTS = {
@@ -160,9 +163,9 @@ def multiply(a: Any, b: Any) -> Scores:
     if factor is None or noted.weights:
         raise CannotIntercept("it multiplies its attention scores with a tensor")
     if noted.rule.soft_cap is not None:
-        _refuse(noted.capping != factor, "it scales its scores after a soft cap")
+        refuse(noted.capping != factor, "it scales its scores after a soft cap")
         return scores.now(capping=None)
-    _refuse(noted.rule.slopes is not None, "it scales its scores after a bias was added")
+    refuse(noted.rule.slopes is not None, "it scales its scores after a bias was added")
     return scores.ruled(scale=noted.rule.scale * factor)
 
 
@@ -185,22 +188,22 @@ def _tanh(scores: Scores) -> Scores:
 def add(a: Any, b: Any, *, alpha: float = 1, **_: Any) -> Scores:
     """Note a mask or ALiBi's bias that is added to scores; refuse every other summand."""
     scores, other = (a, b) if isinstance(a, Scores) else (b, a)
-    if alpha != 1 or isinstance(other, Scores) or scores.noted.weights:
-        raise CannotIntercept("it adds something unusual to its attention scores")
+    refuse(
+        alpha != 1 or isinstance(other, Scores) or scores.noted.weights,
+        "it adds something unusual to its attention scores",
+    )
     if isinstance(other, Mask):
         return scores.banded(other.window)
-    if not isinstance(other, Tensor):
-        raise CannotIntercept("it adds a number to its attention scores")
-    queries = scores.shape[-2]
+    refuse(not isinstance(other, Tensor), "it adds a number to its attention scores")
     row = other[..., -1, :]
     heads = scores.noted.q.shape[1]
     if row.dim() >= 2 and row.shape[-2] in (heads, heads * scores.noted.q.shape[0]) and heads > 1:
         return scores.ruled(slopes=_slopes(row.reshape(-1, heads, row.shape[-1])))
-    _refuse(
+    refuse(
         bool(((row != 0) & (row > HIDDEN)).any()),
         "it adds a bias to its attention scores that is not ALiBi's",
     )
-    return scores.banded(causal_window(other > HIDDEN, queries))
+    return scores.banded(causal_window(other > HIDDEN, scores.shape[-2]))
 
 
 def _slopes(rows: Tensor) -> Tensor:
@@ -209,11 +212,11 @@ def _slopes(rows: Tensor) -> Tensor:
     Padding behind a prompt may have the bias 0.
     """
     rows = rows.float()
-    _refuse(rows.shape[2] < 2, "a prompt of one token does not show its position bias")
+    refuse(rows.shape[2] < 2, "a prompt of one token does not show its position bias")
     first = rows[0]
     slopes = first[:, 1] - first[:, 0]
     line = first[:, :1] + slopes[:, None] * torch.arange(rows.shape[2], device=rows.device)
-    _refuse(
+    refuse(
         not bool((torch.isclose(rows, line, rtol=1e-6, atol=1e-5) | (rows == 0)).all()),
         "it adds a bias to its scores that is not linear in the key's position (ALiBi's is not, in half precision, "
         "beyond 256 positions)",
@@ -222,13 +225,11 @@ def _slopes(rows: Tensor) -> Tensor:
 
 
 def _masked_fill(scores: Any, mask: Any, value: Any) -> Scores:
-    if not isinstance(scores, Scores):
-        raise CannotIntercept("it fills another tensor by its attention scores")
+    refuse(not isinstance(scores, Scores), "it fills another tensor by its attention scores")
     if scores.noted.weights:
         return scores
     filler = _number(value)
-    if filler is None or filler > HIDDEN:
-        raise CannotIntercept("it replaces attention scores by a number")
+    refuse(filler is None or filler > HIDDEN, "it replaces attention scores by a number")
     return scores.banded(causal_window(mask, scores.shape[-2], hidden=True))
 
 
@@ -236,8 +237,10 @@ def _where(condition: Any, scores: Any, other: Any) -> Scores:
     if isinstance(condition, Scores):  # rows without any key become zeros; causal rows have one
         return other
     filler = _number(other)
-    if not isinstance(scores, Scores) or filler is None or filler > HIDDEN or scores.noted.weights:
-        raise CannotIntercept("it chooses between its attention scores and others")
+    refuse(
+        not isinstance(scores, Scores) or filler is None or filler > HIDDEN or scores.noted.weights,
+        "it chooses between its attention scores and others",
+    )
     return scores.banded(causal_window(condition, scores.shape[-2]))
 
 
@@ -269,12 +272,11 @@ def _band(visible: Tensor, queries: int) -> int | None:
     """The width of the causal band that every prompt's mask is."""
     keys = visible.shape[-1]
     every = visible.reshape(-1, *visible.shape[-2:])
-    last = int(every[0, -1].sum())
-    width = last if last < keys else keys
+    width = int(every[0, -1].sum())
     # A single row is the last query's.
     t = torch.arange(queries, device=every.device)[-every.shape[1] :, None]
     s = torch.arange(keys, device=every.device)
-    _refuse(
+    refuse(
         not bool((every == ((s <= t) & (s > t - width))).all()),
         "its mask is not one causal band for all prompts (left padding is not)",
     )
@@ -283,21 +285,20 @@ def _band(visible: Tensor, queries: int) -> int | None:
 
 def _softmax(scores: Scores, dim: int | None = None, *_: Any, dtype: Any = None, **__: Any) -> Scores:
     noted = scores.noted
-    _refuse(
+    refuse(
         dim not in (-1, scores.dim() - 1) or noted.weights,
         "it applies softmax along another dimension than the keys'",
     )
-    _refuse(not noted.causal, "its attention is not masked, so it is not causal")
-    _refuse(
+    refuse(not noted.causal, "its attention is not masked, so it is not causal")
+    refuse(
         noted.rule.soft_cap is not None and noted.capping is not None, "its soft cap does not multiply back"
     )
     return Scores(scores.shape, dtype or scores.dtype, replace(noted, weights=True))
 
 
 def _cast(scores: Scores, *args: Any, **kwargs: Any) -> Scores:
-    wanted = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
-    like = [a.dtype for a in args if isinstance(a, Tensor)]
-    dtype = next(iter([*wanted, *like]), scores.dtype)
+    given = [a.dtype if isinstance(a, Tensor) else a for a in (*args, *kwargs.values())]
+    dtype = next((a for a in given if isinstance(a, torch.dtype)), scores.dtype)
     return Scores(scores.shape, dtype, scores.noted)
 
 
@@ -309,13 +310,13 @@ def _reshape(scores: Scores, *shape: Any) -> Scores:
 
 
 def _dropout(scores: Scores, p: float = 0.5, training: bool = True, inplace: bool = False) -> Scores:
-    _refuse(training and p > 0, "it drops attention weights at random; call model.eval() first")
+    refuse(training and p > 0, "it drops attention weights at random; call model.eval() first")
     return scores
 
 
 def _permute(scores: Scores, *dims: Any) -> Scores:
     dims = tuple(dims[0]) if len(dims) == 1 and not isinstance(dims[0], int) else dims
-    _refuse(
+    refuse(
         tuple(d % scores.dim() for d in dims) != tuple(range(scores.dim())),
         "it transposes its attention scores",
     )
@@ -323,12 +324,13 @@ def _permute(scores: Scores, *dims: Any) -> Scores:
 
 
 def _weights_times_values(weights: Any, v: Any, **_: Any) -> Tensor:
-    if not isinstance(weights, Scores) or not weights.noted.weights or not isinstance(v, Tensor):
-        raise CannotIntercept("it multiplies attention scores before softmax")
+    refuse(
+        not isinstance(weights, Scores) or not weights.noted.weights or not isinstance(v, Tensor),
+        "it multiplies attention scores before softmax",
+    )
     noted = weights.noted
-    batch = len(noted.q)
     flat = v.dim() == 3
-    v = rearrange(v, "(b h) s d -> b h s d", b=batch) if flat else v
+    v = rearrange(v, "(b h) s d -> b h s d", b=len(noted.q)) if flat else v
     z = noted.attend(noted.q, noted.k, v, noted.rule)
     return rearrange(z, "b h s d -> (b h) s d") if flat else z
 
@@ -359,5 +361,4 @@ def check_padding(attention_mask: Tensor | None) -> None:
     """Refuses padding before the text, which real positions would see; behind it, none does."""
     if attention_mask is not None and attention_mask.dim() == 2:
         kept = attention_mask.bool()
-        early = bool((kept[:, 1:] & ~kept[:, :-1]).any())
-        _refuse(early, "padding stands before the text; pad on the right")
+        refuse(bool((kept[:, 1:] & ~kept[:, :-1]).any()), "padding stands before the text; pad on the right")

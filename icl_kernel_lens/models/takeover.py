@@ -21,8 +21,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from icl_kernel_lens.models.replace import instead
-from icl_kernel_lens.models.stand_in import CannotIntercept, Mask, Noted, Scores, add, check_padding, multiply
+from icl_kernel_lens.models.hooks import instead
+from icl_kernel_lens.models.stand_in import (
+    CannotIntercept,
+    Mask,
+    Noted,
+    Scores,
+    add,
+    check_padding,
+    multiply,
+    refuse,
+)
 from icl_kernel_lens.numbers.attention import Rule
 
 Handler = Callable[[int, Tensor, Tensor, Tensor, Rule], Tensor]
@@ -52,15 +61,15 @@ class _Seeing(TorchFunctionMode):
         k = transposed.transpose(-1, -2)
         if q.dim() == 3:
             q, k = (rearrange(x, "(b h) s d -> b h s d", h=self.heads) for x in (q, k))
-        if q.dim() == k.dim() == 4 and q.shape[2] < k.shape[2]:
-            raise CannotIntercept(
-                "keys of earlier tokens come from a cache, and its masks count from them. Run without one "
-                "(use_cache=False; in generate also use_past_kv_cache=False)"
-            )
-        if q.dim() != 4 or q.shape != k.shape or q.shape[1] != self.heads:
-            raise CannotIntercept(
-                f"its first product has shapes {tuple(q.shape)} and {tuple(k.shape)}, not those of q and k"
-            )
+        refuse(
+            q.dim() == k.dim() == 4 and q.shape[2] < k.shape[2],
+            "keys of earlier tokens come from a cache, and its masks count from them. Run without one "
+            "(use_cache=False; in generate also use_past_kv_cache=False)",
+        )
+        refuse(
+            q.dim() != 4 or q.shape != k.shape or q.shape[1] != self.heads,
+            f"its first product has shapes {tuple(q.shape)} and {tuple(k.shape)}, not those of q and k",
+        )
         self.begun += 1
         return Scores(shape, q.dtype, Noted(self.handle, q, k))
 
@@ -70,8 +79,7 @@ class _Seeing(TorchFunctionMode):
         scores = multiply(self.begin(batch1, batch2), alpha)
         if beta == 0:
             return scores
-        if beta != 1:
-            raise CannotIntercept("it scales the bias of its attention scores")
+        refuse(beta != 1, "it scales the bias of its attention scores")
         return add(scores, bias)
 
     def handle(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
@@ -87,25 +95,20 @@ def _through(layer: int, heads: int, module: nn.Module, handler: Handler) -> Cal
     def intercepted(*args: Any, **kwargs: Any) -> Any:
         for name in ("hook_pattern", "hook_attn_scores"):
             point = getattr(module, name, None)
-            if getattr(point, "_forward_hooks", None) or getattr(point, "_backward_hooks", None):
-                raise CannotIntercept(
-                    f"blocks.{layer}.attn.{name} has a hook, and what it would see is never written out. Give "
-                    "run_with_cache a names_filter that leaves hook_pattern and hook_attn_scores out, or run the model "
-                    "without fast_attention"
-                )
+            refuse(
+                any(getattr(point, kind, None) for kind in ("_forward_hooks", "_backward_hooks")),
+                f"blocks.{layer}.attn.{name} has a hook, and what it would see is never written out. Give "
+                "run_with_cache a names_filter that leaves hook_pattern and hook_attn_scores out, or run the model "
+                "without fast_attention",
+            )
         seeing = _Seeing(layer, heads, handler)
-        left = module.__dict__.get("_pattern")
         try:
-            with seeing:
+            # There a bridge leaves the last pattern it made; this one would keep q and k alive.
+            with instead(module, "_pattern", None), seeing:
                 out = forward(*args, **kwargs)
         except CannotIntercept as error:
             raise CannotIntercept(f"layer {layer}: {error.message}") from None
-        finally:
-            if "_pattern" in module.__dict__:
-                # Where a bridge leaves the last pattern it made; this one would keep q and k alive.
-                module.__dict__["_pattern"] = left
-        if seeing.done != 1:
-            raise CannotIntercept(f"layer {layer}: its product of weights and values was not found")
+        refuse(seeing.done != 1, f"layer {layer}: its product of weights and values was not found")
         return _without_scores(out)
 
     intercepted.taken_over = forward  # pyright: ignore[reportFunctionMemberAccess]
@@ -139,16 +142,12 @@ def without_masks(model: nn.Module) -> Iterator[None]:
 
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
+    owners = [m for m in model.modules() if hasattr(vars(m).get("config"), "_attn_implementation")]
+    configs = deepcopy([vars(module)["config"] for module in owners])  # what was one object is one copy
     with ExitStack() as stack:
-        changed: dict[int, Any] = {}
-        for module in model.modules():
-            config = vars(module).get("config")
-            if not hasattr(config, "_attn_implementation"):
-                continue
-            if id(config) not in changed:
-                changed[id(config)] = deepcopy(config)
-                changed[id(config)]._attn_implementation = NAME
-            stack.enter_context(instead(module, "config", changed[id(config)]))
+        for module, config in zip(owners, configs, strict=True):
+            config._attn_implementation = NAME
+            stack.enter_context(instead(module, "config", config))
         yield
 
 
@@ -156,8 +155,10 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attention written plainly, for modules that leave it to Hugging Face's registry: it is taken over too."""
-    if kwargs.get("s_aux") is not None or kwargs.get("softcap") is not None:
-        raise CannotIntercept("its attention has a sink or a soft cap of Hugging Face's own")
+    refuse(
+        kwargs.get("s_aux") is not None or kwargs.get("softcap") is not None,
+        "its attention has a sink or a soft cap of Hugging Face's own",
+    )
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (key, value))
     scale = kwargs.get("scaling")
@@ -192,7 +193,7 @@ def _mask(
 
     width = int(sees(longest - 1).sum())
     for query in {longest - 1, longest // 2, min(width, longest - 1)}:
-        if not bool((sees(query) == ((keys <= query) & (keys > query - width))).all()):
-            raise CannotIntercept("its mask is not a causal band")
+        band = (keys <= query) & (keys > query - width)
+        refuse(not torch.equal(sees(query), band), "its mask is not a causal band")
     like = torch.empty((), dtype=dtype, device=device)
     return Mask((batch_size, 1, q_length, kv_length), width if width < longest else None, like)

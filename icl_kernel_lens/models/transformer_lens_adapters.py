@@ -1,4 +1,4 @@
-"""Adapts TransformerLens's two model classes, and holds what is particular to each.
+"""Adapts TransformerLens's two model classes, holds what is particular to each, and names what both have.
 
 `HookedTransformer` exists up to TransformerLens 3.9, `TransformerBridge` from 3.0 on. Both have the same hook points,
 blocks and `unembed`; they differ in how a forward pass is called, how positions are counted and how masks are made.
@@ -10,9 +10,10 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from threading import Lock, RLock
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,11 +21,33 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from icl_kernel_lens.errors import ModelError
-from icl_kernel_lens.models.hooks import hooked, hooks_everywhere, hooks_of
-from icl_kernel_lens.models.replace import instead
-from icl_kernel_lens.models.shape import Edits, HookName, ModelShape, StreamName, VectorName
-from icl_kernel_lens.models.stand_in import CannotIntercept, check_padding
+from icl_kernel_lens.models.hooks import hooked, hooks_everywhere, hooks_of, instead
+from icl_kernel_lens.models.stand_in import check_padding, refuse
 from icl_kernel_lens.models.takeover import Handler, intercepting, without_masks
+
+HookName = Literal["hook_pattern", "hook_v", "hook_z"]
+"""Of a layer's attention: (batch, head, query, key); (batch, pos, kv_head, d_head); (batch, pos, head, d_head)."""
+VectorName = Literal["hook_q", "hook_k", "hook_v"]
+"""Of a layer's attention: queries and keys before any rotary embedding, values; (batch, pos, head, d_head)."""
+StreamName = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
+"""Of a layer's block: what comes in, what attention and MLP add (after any norm behind them), what goes out."""
+Edits = Mapping[tuple[int, HookName | VectorName | StreamName], Callable[[Tensor], Tensor | None]]
+"""(layer, activation) → a function that sees it, and may return another in its place."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes a reader of attention needs."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    context: int | None
+    vocab: int
+    width: int = 0
+    """Of the residual stream; 0: not known, which only the choice of batch sizes minds."""
+    by_length: int | None = None
+    """From so many tokens on, where a token stands depends on the longest prompt of its batch; None: never."""
 
 
 class TransformerLensAdapter(ABC):
@@ -80,12 +103,11 @@ class TransformerLensAdapter(ABC):
         return getattr(self.model.blocks[layer], "attn", None)
 
     def missing_attention(self) -> dict[int, str]:
-        reasons: dict[int, str] = {}
-        for layer in range(self.shape.layers):
-            if self._attention(layer) is None:
-                kind = type(self.model.blocks[layer]).__name__
-                reasons[layer] = f"no attention in layer {layer} ({kind})"
-        return reasons
+        return {
+            layer: f"no attention in layer {layer} ({type(self.model.blocks[layer]).__name__})"
+            for layer in range(self.shape.layers)
+            if self._attention(layer) is None
+        }
 
     def _point(self, layer: int, name: HookName | StreamName | VectorName) -> Any:
         owner = self.model.blocks[layer] if name in get_args(StreamName) else self._attention(layer)
@@ -102,21 +124,28 @@ class TransformerLensAdapter(ABC):
     @contextmanager
     def intercepting(self, handler: Handler, *, start: int = 0) -> Iterator[None]:
         """See `InterceptableAdapter`. The model is as before afterwards, also after an exception."""
-        found = {layer: self._attention(layer) for layer in range(self.shape.layers)}
-        attentions = {layer: attention for layer, attention in found.items() if attention is not None}
-        own = intercepting(attentions, self.shape.heads, handler)
-        with _alone(self.model), self._standing_from(start, attentions), own:
+        attentions = {
+            layer: self.model.blocks[layer].attn
+            for layer in range(self.shape.layers)
+            if self._attention(layer) is not None
+        }
+        with (
+            _alone(self.model),
+            self._standing_from(start, attentions),
+            intercepting(attentions, self.shape.heads, handler),
+        ):
             yield
 
     def hooks_in_place(self) -> list[str]:
         """See `InterceptableAdapter`; a bridge's own hooks, which capture what it reports, are not the user's."""
-        roots = [self.model, getattr(self.model, "original_model", None)]
-        named: dict[nn.Module, str] = {}
-        for root in roots:
-            for name, module in root.named_modules() if root is not None else ():
-                named.setdefault(module, name.replace("._original_component", ""))
+        # What both hold goes by the name that the model itself gives it.
+        named = {
+            module: name for root in reversed(_roots(self.model)) for name, module in root.named_modules()
+        }
         everywhere = ["every module of PyTorch's"] if hooks_everywhere() else []
-        return everywhere + sorted(name for module, name in named.items() if hooks_of(module))
+        return everywhere + sorted(
+            name.replace("._original_component", "") for module, name in named.items() if hooks_of(module)
+        )
 
     @abstractmethod
     def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> AbstractContextManager[None]:
@@ -149,21 +178,20 @@ class TransformerLensAdapter(ABC):
         rows = torch.arange(len(tokens))[:, None]
 
         def keep_answer(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            residual = args[0]
-            there = residual.device
-            return (residual[rows.to(there), positions.to(there)], *args[1:])
+            residual, *rest = args
+            return (residual[rows.to(residual.device), positions.to(residual.device)], *rest)
 
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
-        graph = torch.set_grad_enabled(gradients)
-        # Under autocast the model would be another one than the one that was verified.
-        cast = torch.autocast(self.device.type, enabled=False)
-        with _alone(self.model), self._as_found(), evaluating(self.model), graph, cast:
-            handle = self.model.unembed.register_forward_pre_hook(keep_answer)
-            try:
-                logits = self._forward(tokens.to(self.device), mask.to(self.device))
-            finally:
-                handle.remove()
-        return logits.float()
+        with (
+            _alone(self.model),
+            self._as_found(),
+            evaluating(self.model),
+            torch.set_grad_enabled(gradients),
+            # Under autocast the model would be another one than the one that was verified.
+            torch.autocast(self.device.type, enabled=False),
+            self.model.unembed.register_forward_pre_hook(keep_answer),
+        ):
+            return self._forward(tokens.to(self.device), mask.to(self.device)).float()
 
 
 class HookedAdapter(TransformerLensAdapter):
@@ -178,10 +206,13 @@ class HookedAdapter(TransformerLensAdapter):
     def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> Iterator[None]:
         cfg = self.model.cfg
         positions = cfg.positional_embedding_type
-        if positions not in ("standard", "rotary", "alibi"):
-            raise CannotIntercept(f"its positions are of the kind {positions!r}")
-        if start and getattr(cfg, "use_logn_attn", False):
-            raise CannotIntercept("it scales queries by the logarithm of their position")
+        refuse(
+            positions not in ("standard", "rotary", "alibi"), f"its positions are of the kind {positions!r}"
+        )
+        refuse(
+            bool(start and getattr(cfg, "use_logn_attn", False)),
+            "it scales queries by the logarithm of their position",
+        )
         with ExitStack() as stack:
             if start and positions == "standard":
                 embed = self.model.pos_embed
@@ -189,7 +220,7 @@ class HookedAdapter(TransformerLensAdapter):
             for attention in attentions.values():
                 if cfg.attention_dir == "causal":
                     window = cfg.window_size if attention.attn_type == "local" else None
-                    stack.enter_context(instead(attention, "apply_causal_mask", _band(window)))
+                    stack.enter_context(instead(attention, "apply_causal_mask", partial(_banded, window)))
                 if start and positions == "rotary":
                     rotated = _from_position(attention.apply_rotary, start)
                     stack.enter_context(instead(attention, "apply_rotary", rotated))
@@ -218,14 +249,8 @@ class BridgeAdapter(TransformerLensAdapter):
 
     @cached_property
     def _length_rotaries(self) -> list[nn.Module]:
-        """Rotary embeddings whose frequencies follow the length of what is run ("dynamic" and "longrope")."""
-
-        def kinds(module: nn.Module) -> list[str]:
-            found = getattr(module, "rope_type", None)
-            return [str(kind) for kind in (found.values() if isinstance(found, dict) else [found])]
-
-        modules = self.model.original_model.modules()
-        return [m for m in modules if any("dynamic" in kind or kind == "longrope" for kind in kinds(m))]
+        """Rotary embeddings whose frequencies follow the length of what is run."""
+        return [module for module in self.model.original_model.modules() if _follows_length(module)]
 
     @property
     def _by_length(self) -> int | None:
@@ -264,6 +289,13 @@ class BridgeAdapter(TransformerLensAdapter):
             yield
 
 
+def _follows_length(module: nn.Module) -> bool:
+    """Whether a module is a rotary embedding of the kind "dynamic" or "longrope", for any of its layers."""
+    kinds = getattr(module, "rope_type", None)
+    found = [str(kind) for kind in (kinds.values() if isinstance(kinds, dict) else [kinds])]
+    return any("dynamic" in kind or kind == "longrope" for kind in found)
+
+
 def _trained_length(config: Any) -> int:
     """The shortest length that a Hugging Face config names as one it was trained at, for any of its layers."""
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -281,14 +313,10 @@ def _from_position(forward: Callable[..., Tensor], start: int) -> Callable[..., 
     return lambda x, *_, **__: forward(x, start)
 
 
-def _band(window: int | None) -> Callable[..., Any]:
+def _banded(window: int | None, scores: Any, _offset: int = 0, attention_mask: Tensor | None = None) -> Any:
     """Instead of `apply_causal_mask`: the mask is said, and not written out."""
-
-    def apply_causal_mask(scores: Any, _offset: int = 0, attention_mask: Tensor | None = None) -> Any:
-        check_padding(attention_mask)
-        return scores.banded(window)
-
-    return apply_causal_mask
+    check_padding(attention_mask)
+    return scores.banded(window)
 
 
 @contextmanager
@@ -297,25 +325,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     A bridge runs modules that it does not list among its own: those of the model it was built into.
     """
-    roots = [model, getattr(model, "original_model", None)]
-    every = dict.fromkeys(m for root in roots if isinstance(root, nn.Module) for m in root.modules())
-    modes = [(module, module.training) for module in every if module.training]
-    for module, _ in modes:
+    training = {module for root in _roots(model) for module in root.modules() if module.training}
+    for module in training:
         module.training = False
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
-@contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
+def _roots(model: nn.Module) -> list[nn.Module]:
+    """A model, and the one that a bridge was built into."""
+    found = (model, getattr(model, "original_model", None))
+    return [root for root in found if isinstance(root, nn.Module)]
+
+
+def _alone(model: nn.Module) -> AbstractContextManager[Any]:
     """One thread at a time: reading changes the model for as long as it lasts."""
     with _locks_lock:
-        lock = _locks.setdefault(model, RLock())
-    with lock:
-        yield
+        return _locks.setdefault(model, RLock())
 
 
 _locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()

@@ -7,7 +7,7 @@ On a few random tokens, for every layer:
     Σ_k A[q, k] = 1          or 1 − (the declared attention sink), up to rounding
     z[q] = Σ_k A[q, k] v[k]  per query head; values are repeated over the group of query heads
 
-and, where attention can be taken over (`attention_pass.py`), that the row rebuilt from q and k equals the
+and, where attention can be taken over (`attention_passes.py`), that the row rebuilt from q and k equals the
 pattern's and the logits those of the plain run: for whole prompts, with their leading tokens run apart, and with the
 last token alone behind all others. Where they differ, the model is read by its own path.
 
@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,9 +32,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from icl_kernel_lens.errors import ModelError, without_code
-from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
+from icl_kernel_lens.models.adapter import (
+    HookName,
+    InterceptableAdapter,
+    ModelAdapter,
+    as_adapter,
+    attention_layers,
+    users_hooks,
+)
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, attention_pass, read_prefix
-from icl_kernel_lens.models.shape import HookName
 from icl_kernel_lens.models.stand_in import CannotIntercept
 
 VERIFY_TOKENS = 13
@@ -65,17 +74,16 @@ class VerificationReport:
         return max([*self.row_sum.values(), *self.values.values()], default=float("nan"))
 
     def __str__(self) -> str:
-        text = (
+        whole = f", nothing shared, because {self.not_shared}" if self.not_shared else ""
+        way = f"rebuilt from q and k within {self.taken_over:.1e}{whole}"
+        if self.not_fast is not None:
+            way = f"attention is written out, because {self.not_fast}"
+        verified = (
             f"{len(self.row_sum)} attention layers verified: rows sum to 1 within "
             f"{max(self.row_sum.values(), default=float('nan')):.1e}, z = A·V within "
             f"{max(self.values.values(), default=float('nan')):.1e}"
         )
-        if self.not_fast is not None:
-            text += f"; attention is written out, because {self.not_fast}"
-        else:
-            text += f"; rebuilt from q and k within {self.taken_over:.1e}"
-            text += f", nothing shared, because {self.not_shared}" if self.not_shared else ""
-        return text + "".join(f"; {reason}" for reason in self.missing.values())
+        return "; ".join([verified, way, *self.missing.values()])
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -89,16 +97,35 @@ def verify_model(adapter: ModelAdapter) -> VerificationReport:
     Raises: ModelError: a hook did not fire, rows do not sum to one, or z is not A·V.
     """
     try:
-        if adapter.model in _reports and not _reports[adapter.model][0]:
-            return _reports[adapter.model][1]
-        hooks = adapter.hooks_in_place() if isinstance(adapter, InterceptableAdapter) else []
-        if adapter.model in _reports and _reports[adapter.model][0] == hooks:
-            return _reports[adapter.model][1]
-        report = _verify(adapter)
-        _reports[adapter.model] = hooks, report
+        hooks, report = _reports.get(adapter.model, ([], None))
+        if report is None or (hooks and hooks != users_hooks(adapter)):
+            report = _verify(adapter)
+            _reports[adapter.model] = users_hooks(adapter), report
     except TypeError:  # a model that cannot be weakly referenced is verified every time
         return _verify(adapter)
     return report
+
+
+def to_be_taken_over(model: Any, purpose: str, instead: str) -> InterceptableAdapter:
+    """The adapter of a model whose attention can be taken over exactly.
+
+    Raises: ModelError: it cannot, why, and what to do instead.
+    """
+    adapter = as_adapter(model)
+    reason = verify_model(adapter).not_fast
+    if reason is None and isinstance(adapter, InterceptableAdapter):
+        return adapter
+    raise ModelError(
+        f"attention must be taken over exactly {purpose}; that of {adapter.name} is not ({reason}). {instead}",
+        code="not-taken-over",
+    )
+
+
+def reads_fast(adapter: ModelAdapter) -> bool:
+    """Whether rows are rebuilt from q and k: it is exact, and no hook of the user's looks at the pattern."""
+    return verify_model(adapter).not_fast is None and not any(
+        name.endswith(("hook_pattern", "hook_attn_scores")) for name in users_hooks(adapter)
+    )
 
 
 def _verify(adapter: ModelAdapter) -> VerificationReport:
@@ -122,14 +149,12 @@ def _verify(adapter: ModelAdapter) -> VerificationReport:
     }
     if adapter.device.type == "mps":
         cross_check(adapter, {at: (seen[at, "hook_pattern"], seen[at, "hook_v"]) for at in layers})
-    patterns = {layer: seen[layer, "hook_pattern"] for layer in layers}
     differences, reason, reasons = [], None, []
     # Of whole prompts, of prompts behind a shared prefix, and of one token behind all others; each needs those before.
     for shared, prompts in ((0, 2), (alike, 2), (length - 1, 1)):
         if reason is None:
-            some = {layer: pattern[:prompts] for layer, pattern in patterns.items()}
             difference, reason = _difference(
-                adapter, tokens[:prompts], lengths[:prompts], some, logits[:prompts], shared=shared
+                adapter, tokens[:prompts], lengths[:prompts], seen, logits[:prompts], shared=shared
             )
             differences.append(difference)
         reasons.append(reason)
@@ -146,19 +171,12 @@ def _plain_run(
 ) -> tuple[dict[tuple[int, HookName], Tensor], Float[Tensor, "batch 1 vocab"]]:
     """What each layer's hooks show in the model's own forward pass, and its logits at the last positions."""
     seen: dict[tuple[int, HookName], Tensor] = {}
-    fired: dict[tuple[int, HookName], int] = {(layer, name): 0 for layer in layers for name in _NAMES}
 
-    def looker(layer: int, name: HookName) -> Callable[[Tensor], None]:
-        def see(activation: Tensor) -> None:
-            fired[layer, name] += 1
-            seen[layer, name] = activation.detach().float()
+    def keep(at: tuple[int, HookName], activation: Tensor) -> None:
+        seen[at] = activation.detach().float()
 
-        return see
-
-    with adapter.watching({key: looker(*key) for key in fired}):
+    with seen_once(adapter, {(at, name): partial(keep, (at, name)) for name in _NAMES for at in layers}):
         logits = adapter.forward(tokens, lengths, lengths[:, None] - 1)
-    for name in _NAMES:
-        check_fired({layer: fired[layer, name] for layer in layers}, name, adapter)
     return seen, logits
 
 
@@ -216,7 +234,7 @@ def _difference(
     adapter: ModelAdapter,
     tokens: Int[Tensor, "batch pos"],
     lengths: Int[Tensor, " batch"],
-    patterns: Mapping[int, Tensor],
+    seen: Mapping[tuple[int, HookName], Tensor],
     logits: Float[Tensor, "batch 1 vocab"],
     *,
     shared: int,
@@ -227,7 +245,8 @@ def _difference(
     def compare(attention: AttentionUnderWay) -> Tensor:
         nonlocal worst
         rows = attention.row(lengths - 1)
-        last = patterns[attention.layer][torch.arange(len(lengths)), :, (lengths - 1).to(rows.device)]
+        pattern = seen[attention.layer, "hook_pattern"]
+        last = pattern[torch.arange(len(lengths)), :, (lengths - 1).to(rows.device)]
         beyond = (torch.arange(rows.shape[-1]) >= lengths[:, None]).to(rows.device)
         worst = max(worst, (rows - last).abs().masked_fill(beyond[:, None], 0).max().item())
         return attention.attend()
@@ -248,21 +267,37 @@ def _difference(
     return worst, None
 
 
-def check_fired(fired: Mapping[int, int], name: HookName, adapter: ModelAdapter) -> None:
-    """Refuses a forward pass in which an attention layer's hook did not fire exactly once."""
-    if silent := [layer for layer, count in fired.items() if count == 0]:
-        raise ModelError(
-            f"blocks.{silent[0]}.attn.{name} did not fire ({len(fired) - len(silent)} of {len(fired)} "
-            f"layers seen) in {adapter.name}. The model may use fused attention; reload it with "
-            'attn_implementation="eager".',
-            code="hook-firing",
-        )
-    if often := [layer for layer, count in fired.items() if count > 1]:
-        raise ModelError(
-            f"blocks.{often[0]}.attn.{name} must fire once in a forward pass; it fired "
-            f"{fired[often[0]]} times in {adapter.name}. Models that run a block repeatedly are not supported.",
-            code="hook-firing",
-        )
+@contextmanager
+def seen_once(
+    adapter: ModelAdapter, callbacks: Mapping[tuple[int, HookName], Callable[[Tensor], None]]
+) -> Iterator[None]:
+    """Shows each activation to its callback in the one forward pass within the context.
+
+    Raises: ModelError: a layer's hook did not fire exactly once.
+    """
+    fired = dict.fromkeys(callbacks, 0)
+
+    def see(at: tuple[int, HookName], activation: Tensor) -> None:
+        fired[at] += 1
+        callbacks[at](activation)
+
+    with adapter.watching({at: partial(see, at) for at in callbacks}):
+        yield
+    for (layer, name), times in fired.items():
+        if times == 0:
+            counts = [count for (_, other), count in fired.items() if other == name]
+            raise ModelError(
+                f"blocks.{layer}.attn.{name} did not fire ({len(counts) - counts.count(0)} of {len(counts)} "
+                f"layers seen) in {adapter.name}. The model may use fused attention; reload it with "
+                'attn_implementation="eager".',
+                code="hook-firing",
+            )
+        if times > 1:
+            raise ModelError(
+                f"blocks.{layer}.attn.{name} must fire once in a forward pass; it fired "
+                f"{times} times in {adapter.name}. Models that run a block repeatedly are not supported.",
+                code="hook-firing",
+            )
 
 
 def _residuals(

@@ -27,7 +27,7 @@ from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ModelError, PromptError
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, Handle, Prefix
-from icl_kernel_lens.models.fast import to_be_taken_over
+from icl_kernel_lens.models.verify import to_be_taken_over
 from icl_kernel_lens.numbers.attention import masked_scores, stretches
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.run_info import RunInfo

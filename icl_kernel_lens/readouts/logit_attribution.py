@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, Prefix, Watched
-from icl_kernel_lens.models.fast import to_be_taken_over
 from icl_kernel_lens.models.read_out import LinearReadOut
+from icl_kernel_lens.models.verify import to_be_taken_over
 from icl_kernel_lens.numbers.attention import values_at
 from icl_kernel_lens.numbers.logits import contrast
 from icl_kernel_lens.prompts.promptset import PromptSet

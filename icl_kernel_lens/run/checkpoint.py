@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from icl_kernel_lens import fields
-from icl_kernel_lens.errors import LoadError, RunError, without_code
+from icl_kernel_lens.errors import LoadError, RunError
 from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results import codec
+from icl_kernel_lens.run.folder import explained
 
 SAVE_EVERY = 5.0
 """Seconds of work a kill can cost, at most, beside the batch under way."""
@@ -51,18 +52,20 @@ def _weights(adapter: ModelAdapter) -> str:
 
 def _configuration(model: nn.Module) -> Any:
     """The settings of a model that are plain values, but for where it lives."""
-    found: dict[str, Any] = {}
-    for owner in (model, getattr(model, "original_model", None)):
-        for name in ("cfg", "config"):
-            config = getattr(owner, name, None)
-            for key, value in sorted(getattr(config, "__dict__", {}).items()):
-                if key not in _PLACES and isinstance(value, str | int | float | bool | list | tuple | dict):
-                    found[f"{name}.{key}"] = value
-    for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if isinstance(v, float)}
-        if plain:
-            found[f"module {name}"] = plain
-    return json.loads(json.dumps(found, default=str))
+    owners = (model, getattr(model, "original_model", None))
+    configs = [(name, getattr(owner, name, None)) for owner in owners for name in ("cfg", "config")]
+    settings = {
+        f"{name}.{key}": value
+        for name, config in configs
+        for key, value in getattr(config, "__dict__", {}).items()
+        if key not in _PLACES and isinstance(value, str | int | float | bool | list | tuple | dict)
+    }
+    numbers = {
+        f"module {name}": {k: v for k, v in vars(module).items() if isinstance(v, float)}
+        for name, module in model.named_modules()
+    }
+    settings |= {name: plain for name, plain in numbers.items() if plain}
+    return json.loads(json.dumps(settings, default=str))
 
 
 _PLACES = {"device", "n_devices", "_name_or_path", "_attn_implementation_internal"}
@@ -70,6 +73,7 @@ _PLACES = {"device", "n_devices", "_name_or_path", "_attn_implementation_interna
 
 
 _NAMES = "tensors"
+_KEPT = "What was written before is kept."
 
 
 def _names(tensors: Mapping[str, Tensor]) -> str:
@@ -82,7 +86,7 @@ class Checkpoint:
     def __init__(self, folder: str | Path | None, identity: Mapping[str, str]) -> None:
         self.folder = Path(folder) if folder is not None else None
         self.identity = dict(identity)
-        self.pending: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self.pending: list[dict[str, Tensor]] = []
         self.saved = time.monotonic()
 
     def load(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -97,26 +101,21 @@ class Checkpoint:
                 f"a checkpoint is a folder; {self.folder} is a file. Choose another name.",
                 code="not-a-folder",
             )
-        try:
+        with explained(self.folder, _KEPT, what="a checkpoint"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        found: list[tuple[Tensor, dict[str, Tensor]]] = []
-        for path in sorted(self.folder.glob("*.safetensors")):
-            stored = codec.read(path)
-            if stored.kind != SHARD:
-                raise LoadError(
-                    f"{path} holds a {stored.kind}, and a {SHARD} of a checkpoint was expected.",
-                    code="checkpoint-damaged",
-                )
-            tensors = dict(stored.tensors)
-            self._check(path, stored.data, tensors)
-            found.append((tensors.pop("numbers"), tensors))
-        return found
+        return [self._shard(path) for path in sorted(self.folder.glob("*.safetensors"))]
 
-    def _check(self, path: Path, run: Any, tensors: Mapping[str, Tensor]) -> None:
-        numbers = tensors.get("numbers")
+    def _shard(self, path: Path) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prompt numbers and the results of one shard."""
+        stored = codec.read(path)
+        if stored.kind != SHARD:
+            raise LoadError(
+                f"{path} holds a {stored.kind}, and a {SHARD} of a checkpoint was expected.",
+                code="checkpoint-damaged",
+            )
+        run, tensors = stored.data, dict(stored.tensors)
         known = isinstance(run, dict) and run.get(_NAMES) == _names(tensors)
+        numbers = tensors.pop("numbers", None)
         if not known or numbers is None or numbers.dtype != torch.long or numbers.dim() != 1:
             raise LoadError(
                 "a shard must say which run and which prompts it is of, and hold every tensor that it names; "
@@ -130,12 +129,13 @@ class Checkpoint:
                     f"{part} ({run.get(part)}) than now ({mine}). Give the same arguments, or another folder.",
                     code="checkpoint-other",
                 )
+        return numbers, tensors
 
     def add(self, numbers: Sequence[int], results: dict[str, Tensor]) -> None:
         """Keep the results of some prompts; they are written every few seconds."""
         if self.folder is None:
             return
-        self.pending.append((torch.tensor(numbers), results))
+        self.pending.append({"numbers": torch.tensor(numbers), **results})
         if time.monotonic() - self.saved >= SAVE_EVERY:
             self.save()
 
@@ -143,24 +143,14 @@ class Checkpoint:
         """Write what is kept as one more shard."""
         if self.folder is None or not self.pending:
             return
-        numbers = torch.cat([n for n, _ in self.pending])
-        joined: dict[str, Tensor] = {"numbers": numbers}
-        for name in dict.fromkeys(name for _, results in self.pending for name in results):
-            parts = [results[name] for _, results in self.pending if name in results]
+        joined: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for results in self.pending for name in results):
+            parts = [results[name] for results in self.pending if name in results]
             joined[name] = sum(parts[1:], parts[0]) if name.startswith(SUM) else torch.cat(parts)
-        which = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()[:16]
-        try:
+        which = hashlib.sha256(joined["numbers"].numpy().tobytes()).hexdigest()[:16]
+        with explained(self.folder, _KEPT, what="a checkpoint"):
             codec.write(
                 self.folder / f"{which}.safetensors",
                 codec.Stored(SHARD, {**self.identity, _NAMES: _names(joined)}, joined),
             )
-        except RunError as error:
-            raise self._unwritable(error.__cause__ or error) from error
         self.pending, self.saved = [], time.monotonic()
-
-    def _unwritable(self, error: BaseException) -> RunError:
-        return RunError(
-            f"a checkpoint must be writable; {self.folder} is not ({without_code(error)}). Is the disk full, or the folder another "
-            "user's? What was written before is kept; the same call goes on from there.",
-            code="cannot-write",
-        )

@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, cast
 
 import torch
@@ -142,16 +141,17 @@ def locked(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / _LOCK, mode=0o666 & ~_umask())
     holder = folder / _HOLDER
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise RunError(
-            f"one run at a time writes into a folder; {folder} is being written by {_who(holder)}. Wait until it has "
-            "ended, or choose another folder.",
-            code="folder-locked",
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        raise _unwritable(folder, error, "Nothing was changed.") from error
+    with explained(folder, "Nothing was changed."):
+        try:
+            lock.acquire(blocking=False)
+        except NotImplementedError as error:  # a drive without locks
+            raise OSError(str(error)) from error
+        except Timeout:
+            raise RunError(
+                f"one run at a time writes into a folder; {folder} is being written by {_who(holder)}. Wait until it "
+                "has ended, or choose another folder.",
+                code="folder-locked",
+            ) from None
     try:
         me = {
             "process": os.getpid(),
@@ -169,7 +169,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def explained(folder: Path, kept: str) -> Iterator[None]:
+def explained(folder: Path, kept: str, what: str = "the output folder") -> Iterator[None]:
     """Turn a failure to write into an error that says what is kept, and how to go on."""
     try:
         yield
@@ -177,7 +177,11 @@ def explained(folder: Path, kept: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, RunError) else error
         if not isinstance(cause, OSError | SafetensorError):
             raise
-        raise _unwritable(folder, cause, kept) from error
+        raise RunError(
+            f"{what} must be writable; {folder} cannot be written ({without_code(cause)}). Is the disk full, the folder "
+            f"read-only or another user's? {kept} Mend that, and run the same command again.",
+            code="cannot-write",
+        ) from error
 
 
 @contextmanager
@@ -196,7 +200,7 @@ class RunFolder:
     """The folder of one run, locked from entering to leaving it; under torchrun, by the first process for all.
 
     `begin` says which run it is, `result` keeps what is computed, `finish` puts all of it in the place of what was
-    there. Enter it inside `processes.joined()`; every process makes the same calls.
+    there. Make it inside `processes.joined()`; every process makes the same calls.
 
     Raises: ResultError: the folder holds something else, or another run's results. RunError: it is being written by
             another process, or cannot be written.
@@ -206,23 +210,19 @@ class RunFolder:
         self.path, self.command, self.files, self.overwrite = path, command, tuple(files), overwrite
         self.new = path / UNFINISHED
         """Where everything is written until the run has finished."""
-        self.group = Processes()
+        self.group = here()
         self.results: dict[str, Result] = {}
         """What this run has made, by name."""
         self._identity: dict[str, str] = {}
         self._held = ExitStack()
 
     def __enter__(self) -> RunFolder:
-        self.group = here()
-        with ExitStack() as undo:
-            undo.callback(self._held.close)
+        with self._held:
             self._first(self._claim)
-            undo.pop_all()
+            self._held = self._held.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def begin(self, identity: Mapping[str, str]) -> None:
@@ -237,13 +237,11 @@ class RunFolder:
     def result(self, name: str, make: Callable[[], R]) -> R:
         """Make a result and keep it; or load it, where this run was interrupted after it had been kept."""
         path = self.new / f"{name}{_RESULT}"
-        if self._first(path.is_file):
-            made = cast(R, Result.load(path))
-        else:
-            made = make()
-            if self.group.first:
-                with self._keeping():
-                    made.save(path)
+        kept = self._first(path.is_file)
+        made = cast(R, Result.load(path)) if kept else make()
+        if self.group.first and not kept:
+            with self._keeping():
+                made.save(path)
         self.results[name] = made
         return made
 
@@ -399,14 +397,6 @@ def _told(group: Processes, text: str) -> str:
     length = group.add({"length": torch.tensor([len(data)])})["length"]
     mine = data if group.first else torch.zeros(int(length), dtype=torch.int64)
     return bytes(group.add({"text": mine})["text"].tolist()).decode()
-
-
-def _unwritable(folder: Path, error: BaseException, kept: str) -> RunError:
-    return RunError(
-        f"the output folder must be writable; {folder} cannot be written ({without_code(error)}). Is the disk full, the folder "
-        f"read-only or another user's? {kept} Mend that, and run the same command again.",
-        code="cannot-write",
-    )
 
 
 def _who(holder: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Reference, check_reference
 from icl_kernel_lens.errors import ModelError, PromptError
-from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
+from icl_kernel_lens.models.adapter import Edits, InterceptableAdapter, ModelAdapter, attention_layers
 from icl_kernel_lens.models.attention_passes import (
     AttentionUnderWay,
     Handle,
@@ -24,9 +25,8 @@ from icl_kernel_lens.models.attention_passes import (
     Watched,
     attention_pass,
 )
-from icl_kernel_lens.models.shape import Edits
 from icl_kernel_lens.models.stand_in import CannotIntercept
-from icl_kernel_lens.models.verify import check_fired
+from icl_kernel_lens.models.verify import seen_once
 from icl_kernel_lens.prompts.promptset import PromptSet
 
 Look = Callable[[int, Float[Tensor, "batch head key"]], None]
@@ -58,28 +58,27 @@ def next_token_logits(
             return attention.attend()
 
         try:
-            rest = tokens[:, prefix.end if prefix else 0 :]
-            return attention_pass(adapter, rest, lengths, positions, handle, prefix=prefix)
+            return attention_pass(
+                adapter,
+                tokens[:, prefix.end if prefix else 0 :],
+                lengths,
+                positions,
+                handle,
+                prefix=prefix,
+            )
         except CannotIntercept as error:
             warnings.warn(
                 f"{adapter.name} is read through hook_pattern, which is slower, because {error.message}.",
                 stacklevel=4,
             )
+
+    def see(layer: int, pattern: Float[Tensor, "batch head query key"]) -> None:
+        if look is not None:
+            look(layer, pattern[torch.arange(len(first)), :, first.to(pattern.device)].detach().float())
+
     layers = attention_layers(adapter) if look is not None else []
-    fired, rows = dict.fromkeys(layers, 0), torch.arange(len(tokens))
-
-    def looker(layer: int) -> Callable[[Float[Tensor, "batch head query key"]], None]:
-        def see(pattern: Tensor) -> None:
-            fired[layer] += 1
-            if look is not None:
-                look(layer, pattern[rows, :, first.to(pattern.device)].detach().float())
-
-        return see
-
-    with adapter.watching({(layer, "hook_pattern"): looker(layer) for layer in layers}):
-        logits = adapter.forward(tokens, lengths, positions)
-    check_fired(fired, "hook_pattern", adapter)
-    return logits
+    with seen_once(adapter, {(layer, "hook_pattern"): partial(see, layer) for layer in layers}):
+        return adapter.forward(tokens, lengths, positions)
 
 
 def answer_logits(
@@ -137,8 +136,7 @@ def sequence_scores(
         most = int(lengths.max())
         steps = torch.arange(most)
         width, longest = int(batch.lengths.max()), int((batch.lengths + lengths).max()) - 1
-        tokens = torch.zeros(len(batch), width + most - 1, dtype=torch.long)
-        tokens[:, :width] = batch.tokens[:, :width]
+        tokens = torch.nn.functional.pad(batch.tokens[:, :width], (0, most - 1))
         where = batch.answer_pos[:, None] + 1 + steps[:-1]
         tokens = tokens.scatter(1, where, pieces[:, : most - 1])[:, :longest]
         positions = torch.minimum(

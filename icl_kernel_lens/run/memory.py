@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
+from icl_kernel_lens.errors import RunError
 from icl_kernel_lens.models.adapter import ModelAdapter
 
 T = TypeVar("T")
@@ -50,21 +52,34 @@ def _bytes(adapter: ModelAdapter, share: float) -> int:
     """Bytes to use where memory is scarcest."""
     if adapter.device.type != "cuda":
         return CPU_BYTES
-    parameters = getattr(adapter.model, "parameters", None)
-    devices = {p.device for p in parameters() if p.is_cuda} if parameters else {adapter.device}
-    free = []
-    for device in devices:
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free.append(torch.cuda.mem_get_info(device)[0] + unused)
+    parameters = getattr(adapter.model, "parameters", list)()
+    devices = {p.device for p in parameters if p.is_cuda} or {adapter.device}
+    # What PyTorch holds and does not use is free, too.
+    free = [
+        torch.cuda.mem_get_info(at)[0] + torch.cuda.memory_reserved(at) - torch.cuda.memory_allocated(at)
+        for at in devices
+    ]
     return int(share * min(free))
 
 
 def exhausted(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return any(sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory"))
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
+@contextmanager
+def must_fit(message: str) -> Iterator[None]:
+    """Turns running out of memory into an error with this message.
+
+    Raises: RunError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not exhausted(error):
+            raise
+        raise RunError(message, code="memory") from error
 
 
 def in_pieces(
@@ -91,3 +106,11 @@ def in_pieces(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         size = (len(piece) + 1) // 2
+
+
+def in_batches(
+    adapter: ModelAdapter, variants: Sequence[T], length: int, shared: int, run: Callable[[Sequence[T]], R]
+) -> Iterator[R]:
+    """Runs variants of one prompt in as many passes as memory asks for; a pass that does not fit is halved."""
+    size = prompts_at_once(adapter, length, shared, fast=True)
+    return (result for _, result in in_pieces(variants, size, run))

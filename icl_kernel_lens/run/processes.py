@@ -37,20 +37,17 @@ class Processes:
         """The sum over all processes: each holds zeros where another one has the numbers."""
         if self.size == 1:
             return dict(results)
-        added: dict[str, Tensor] = {}
-        for name in sorted(results):
-            there = results[name].to(self.device)
-            self._reduce(there)
-            added[name] = there.to(results[name].device)
-        return added
+        return {
+            name: self._reduced(results[name].to(self.device)).to(results[name].device)
+            for name in sorted(results)
+        }
 
     def check_same(self, what: str, fingerprint: str) -> None:
         """Refuses to share work that is not the same in every process."""
         if self.size == 1:
             return
         digest = int.from_bytes(hashlib.sha256(fingerprint.encode()).digest()[:7], "big")
-        total = torch.tensor([digest, -digest], device=self.device)
-        self._reduce(total, dist.ReduceOp.MAX)
+        total = self._reduced(torch.tensor([digest, -digest], device=self.device), dist.ReduceOp.MAX)
         if total[0] != -total[1]:
             raise RunError(
                 f"every process must be given the same {what}; process {self.rank} of {self.size} has others. Is a "
@@ -58,7 +55,8 @@ class Processes:
                 code="processes-differ",
             )
 
-    def _reduce(self, tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
+    def _reduced(self, tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """The tensor itself, with what all processes hold of it put together."""
         try:
             dist.all_reduce(tensor, op)
         except RuntimeError as error:
@@ -68,6 +66,7 @@ class Processes:
                 "same command goes on from what was finished.",
                 code="process-lost",
             ) from error
+        return tensor
 
 
 _here: ContextVar[Processes] = ContextVar("processes")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,19 +19,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from icl_kernel_lens.errors import PromptError, RunError
-from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter
+from icl_kernel_lens.models.adapter import ModelAdapter, users_hooks
 from icl_kernel_lens.models.attention_passes import Prefix, read_prefix
-from icl_kernel_lens.models.fast import reads_fast
-from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.models.verify import reads_fast, verify_model
 from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import PromptSet
-from icl_kernel_lens.run import memory, sharing
 from icl_kernel_lens.run.checkpoint import SUM, Checkpoint, fingerprint
-from icl_kernel_lens.run.memory import in_pieces
-from icl_kernel_lens.run.processes import Processes, here
-from icl_kernel_lens.run.sharing import Branch
+from icl_kernel_lens.run.memory import LARGEST_BATCH, in_pieces, must_fit, prefix_tokens, prompts_at_once
+from icl_kernel_lens.run.processes import here
+from icl_kernel_lens.run.sharing import Branch, find_branches, split, unshared
 
-LARGEST = memory.LARGEST_BATCH
 BatchSize = int | Literal["auto"]
 Step = Callable[[list[int], Prefix | None], dict[str, Tensor]]
 """Prompt numbers, and the prefix they share → tensors on the CPU with one row a prompt, in that order; those
@@ -67,24 +65,33 @@ def run_prompts(
         )
     check_fits(prompts, adapter)
     processes = here()
-    hooks = adapter.hooks_in_place() if isinstance(adapter, InterceptableAdapter) else []
-    _check_shared(prompts, processes, hooks if checkpoint is not None else [])
-    identity: dict[str, str] = {}
-    if checkpoint is not None or processes.size > 1:
-        identity = fingerprint(adapter, prompts, {"run": name, **settings})
+    hooks = users_hooks(adapter)
+    if processes.size > len(prompts):
+        raise RunError(
+            f"every process needs a prompt; there are {processes.size} processes and {len(prompts)} prompts.",
+            code="too-many-processes",
+        )
+    if checkpoint is not None and hooks:
+        raise RunError(
+            f"a checkpoint cannot tell one hook from another; the model has hooks at {', '.join(hooks[:3])}. Remove "
+            "them, or read without a checkpoint.",
+            code="checkpoint-hooks",
+        )
+    told = checkpoint is not None or processes.size > 1
+    identity = fingerprint(adapter, prompts, {"run": name, **settings}) if told else {}
     kept = Checkpoint(checkpoint, identity)
     results = _Results(len(prompts), {SUM + key: zeros.clone() for key, zeros in (sums or {}).items()})
     found = kept.load()
     # Here the processes wait for each other: none may write a shard that another one still takes for an old one.
     processes.check_same("model, prompts and settings", repr(sorted(identity.items())))
-    whole, how = sharing.unshared(len(prompts)), "prompts read whole"
+    whole, how = unshared(len(prompts)), "prompts read whole"
     if share:
         whole, how = sharing_of(prompts, adapter, hooks)
     if _placed_by_length(prompts, adapter) is not None:
         batch_size = 1
     if processes.size > 1:
         # Finished prompts are counted once: by the first process, whoever read them.
-        whole = sharing.split(whole, prompts.lengths.tolist(), processes.size)[processes.rank]
+        whole = split(whole, prompts.lengths.tolist(), processes.size)[processes.rank]
     for numbers, part in found:
         results.take(numbers, part, add=processes.first)
     done, mine = set(results.numbers), whole.every_number()
@@ -106,21 +113,6 @@ def run_prompts(
         finally:
             kept.save()
     return processes.add(results.tensors), how
-
-
-def _check_shared(prompts: PromptSet, processes: Processes, hooks: list[str]) -> None:
-    """Refuses what processes and checkpoints cannot share."""
-    if processes.size > len(prompts):
-        raise RunError(
-            f"every process needs a prompt; there are {processes.size} processes and {len(prompts)} prompts.",
-            code="too-many-processes",
-        )
-    if hooks:
-        raise RunError(
-            f"a checkpoint cannot tell one hook from another; the model has hooks at {', '.join(hooks[:3])}. Remove "
-            "them, or read without a checkpoint.",
-            code="checkpoint-hooks",
-        )
 
 
 class _Results:
@@ -151,9 +143,7 @@ class _Results:
 
 def sharing_of(prompts: PromptSet, adapter: ModelAdapter, hooks: list[str]) -> tuple[Branch, str]:
     """The leading tokens that are run once, within the memory there is for keys and values; and in words."""
-    alone = sharing.unshared(len(prompts))
-    if not isinstance(adapter, InterceptableAdapter):
-        return alone, "prompts read whole: the adapter does not let its attention be taken over"
+    alone = unshared(len(prompts))
     if (why := verify_model(adapter).not_shared) is not None:
         return alone, f"prompts read whole: {why}"
     if hooks:
@@ -167,8 +157,9 @@ def sharing_of(prompts: PromptSet, adapter: ModelAdapter, hooks: list[str]) -> t
             stacklevel=4,
         )
         return alone, f"prompts read whole, one at a time: {reason}"
-    most = memory.prefix_tokens(adapter)
-    whole = sharing.find_branches(prompts.tokens, prompts.lengths, prompts.answer_pos, most_tokens=most)
+    whole = find_branches(
+        prompts.tokens, prompts.lengths, prompts.answer_pos, most_tokens=prefix_tokens(adapter)
+    )
     if not any(branch.end for _, branch in whole.walk()):
         return alone, "prompts read whole: they share no leading tokens worth it"
     lengths = prompts.lengths.tolist()
@@ -197,48 +188,34 @@ def _batches(
         if not numbers:
             continue
         path = [b for b in (*above, branch) if b.end > 0]
-        for old in [b for b in run if b not in path]:
-            del run[old]
+        run = {b: kept for b, kept in run.items() if b in path}
         prefix = None
         for part in path:
             if part not in run:
                 row = prompts.tokens[part.every_number()[0], part.start : part.end]
-                run[part] = _prefix(adapter, row, prefix)
+                with must_fit(
+                    f"{len(row)} tokens must fit into memory once; on {adapter.device} they do not. Use fewer "
+                    "demonstrations, half precision, or a larger device."
+                ):
+                    run[part] = read_prefix(adapter, row, prefix)
             prefix = run[part]
         numbers.sort(key=lambda number: -int(prompts.lengths[number]))
         while numbers:
             longest = int(prompts.lengths[numbers[0]])
             size = batch_size
             if size == "auto":
-                size = min(memory.prompts_at_once(adapter, longest, branch.end, fast=fast), most or LARGEST)
+                size = min(prompts_at_once(adapter, longest, branch.end, fast=fast), most or LARGEST_BATCH)
             yield numbers[:size], prefix
             numbers = numbers[size:]
-
-
-def _prefix(adapter: ModelAdapter, tokens: Tensor, parent: Prefix | None) -> Prefix:
-    try:
-        return read_prefix(adapter, tokens, parent)
-    except RuntimeError as error:
-        if not memory.exhausted(error):
-            raise
-        raise RunError(
-            f"{len(tokens)} tokens must fit into memory once; on {adapter.device} they do not. Use fewer demonstrations, "
-            "half precision, or a larger device.",
-            code="memory",
-        ) from error
 
 
 def _once(
     adapter: ModelAdapter, step: Step, prefix: Prefix | None, numbers: Sequence[int]
 ) -> dict[str, Tensor]:
-    try:
+    alone = must_fit(
+        f"one prompt must fit into memory; prompt {numbers[0]} does not, on {adapter.device}. What was finished "
+        "is kept in the checkpoint, if there is one. Use fewer demonstrations, half precision, or a "
+        "larger device."
+    )
+    with alone if len(numbers) == 1 else nullcontext():
         return step(list(numbers), prefix)
-    except RuntimeError as error:
-        if len(numbers) > 1 or not memory.exhausted(error):
-            raise
-        raise RunError(
-            f"one prompt must fit into memory; prompt {numbers[0]} does not, on {adapter.device}. What was finished "
-            "is kept in the checkpoint, if there is one. Use fewer demonstrations, half precision, or a "
-            "larger device.",
-            code="memory",
-        ) from error

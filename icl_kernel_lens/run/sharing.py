@@ -107,10 +107,8 @@ def split(whole: Branch, lengths: Sequence[int], parts: int) -> list[Branch]:
     for piece in pieces:
         numbers = piece.every_number()
         chunks = min(len(numbers), parts, -(-piece.cost(lengths) // fair)) if len(pieces) < parts else 1
-        if chunks <= 1:
-            small.append(piece)
-            continue
-        small += [Branch(piece.start, piece.end, tuple(numbers[i::chunks])) for i in range(chunks)]
+        parted = [Branch(piece.start, piece.end, tuple(numbers[i::chunks])) for i in range(chunks)]
+        small += parted if chunks > 1 else [piece]
     work: list[list[Branch]] = [[] for _ in range(parts)]
     load = [0] * parts
     for piece in sorted(small, key=lambda piece: -piece.cost(lengths)):

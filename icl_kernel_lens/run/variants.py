@@ -13,21 +13,20 @@ Attention rows are changed in closed form, in float32: with A the row that the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
+from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers, users_hooks
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, Prefix, attention_pass, read_prefix
-from icl_kernel_lens.models.fast import to_be_taken_over
-from icl_kernel_lens.models.shape import Edits, StreamName
-from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.models.transformer_lens_adapters import Edits, StreamName
+from icl_kernel_lens.models.verify import to_be_taken_over, verify_model
 from icl_kernel_lens.numbers.attention import Block, answer_scores, mixed
-from icl_kernel_lens.run.memory import in_pieces, prompts_at_once
 
 HeadVector = Literal["query", "key", "value", "head_output"]
 """One vector per head and position: after any rotary embedding, and z."""
@@ -101,9 +100,7 @@ def own_tokens(adapter: ModelAdapter, longest: int) -> int | None:
     they may mean a position of the whole prompt; and where tokens are placed by the prompt's length.
     """
     report, limit = verify_model(adapter), adapter.shape.by_length
-    if report.not_shared is not None or (limit is not None and longest >= limit):
-        return None
-    if not isinstance(adapter, InterceptableAdapter) or adapter.hooks_in_place():
+    if report.not_shared is not None or (limit is not None and longest >= limit) or users_hooks(adapter):
         return None
     return 1 if report.not_alone is None else 2
 
@@ -132,7 +129,6 @@ def run_variants(
 
     Only tokens behind the prefix are run. Several prompts are equally long, and change the same heads' rows.
     """
-    adapter = editable(adapter)
 
     def handle(attention: AttentionUnderWay) -> Tensor:
         def edited(name: HeadVector, x: Tensor) -> Tensor:
@@ -145,17 +141,24 @@ def run_variants(
             z = _with_rows(attention, z, changes.rows, count)
         return edited("head_output", z)
 
-    def stream(name: StreamVector, layer: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: changes.streams[name](layer, x)
-
     layers = attention_layers(adapter)
-    edits: Edits = {(at, STREAMS[name]): stream(name, at) for name in changes.streams for at in layers}
-    edits = {**edits, **changes.edits}
-    rows = tokens.reshape(-1, tokens.shape[-1])[:, prefix.end if prefix else 0 : at + 1]
-    rows = rows.repeat_interleave(count, 0)
+    edits: Edits = {
+        (layer, STREAMS[name]): partial(edit, layer)
+        for name, edit in changes.streams.items()
+        for layer in layers
+    }
+    prompts = tokens.reshape(-1, tokens.shape[-1])
+    rows = prompts[:, prefix.end if prefix else 0 : at + 1].repeat_interleave(count, 0)
     end = torch.full((len(rows),), at + 1)
     return attention_pass(
-        adapter, rows, end, end[:, None] - 1, handle, prefix=prefix, edits=edits, gradients=gradients
+        adapter,
+        rows,
+        end,
+        end[:, None] - 1,
+        handle,
+        prefix=prefix,
+        edits={**edits, **changes.edits},
+        gradients=gradients,
     )[:, 0]
 
 
@@ -214,33 +217,33 @@ def look_at(
     prefix: Prefix | None,
 ) -> Seen:
     """Run one prompt unchanged; keys and values are seen anywhere, the rest behind the prefix only."""
-    adapter = editable(adapter)
     start = prefix.end if prefix else 0
     found: dict[str, dict[int, Tensor]] = {name: {} for name in (*names, "row")}
 
-    def keep_at(name: str, layer: int, x: Float[Tensor, "*head pos width"], first: int = start) -> None:
-        found[name][layer] = x[..., (positions - first).to(x.device), :].clone()
+    def keep_at(name: str, layer: int, x: Float[Tensor, "1 *head pos width"], first: int = start) -> None:
+        if name in names:
+            found[name][layer] = x[0, ..., (positions - first).to(x.device), :].clone()
 
     def handle(attention: AttentionUnderWay) -> Tensor:
         layer, z = attention.layer, attention.attend()
         found["row"][layer] = attention.row(torch.tensor([at]))[0]
-        for name, x in (("query", attention.q), ("head_output", z)):
-            if name in names:
-                keep_at(name, layer, x[0])
+        keep_at("query", layer, attention.q)
+        keep_at("head_output", layer, z)
         for name in {"key", "value"}.intersection(names):
             parts = [block.k if name == "key" else block.v for block in attention.blocks]
-            whole = torch.cat([_per_query_head(part[0], z.shape[1]) for part in parts], 1)
-            keep_at(name, layer, whole, 0)
+            # Of a prefix, one row is kept for all query heads of a group.
+            whole = [part.repeat_interleave(z.shape[1] // part.shape[1], 1) for part in parts]
+            keep_at(name, layer, torch.cat(whole, 2), 0)
         return z
 
-    def stream(name: str, layer: int) -> Callable[[Tensor], None]:
-        return lambda x: keep_at(name, layer, x[0])
-
     layers, seen = attention_layers(adapter), STREAMS.keys() & set(names)
-    edits: Edits = {(layer, STREAMS[name]): stream(name, layer) for name in seen for layer in layers}
+    edits: Edits = {
+        (layer, STREAMS[name]): partial(keep_at, name, layer) for name in seen for layer in layers
+    }
     end = torch.tensor([at + 1])
-    row = tokens[None, start : at + 1]
-    logits = attention_pass(adapter, row, end, end[:, None] - 1, handle, prefix=prefix, edits=edits)[0, 0]
+    logits = attention_pass(
+        adapter, tokens[None, start : at + 1], end, end[:, None] - 1, handle, prefix=prefix, edits=edits
+    )[0, 0]
 
     def stacked(parts: Mapping[int, Tensor]) -> Tensor:
         empty = torch.full_like(next(iter(parts.values())), float("nan"))
@@ -249,22 +252,3 @@ def look_at(
         )
 
     return Seen({name: stacked(found[name]) for name in names}, stacked(found["row"]), logits)
-
-
-def _per_query_head(x: Float[Tensor, "kv_head key d_head"], heads: int) -> Float[Tensor, "head key d_head"]:
-    return x.repeat_interleave(heads // len(x), 0) if len(x) != heads else x
-
-
-T = TypeVar("T")
-
-
-def in_batches(
-    adapter: ModelAdapter,
-    variants: Sequence[T],
-    length: int,
-    shared: int,
-    run: Callable[[Sequence[T]], Float[Tensor, "variant vocab"]],
-) -> Iterator[Float[Tensor, "variant vocab"]]:
-    """Runs variants of one prompt in as many passes as memory asks for; a pass that does not fit is halved."""
-    size = prompts_at_once(adapter, length, shared, fast=True)
-    return (logits for _, logits in in_pieces(variants, size, run))

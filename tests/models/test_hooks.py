@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from icl_kernel_lens.models.replace import instead
+from icl_kernel_lens.models.hooks import instead
 
 
 def test_an_attribute_is_put_back():
