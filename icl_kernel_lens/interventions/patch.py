@@ -339,7 +339,7 @@ def attributed(
 
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            found = _estimates(runs, patch, *numbers, shared)
+            found = _estimates(runs, patch, numbers[0], shared)
         return {name: values[None] for name, values in found.items()}
 
     folder = None if checkpoint is None else Path(checkpoint)

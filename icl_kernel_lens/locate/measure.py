@@ -303,8 +303,9 @@ def _class(head: Mapping[str, float], criteria: Criteria) -> HeadClass:
         "shadow": kernel and matters == 0,
         "driver": abs(matters) == 1 and (votes == 0 or invariant == 0 or matters == -1),
         "neither": votes == 0 and (matters == 0 or unmeasured),
+        "undetermined": True,
     }
-    return next((name for name, holds in rules.items() if holds), "undetermined")
+    return next(name for name, holds in rules.items() if holds)
 
 
 def smallest_run(effect: Float[Tensor, "draw layer"], share: float) -> Int[Tensor, "draw 2"]:
