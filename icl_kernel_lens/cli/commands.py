@@ -196,8 +196,7 @@ def locate(
     """
     from icl_kernel_lens.evidence.reading import read
     from icl_kernel_lens.locate.ablation import ablation_curves
-    from icl_kernel_lens.locate.search import locate_heads
-    from icl_kernel_lens.locate.split import split_in_halves
+    from icl_kernel_lens.locate.search import locate_heads, split_in_halves
     from icl_kernel_lens.prompts.corruptions import corrupt
 
     source.check()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.interventions.row_edits import Prepare, RowEdit, change_rows
+from icl_kernel_lens.interventions.engine import Prepare, RowEdit, change_rows
 from icl_kernel_lens.interventions.validate import Heads, check_intervened, check_word
 from icl_kernel_lens.numbers.rows import cut, cut_mass
 from icl_kernel_lens.prompts.promptset import PromptSet, TokenRole
@@ -72,7 +72,6 @@ def knock_out(
         )
     every = tuple(range(prompts.demos))
     groups = [(i,) for i in every] if demo == "each" else [every if demo == "all" else (int(demo),)]
-    settings = {"edges": edges, "demo": demo, "renormalise": renormalise, "controls": controls, "seed": seed}
     return change_rows(
         model,
         prompts,
@@ -84,7 +83,13 @@ def knock_out(
         layers=layers,
         demos=every if demo == "each" else None,
         against=against,
-        settings=settings,
+        settings={
+            "edges": edges,
+            "demo": demo,
+            "renormalise": renormalise,
+            "controls": controls,
+            "seed": seed,
+        },
         checkpoint=checkpoint,
         progress=progress,
         alone=edges != "label_reads_text",
@@ -153,12 +158,10 @@ def _keys(
     text = (roles == TokenRole.TEXT) | (roles == TokenRole.TEXT2)
     by_demo = labels if edges == "answer_reads_labels" else within(prompts.demo_spans[number]) & text
     queries = prompts.label_pos[number] if each else torch.tensor([at])
-    keys = torch.zeros(len(groups), len(queries), width, dtype=torch.bool)
-    for group, demos in enumerate(groups):
-        for i in demos:
-            keys[group, i if each else 0] |= by_demo[i]
+    member = torch.tensor([[i in demos for i in range(prompts.demos)] for demos in groups])
     seen = here < queries[:, None]
-    keys &= seen
+    keys = member[:, :, None] & by_demo
+    keys = (keys if each else keys.any(1, keepdim=True)) & seen
     never = labels.any(0) | (roles == TokenRole.SPECIAL) | (here == 0)
     free = seen & ~never & ~keys.any(0)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)

@@ -7,6 +7,10 @@ they share (`run/variants.py`), measures the answer (`numbers/logits.py`) and pu
     total     everything above a change is computed anew
     direct    what the change adds at the answer position goes, with what all other heads and MLPs add unchanged,
               through the final norm (recomputed) and the unembedding
+
+Knock-outs, swaps and substitutions change a run's own attention rows, in single heads or sets of heads (`change_rows`):
+
+    z' = z + Σ_s (A'(s) − A(s)) v_s + added        A' in the heads of a cell
 """
 
 from __future__ import annotations
@@ -15,14 +19,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens import fields
-from icl_kernel_lens.axes import Reference
+from icl_kernel_lens.axes import HeadRef, Reference
+from icl_kernel_lens.interventions.validate import Heads, head_sets
 from icl_kernel_lens.interventions.verify import check_primitive
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
@@ -36,7 +41,10 @@ from icl_kernel_lens.run.memory import in_batches, prompts_at_once
 from icl_kernel_lens.run.runner import run_prompts
 from icl_kernel_lens.run.variants import (
     Changes,
+    Row,
+    RowChange,
     Seen,
+    editable,
     keep,
     own_tokens,
     run_variants,
@@ -46,6 +54,10 @@ EffectPath = Literal["total", "direct"]
 PerVariant = Int[Tensor, " variant"]
 OTHERS = ("probability", "kl")
 """The metrics beside the logit difference."""
+RowEdit = Callable[[Row, Int[Tensor, " row"]], Float[Tensor, "row key"]]
+"""(rows, where each of them stands on the axis `demo`) → what becomes of them."""
+Prepare = Callable[[list[int]], tuple[Int[Tensor, "prompt column"], Mapping[str, RowEdit]]]
+"""Equally long prompts → the query positions whose rows are changed, the change (under "") and the controls' changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +97,10 @@ class Intervention(ABC):
         one; tokens from `start` on are run.
         """
 
-    def look(self, adapter: InterceptableAdapter, number: int, prefix: Prefix | None) -> Seen:
-        """What is needed of a prompt's source run."""
+    def look(
+        self, adapter: InterceptableAdapter, source: PromptSet, number: int, prefix: Prefix | None
+    ) -> Seen:
+        """What is needed of a prompt's run in `source`."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, str]:
@@ -108,14 +122,6 @@ class Intervention(ABC):
         whole[(slice(None), *self.cells.unbind(1))] = rows
         return whole
 
-    def reference(self, number: int, base: Float[Tensor, " vocab"], seen: Seen | None) -> int:
-        """The class that the metric is about: the true one, or the clean run's answer."""
-        if self.against == "truth":
-            assert self.clean.test_labels is not None
-            return int(self.clean.test_labels[number])
-        logits = base if seen is None or self.prompts is self.clean else seen.logits
-        return int(logits[self.clean.label_tokens[number].to(logits.device)].argmax())
-
 
 class Runs:
     """The two runs of a prompt, each behind the keys and values of its beginning."""
@@ -134,9 +140,10 @@ class Runs:
 
     def source(self, number: int, shared: Prefix | None) -> Seen | None:
         """What is needed of the other run, whose shared beginning is run once for all prompts that have it."""
-        if self.what.source is None:
+        source = self.what.source
+        if source is None:
             return None
-        tokens, at = self.what.source.tokens[number], int(self.what.source.answer_pos[number])
+        tokens, at = source.tokens[number], int(source.answer_pos[number])
         mine = None
         if shared is not None:
             beginning = tokens[: shared.end]
@@ -148,7 +155,18 @@ class Runs:
                 )
             mine = self.prefix
         kept = keep(self.adapter, tokens, at, mine, self.own) if self.what.alone else None
-        return self.what.look(self.adapter, number, kept)
+        return self.what.look(self.adapter, source, number, kept)
+
+    def reference(self, number: int, base: Float[Tensor, " vocab"], seen: Seen | None) -> int:
+        """The class that the metric is about: the true one, or the clean run's answer; from finite logits."""
+        for unchanged in (base, *(() if seen is None else (seen.logits,))):
+            check_finite(unchanged[None].cpu(), torch.tensor([number]), self.adapter)
+        clean = self.what.clean
+        if self.what.against == "truth":
+            assert clean.test_labels is not None
+            return int(clean.test_labels[number])
+        logits = base if seen is None or self.what.prompts is clean else seen.logits
+        return int(logits[clean.label_tokens[number].to(logits.device)].argmax())
 
 
 def run(
@@ -164,8 +182,8 @@ def run(
         check_primitive(adapter, "attention_output")
     runs, prompts = Runs(adapter, what), what.prompts
     # The first variant of all is unchanged.
-    pairs = [(cell, kind) for kind in range(1 + len(what.controls)) for cell in range(len(what.cells))]
-    variants = [(-1, 0), *pairs]
+    kinds, cells = range(1 + len(what.controls)), range(len(what.cells))
+    variants = [(-1, 0), *((cell, kind) for kind in kinds for cell in cells)]
     most = 1
     together = what.together and what.alone and runs.own is not None
     if together:
@@ -229,9 +247,7 @@ def _answer(
 ) -> dict[str, Tensor]:
     """What is measured of one prompt's variants, the first of them unchanged."""
     base, words = logits[0][0], runs.what.clean.label_tokens[number]
-    for unchanged in (base, *(() if seen is None else (seen.logits,))):
-        check_finite(unchanged[None].cpu(), torch.tensor([number]), runs.adapter)
-    reference = runs.what.reference(number, base, seen)
+    reference = runs.reference(number, base, seen)
     found = [measures(out, base, words, reference) for out in logits]
     joined = {key: torch.cat([f[key] for f in found]) for key in found[0]}
     source = {}
@@ -309,3 +325,104 @@ def _direct(
         return x
 
     return forward(Changes(edits={(adapter.shape.layers - 1, "hook_resid_post"): final}))
+
+
+def _set_name(members: Sequence[HeadRef], layers: Sequence[int] | None) -> str:
+    if layers is not None:
+        return f"all heads of layers {', '.join(map(str, layers))}"
+    more = f" and {len(members) - 6} more" if len(members) > 6 else ""
+    return " ".join(map(str, members[:6])) + more
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowEdits(Intervention):
+    """Changes of a run's own attention rows."""
+
+    primitive: str = "attention_rows"
+    masks: Bool[Tensor, "cell layer head"]
+    prepare: Prepare
+    added: Callable[[Row], Float[Tensor, "row d_head"]] | None = None
+    """What is added to z in the changed rows."""
+
+    def identity(self) -> dict[str, str]:
+        return super().identity() | {"heads": fields.digest(None, {"masks": self.masks})}
+
+    def changes(
+        self, numbers: list[int], seen: Seen | None, start: int
+    ) -> Callable[[PerVariant, PerVariant], Changes]:
+        queries, edits = self.prepare(numbers)
+
+        def of(cells: PerVariant, kinds: PerVariant) -> Changes:
+            demos = self.column("demo", cells)
+
+            def change(row: Row) -> Float[Tensor, "row key"]:
+                new = row.weights.clone()
+                mine, demo = (x.to(new.device)[row.variants] for x in (kinds, demos))
+                for number, name in enumerate(("", *self.controls)):
+                    here = mine == number
+                    if here.any():
+                        new[here] = edits[name](_some(row, here), demo[here])
+                return new
+
+            masks = self.masks[cells] & (cells >= 0)[:, None, None]
+            positions = queries.repeat_interleave(len(cells) // len(numbers), 0)
+            return Changes(rows=RowChange(masks, positions, change, self.added))
+
+        return of
+
+
+def _some(row: Row, which: Bool[Tensor, " row"]) -> Row:
+    return replace(row, **{name: x[which] for name, x in vars(row).items() if isinstance(x, Tensor)})
+
+
+def change_rows(
+    model: Any,
+    prompts: PromptSet,
+    prepare: Prepare,
+    *,
+    name: str,
+    title: str,
+    controls: tuple[str, ...] = (),
+    heads: Heads | None = None,
+    layers: Sequence[int] | None = None,
+    demos: tuple[int, ...] | None = None,
+    against: Reference = "model",
+    settings: Mapping[str, Any],
+    checkpoint: str | Path | None,
+    progress: bool,
+    **more: Any,
+) -> PatchEffects:
+    """The effects of changing attention rows of single heads or sets of heads, for each of `demos` if there are any.
+
+    `more` are further fields of `RowEdits`.
+    """
+    adapter = editable(model)
+    sets, single = head_sets(adapter, heads, layers)
+    shape, repeats = adapter.shape, 1 if demos is None else len(demos)
+    masks = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
+    for number, members in enumerate(sets):
+        masks[number, [head.layer for head in members], [head.head for head in members]] = True
+    places: Places = {"set": tuple(_set_name(members, layers) for members in sets)}
+    cells = torch.arange(len(sets))[:, None]
+    if single:
+        places = {"layer": tuple(range(shape.layers)), "head": tuple(range(shape.heads))}
+        cells = torch.tensor([tuple(head) for (head,) in sets])
+    cells = cells.repeat_interleave(repeats, 0)
+    if demos is not None:
+        places = {**places, "demo": demos}
+        cells = torch.cat([cells, torch.arange(repeats).repeat(len(sets))[:, None]], 1)
+    edits = RowEdits(
+        name=name,
+        title=title,
+        prompts=prompts,
+        clean=prompts,
+        against=against,
+        places=places,
+        cells=cells,
+        controls=controls,
+        settings={"against": against, **{key: str(value) for key, value in settings.items()}},
+        masks=masks.repeat_interleave(repeats, 0),
+        prepare=prepare,
+        **more,
+    )
+    return run(adapter, edits, checkpoint=checkpoint, progress=progress)

@@ -14,7 +14,7 @@ from torch import Tensor
 from icl_kernel_lens import fields
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.interventions.row_edits import RowEdit, change_rows
+from icl_kernel_lens.interventions.engine import RowEdit, change_rows
 from icl_kernel_lens.interventions.validate import Heads, check_intervened, check_kernel
 from icl_kernel_lens.numbers.rows import substituted
 from icl_kernel_lens.prompts.promptset import PromptSet
@@ -140,5 +140,5 @@ def _weights(kernel: Kernel, number: int, own: Float[Tensor, "row demo"]) -> Flo
             code="kernel-weights",
         ) from error
     some = own.sum(-1) > 0  # elsewhere there is nothing to share out
-    check_kernel(made, tuple(own.shape), "what the kernel's function returns", some)
+    check_kernel(made, tuple(own.shape), "what the kernel's function returns", some.cpu())
     return made.to(own.device).double()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.interventions.row_edits import RowEdit, change_rows
+from icl_kernel_lens.interventions.engine import RowEdit, change_rows
 from icl_kernel_lens.interventions.validate import HeadList, check_heads, check_intervened
+from icl_kernel_lens.numbers.groups import group_sums, numbered
 from icl_kernel_lens.numbers.rows import exchanged
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.readouts.logit_attribution import direct_logit_attribution
@@ -128,14 +129,11 @@ def _direct(
     """Direct changes and predicted ones."""
     weights, reads = written.weights, written.read_outs
     same = (written.demo_labels == written.toward[:, None])[:, None, None].expand_as(reads)
-    _, sets = written.demo_set.unique(return_inverse=True)
+    sets = numbered(written.demo_set)
 
     def others(which: Tensor) -> Float[Tensor, "prompt layer head"]:
         """The mean read-out of some labels in prompts of other sets."""
-        total = torch.zeros(int(sets.max()) + 1, *reads.shape[1:3]).double()
-        count = total.clone()
-        total.index_add_(0, sets, (reads * which).sum(-1).double())
-        count.index_add_(0, sets, which.sum(-1).double())
+        total, count = (group_sums(x.sum(-1).double(), sets) for x in (reads * which, which))
         return ((total.sum(0) - total) / (count.sum(0) - count))[sets].float()
 
     index = pairs.clamp(min=0)[:, None, None].expand(-1, *weights.shape[1:3], -1)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import Head, HeadRef, Reference, check_reference
+from icl_kernel_lens.axes import Head, HeadRef, Reference
 from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
 from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.run.forward import check_first_token
 
 HeadList = Sequence[Head | str]
 Heads = Sequence[Head | str | Sequence[Head | str]]
@@ -33,11 +34,10 @@ def check_alike(clean: PromptSet, corrupted: PromptSet) -> None:
 
     Raises: PromptError: they do not, and where.
     """
-    for prompts in (clean, corrupted):
-        if not isinstance(prompts, PromptSet):
-            raise PromptError(
-                f"clean and corrupted must be PromptSets; got a {type(prompts).__name__}.", code="wrong-type"
-            )
+    if not isinstance(corrupted, PromptSet):
+        raise PromptError(
+            f"corrupted must be a PromptSet; got a {type(corrupted).__name__}.", code="wrong-type"
+        )
     if len(clean) != len(corrupted) or clean.demos != corrupted.demos:
         raise PromptError(
             f"clean and corrupted prompts must correspond one to one; there are {len(clean)} of {clean.demos} "
@@ -61,29 +61,16 @@ def check_intervened(prompts: PromptSet, against: Reference) -> None:
 
     Raises: PromptError: whole labels are scored, there is one label, or no true label is known.
     """
-    if not isinstance(prompts, PromptSet):
-        raise PromptError(f"prompts must be a PromptSet; got a {type(prompts).__name__}.", code="wrong-type")
-    check_reference(against)
-    refused = {
-        (
-            "an intervention is measured on the first label token; these prompts are scored on whole labels. Draw "
-            'them with score_on="first_token" and label words that differ in it.',
-            "whole-labels",
-        ): prompts.score_on != "first_token",
-        ("a logit difference needs two labels; these prompts have one.", "too-few-labels"): prompts.labels
-        < 2,
-        (
+    check_first_token(prompts, against, "an intervention")
+    if prompts.labels < 2:
+        raise PromptError(
+            "a logit difference needs two labels; these prompts have one.", code="too-few-labels"
+        )
+    if prompts.demos == 0:
+        raise PromptError(
             "there must be demonstrations to intervene on; these prompts have none.",
-            "too-few-demonstrations",
-        ): prompts.demos == 0,
-        (
-            'against="truth" needs true labels; these prompts have none. Compare against="model".',
-            "no-truth",
-        ): against == "truth" and prompts.test_labels is None,
-    }
-    for (words, code), holds in refused.items():
-        if holds:
-            raise PromptError(words, code=code)
+            code="too-few-demonstrations",
+        )
 
 
 def label_positions(prompts: PromptSet, offsets: Sequence[int]) -> Int[Tensor, "prompt offset demo"]:
@@ -91,13 +78,13 @@ def label_positions(prompts: PromptSet, offsets: Sequence[int]) -> Int[Tensor, "
 
     Raises: PromptError: offsets are no whole numbers, are named twice, or leave a prompt.
     """
-    if not isinstance(offsets, Sequence) or not offsets or not all(isinstance(o, int) for o in offsets):
+    whole = isinstance(offsets, Sequence) and all(isinstance(offset, int) for offset in offsets)
+    if not whole or not offsets or len(set(offsets)) < len(offsets):
         raise PromptError(
-            f"offsets must name whole numbers, such as (0,), the label itself; got {offsets!r}.",
+            "offsets must name whole numbers, each named once, such as (0,), the label itself; got "
+            f"{offsets!r}.",
             code="offset",
         )
-    if len(set(offsets)) < len(offsets):
-        raise PromptError(f"offsets must be named once; got {tuple(offsets)}.", code="offset")
     positions = prompts.label_pos[:, None] + torch.tensor(list(offsets))[None, :, None]
     outside = (positions < 0) | (positions > prompts.answer_pos[:, None, None])
     if outside.any():
@@ -118,21 +105,19 @@ def check_heads(adapter: InterceptableAdapter, heads: HeadList) -> list[HeadRef]
     """
     shape, missing = adapter.shape, adapter.missing_attention()
     listed = isinstance(heads, Sequence) and not isinstance(heads, str)
-    found = [_single(entry) for entry in heads] if listed else []
-    refs = [ref for ref in found if ref is not None]
-    if not refs or len(refs) < len(found):
+    refs = [ref for entry in heads if (ref := _single(entry)) is not None] if listed else []
+    if not refs or len(refs) < len(heads):
         raise ResultError(
             'heads must name at least one, each by name or as (layer, head), such as ["L2H1"] or [(2, 1)]; None means '
             f"all. Got {heads!r}.",
             code="no-heads",
         )
     for ref in refs:
-        layer, head = ref
-        if not (0 <= layer < shape.layers and 0 <= head < shape.heads) or layer in missing:
+        if not (0 <= ref.layer < shape.layers and 0 <= ref.head < shape.heads) or ref.layer in missing:
             raise ResultError(
                 f"a head must be one of the model's; {ref} is not: {adapter.name} has {shape.layers} "
                 f"layers of {shape.heads} heads, counted from 0"
-                + (f" ({missing[layer]})." if layer in missing else "."),
+                + (f" ({missing[ref.layer]})." if ref.layer in missing else "."),
                 code="head-outside",
             )
     return refs
@@ -157,10 +142,8 @@ def head_sets(
                 f"layers must name whole numbers, such as [1, 2]; got {layers!r}.", code="wrong-type"
             )
         heads = [[HeadRef(layer, head) for layer in layers for head in range(shape.heads)]]
-    if heads is None:
-        return [
-            [HeadRef(layer, head)] for layer in attention_layers(adapter) for head in range(shape.heads)
-        ], True
+    elif heads is None:
+        heads = [HeadRef(layer, head) for layer in attention_layers(adapter) for head in range(shape.heads)]
     if not isinstance(heads, Sequence) or isinstance(heads, str) or len(heads) == 0:
         raise ResultError(
             'heads must be a sequence of heads, by name ("L2H1") or as (layer, head), or of sets of them; None means '
@@ -177,7 +160,7 @@ def head_sets(
 
 
 def check_kernel(
-    kernel: Any, shape: tuple[int, ...], what: str, rows: Bool[Tensor, " row"] | None = None
+    kernel: Any, shape: tuple[int, ...], what: str, rows: Bool[Tensor, " row"] | Literal[True] = True
 ) -> None:
     """Refuse what is no kernel's weights; of some `rows` alone, where they are given.
 
@@ -194,8 +177,7 @@ def check_kernel(
         )
     kernel = kernel.detach().cpu().double()
     total = kernel.sum(-1)
-    bad = ~(kernel >= 0).all(-1) | ~total.isfinite() | (total <= 0)
-    bad = bad if rows is None else bad & rows.cpu()
+    bad = (~(kernel >= 0).all(-1) | ~total.isfinite() | (total <= 0)) & rows
     if bad.any():
         row = bad.nonzero()[0].tolist()
         raise ResultError(

@@ -17,8 +17,9 @@ Does not show: what the change does above its layer; the model's own code comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -48,9 +49,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOKENS = 9
+ROWS = ("attention_edge", "attention_rows")
+"""Changes of the answer row, which are made at the answer position alone where that is exact."""
 PRIMITIVES = (
-    "attention_edge",
-    "attention_rows",
+    *ROWS,
     "head_output",
     "query",
     "key",
@@ -115,13 +117,11 @@ def check_primitive(adapter: InterceptableAdapter, name: str) -> Primitive:
 
 
 def _measured(adapter: InterceptableAdapter, name: str) -> Primitive:
-    generator = torch.Generator().manual_seed(1)
     length = min(TOKENS, adapter.shape.context or TOKENS)
-    tokens = torch.randint(adapter.shape.vocab, (2, length), generator=generator)
-    at = length - 1
-    bench = _Bench(adapter, tokens, at)
-    own = own_tokens(adapter, length) if name in ("attention_edge", "attention_rows") else None
-    kept = keep(adapter, tokens[0], at, None, own)
+    tokens = torch.randint(adapter.shape.vocab, (2, length), generator=torch.Generator().manual_seed(1))
+    bench = _Bench(adapter, tokens)
+    own = own_tokens(adapter, length) if name in ROWS else None
+    kept = keep(adapter, tokens[0], bench.at, None, own)
     route, residual = WHOLE, bench.residual(name, None)
     if kept is not None:
         route, residual = ALONE, max(residual, bench.residual(name, kept))
@@ -138,54 +138,54 @@ def _measured(adapter: InterceptableAdapter, name: str) -> Primitive:
 class _Bench:
     """Two random prompts; one variant a layer of the first, with what the second has there."""
 
-    def __init__(self, adapter: InterceptableAdapter, tokens: Tensor, at: int) -> None:
-        self.adapter, self.tokens, self.at = adapter, tokens, at
+    def __init__(self, adapter: InterceptableAdapter, tokens: Int[Tensor, "2 pos"]) -> None:
+        self.adapter, self.tokens, self.at = adapter, tokens, tokens.shape[1] - 1
         self.layers = attention_layers(adapter)
-        self.place = at // 2
-        self.count = len(self.layers)
+        self.place = self.at // 2
 
-    def looking(self, names: Sequence[str], *, own: bool) -> tuple[Activations, Any]:
-        """What hook points will show: of each layer its own variant, or all of the first row; and the hooks for it."""
+    def looking(self, names: Sequence[str]) -> tuple[Activations, Any]:
+        """What hook points will show, of each layer its own variant; and the hooks for it."""
         seen: Activations = {}
 
-        def see(key: tuple[int, str], row: int) -> Callable[[Tensor], None]:
-            return lambda x: seen.__setitem__(key, x.detach()[row].float())
+        def see(layer: int, name: str, variant: int, x: Tensor) -> None:
+            seen[layer, name] = x.detach()[variant].float()
 
-        rows = {layer: row if own else 0 for row, layer in enumerate(self.layers)}
-        return seen, {(layer, name): see((layer, name), rows[layer]) for layer in rows for name in names}
+        variants = list(enumerate(self.layers))
+        return seen, {(at, name): partial(see, at, name, row) for row, at in variants for name in names}
 
-    def forward(self, tokens: Int[Tensor, "row pos"], edits: Any) -> None:
-        """Whole prompts by the model's own code."""
+    def plain(self, names: Sequence[str], prompt: int, edits: Any = None) -> Activations:
+        """What hook points show of variants run whole by the model's own code; all alike, without `edits`."""
+        seen, hooks = self.looking(names)
+        tokens = self.tokens[prompt].expand(len(self.layers), -1)
         length = torch.full((len(tokens),), self.at + 1)
-        plain_logits(self.adapter, tokens, length, length[:, None] - 1, edits)
-
-    def plain(self, names: Sequence[str], row: int) -> Activations:
-        """What the hook points of one plain run show."""
-        seen, hooks = self.looking(names, own=False)
-        self.forward(self.tokens[row : row + 1], hooks)
+        plain_logits(self.adapter, tokens, length, length[:, None] - 1, hooks | (edits or {}))
         return seen
 
     def run(self, changes: Changes, names: Sequence[str], prefix: Prefix | None = None) -> Activations:
         """What the hook points of a changed layer show, in its own variant."""
-        seen, hooks = self.looking(names, own=True)
-        with self.adapter.editing(hooks):
-            run_variants(self.adapter, self.tokens[0], self.at, self.count, changes, prefix)
+        seen, hooks = self.looking(names)
+        changes = replace(changes, edits=hooks)
+        run_variants(self.adapter, self.tokens[0], self.at, len(self.layers), changes, prefix)
         return seen
+
+    def other(self, name: str) -> Float[Tensor, "layer *part 1 width"]:
+        """What the second prompt has at the place where the first is changed."""
+        place = torch.tensor([self.place])
+        return look_at(self.adapter, self.tokens[1], self.at, place, [name], None).vectors[name]
 
     def residual(self, name: str, prefix: Prefix | None) -> float:
         if name in STREAMS:
             return self.streams(name)
-        if name in ("attention_edge", "attention_rows"):
+        if name in ROWS:
             return self.rows(prefix, with_values=name == "attention_edge")
         return self.vectors(name)
 
     def rows(self, prefix: Prefix | None, *, with_values: bool) -> float:
         """One key's weight is halved, and another's value added, in head `layer % heads` of each layer."""
-        shape, at, place = self.adapter.shape, self.at, self.place
-        heads = torch.zeros(self.count, shape.layers, shape.heads, dtype=torch.bool)
-        for variant, layer in enumerate(self.layers):
-            heads[variant, layer, layer % shape.heads] = True
-        source = look_at(self.adapter, self.tokens[1], at, torch.tensor([place]), ["value"], None)
+        shape, at, place, count = self.adapter.shape, self.at, self.place, len(self.layers)
+        heads = torch.zeros(count, shape.layers, shape.heads, dtype=torch.bool)
+        heads[range(count), self.layers, [layer % shape.heads for layer in self.layers]] = True
+        values = self.other("value")
 
         def change(row: Row) -> Float[Tensor, "row key"]:
             new = row.weights.clone()
@@ -193,11 +193,10 @@ class _Bench:
             return new
 
         def added(row: Row) -> Float[Tensor, "row d_head"]:
-            return 0.25 * source.vectors["value"][row.layer].to(row.weights)[row.heads, 0]
+            return 0.25 * values[row.layer].to(row.weights)[row.heads, 0]
 
-        answer = torch.full((self.count, 1), at)
-        changes = Changes(rows=RowChange(heads, answer, change, added if with_values else None))
-        found = self.run(changes, ("hook_z",), prefix)
+        rows = RowChange(heads, torch.full((count, 1), at), change, added if with_values else None)
+        found = self.run(Changes(rows=rows), ("hook_z",), prefix)
         base, other = self.plain(("hook_pattern", "hook_v"), 0), self.plain(("hook_v",), 1)
 
         def expected(layer: int) -> Tensor:
@@ -213,19 +212,16 @@ class _Bench:
 
     def vectors(self, name: str) -> float:
         """One head's vector at one position, from the other prompt."""
-        shape, at, place = self.adapter.shape, self.at, self.place
+        shape = self.adapter.shape
         groups = shape.kv_heads if name in ("key", "value") else shape.heads
         size = shape.heads // groups
-        source = look_at(self.adapter, self.tokens[1], at, torch.tensor([place]), [name], None)
-        vectors = source.vectors[name]
+        vectors = self.other(name)
 
         def edit(layer: int, x: Tensor) -> Tensor:
-            if layer not in self.layers:
-                return x
-            part = layer % groups
-            mine = slice(part * size, (part + 1) * size)
+            first = layer % groups * size
+            mine = slice(first, first + size)
             x = x.clone()
-            x[self.layers.index(layer), mine, place] = vectors[layer].to(x)[mine, 0]
+            x[self.layers.index(layer), mine, self.place] = vectors[layer].to(x)[mine, 0]
             return x
 
         found = self.run(Changes(vectors={name: edit}), ("hook_z",))  # pyright: ignore[reportArgumentType]
@@ -237,22 +233,18 @@ class _Bench:
         hook = {"query": "hook_q", "key": "hook_k", "value": "hook_v", "head_output": "hook_z"}[name]
         other = self.plain((hook,), 1)
 
-        def put(layer: int, x: Float[Tensor, "pos group d_head"]) -> Float[Tensor, "pos group d_head"]:
+        def put(
+            layer: int, variant: int, x: Float[Tensor, "variant pos group d_head"]
+        ) -> Float[Tensor, "variant pos group d_head"]:
             x, part = x.clone(), layer % groups
-            x[self.place, part] = other[layer, hook][self.place, part].to(x)
+            x[variant, self.place, part] = other[layer, hook][self.place, part].to(x)
             return x
 
         if name in ("query", "key"):
-
-            def edit(layer: int, row: int) -> Callable[[Tensor], Tensor]:
-                return lambda x: torch.cat([x[:row], put(layer, x[row])[None], x[row + 1 :]])
-
-            seen, hooks = self.looking(("hook_z",), own=True)
-            hooks |= {(layer, hook): edit(layer, row) for row, layer in enumerate(self.layers)}
-            self.forward(self.tokens[:1].expand(self.count, -1), hooks)
-            return seen
+            edits = {(layer, hook): partial(put, layer, row) for row, layer in enumerate(self.layers)}
+            return self.plain(("hook_z",), 0, edits)
         base = self.plain((hook, "hook_pattern"), 0)
-        z = {layer: put(layer, base[layer, hook]) for layer in self.layers}
+        z = {layer: put(layer, 0, base[layer, hook][None])[0] for layer in self.layers}
         if name == "value":
             z = {layer: self.mixed(base[layer, "hook_pattern"], v) for layer, v in z.items()}
         return {(layer, "hook_z"): x for layer, x in z.items()}
@@ -265,15 +257,13 @@ class _Bench:
 
     def streams(self, name: str) -> float:
         """resid_post = resid_pre + attention's output + MLP's output, with the new activation in its place."""
-        place = self.place
-        source = look_at(self.adapter, self.tokens[1], self.at, torch.tensor([place]), [name], None)
-        vectors = source.vectors[name]
+        vectors = self.other(name)
         put: dict[int, Tensor] = {}
 
         def edit(layer: int, x: Tensor) -> Tensor:
             variant = self.layers.index(layer)
             x = x.clone()
-            x[variant, place] = vectors[layer].to(x)[0]
+            x[variant, self.place] = vectors[layer].to(x)[0]
             put[layer] = x[variant].detach().float()
             return x
 

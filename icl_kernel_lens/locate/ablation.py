@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle
 from math import comb, prod
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +17,7 @@ from torch import Tensor
 from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.cuts import cutting
-from icl_kernel_lens.interventions.row_edits import change_rows
+from icl_kernel_lens.interventions.engine import change_rows
 from icl_kernel_lens.interventions.validate import check_heads, check_intervened
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
@@ -79,16 +80,14 @@ def ablation_curves(
     cells = torch.cat([first, sets.flatten(0, 1)])
     masks = torch.cat([cells, there & ~cells])
     folder = None if checkpoint is None else Path(checkpoint)
-    answers = []
-    for cut in cuts:
-        mean = None
-        if cut == "mean":
-            mean = mean_read(adapter, prompts, None if folder is None else folder / "means", progress)
-        place = None if folder is None else folder / cut
-        answers.append(_answers(model, prompts, masks, cut, mean, seed, place, progress))
+    mean = mean_read(adapter, prompts, folder and folder / "means", progress) if "mean" in cuts else None
+    answers = [
+        _answers(model, prompts, masks, cut, mean, seed, folder and folder / cut, progress) for cut in cuts
+    ]
     split = torch.stack([found for found, _ in answers]).unflatten(2, (2, -1))
     found: dict[Side, Tensor] = {"necessity": split[:, :, 0], "sufficiency": split[:, :, 1]}
     curves, draws = len(order) + 1, sets.shape[:2]
+    chosen_on = heads.settings.get("prompts") if isinstance(heads, HeadRanking) else None
     return AblationCurves(
         heads=tuple(order),
         cuts=tuple(cuts),
@@ -102,7 +101,7 @@ def ablation_curves(
         demo_set=prompts.demo_set,
         run=answers[0][1].run,
         settings={"seed": str(seed), "random_sets": str(random_sets)}
-        | ({"located on": "these prompts"} if _chosen_on(heads, prompts) else {}),
+        | ({"located on": "these prompts"} if chosen_on == prompts.digest() else {}),
     )
 
 
@@ -137,10 +136,6 @@ def _order(
     return order
 
 
-def _chosen_on(heads: HeadRanking | Sequence[Head | str], prompts: PromptSet) -> bool:
-    return isinstance(heads, HeadRanking) and heads.settings.get("prompts") == prompts.digest()
-
-
 def draw_sets(
     order: Sequence[HeadRef], there: Bool[Tensor, "layer head"], count: int, seed: int
 ) -> tuple[Bool[Tensor, "k draw layer head"], Bool[Tensor, "k draw"]]:
@@ -173,9 +168,7 @@ def draw_sets(
             if len(found) >= min(count, comb(len(free), k)):
                 break
             found.setdefault(frozenset(rng.sample(free, k)), False)
-        listed = list(found.items())
-        for at in range(count):
-            members, match = listed[at % len(listed)]
+        for at, (members, match) in zip(range(count), cycle(found.items()), strict=False):
             matches[k - 1, at] = match
             for head in members:
                 drawn[k - 1, at, head.layer, head.head] = True
@@ -213,12 +206,12 @@ def _answers(
         ),
         name=f"label edges, {cut}",
         title="label edges of sets of heads cut",
-        heads=[[HeadRef(layer, head) for layer, head in members] for members in sets],
+        heads=[[HeadRef(*head) for head in members] for members in sets],
         settings={"cut": cut},
         checkpoint=checkpoint,
         progress=progress,
         together=True,
-        added=None if mean is None else added,
+        added=added if cut == "mean" else None,
     )
     # The empty set cuts nothing: the answer is the model's own.
     own = effects.base_label_scores.argmax(1)
@@ -233,16 +226,14 @@ def mean_read(
     """Σ_i A_i v_i over the label tokens, each head's mean over the prompts."""
     own = own_tokens(adapter, int(prompts.lengths.max()))
 
-    def one(number: int, shared: Prefix | None) -> Tensor:
+    def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
+        (number,) = numbers
         at, tokens = int(prompts.answer_pos[number]), prompts.tokens[number]
-        spans = prompts.label_spans[number].tolist()
-        places = torch.tensor([p for start, end in spans for p in range(start, end)])
+        places = torch.cat([torch.arange(*span) for span in prompts.label_spans[number].tolist()])
         seen = look_at(adapter, tokens, at, places, ("value",), keep(adapter, tokens, at, shared, own))
         weights = seen.weights[..., places.to(seen.weights.device)]
-        return torch.einsum("lhk,lhkd->lhd", weights, seen.vectors["value"].to(weights.dtype)).cpu()
-
-    def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
-        return {"read": torch.stack([one(number, shared) for number in numbers])}
+        read = torch.einsum("lhk,lhkd->lhd", weights, seen.vectors["value"].to(weights.dtype))
+        return {"read": read.cpu()[None]}
 
     results, _ = run_prompts(
         prompts,

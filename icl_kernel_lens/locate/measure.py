@@ -1,23 +1,36 @@
-"""This module turns one half's numbers into columns, verdicts and classes by their intervals: pure, on tensors."""
+"""Turns one half's numbers into columns, verdicts, classes and the band, by their intervals: pure, on tensors.
+
+The band is the smallest run of layers that holds a share of the effect of the confirmed heads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.locate.split import FEWEST
 from icl_kernel_lens.numbers import permutations, shifts
 from icl_kernel_lens.numbers.control_votes import simple_votes, simple_weights
-from icl_kernel_lens.numbers.intervals import cluster_t, ratio_mean, student_quantile, student_tail, wilson
+from icl_kernel_lens.numbers.groups import group_sums, numbered
+from icl_kernel_lens.numbers.intervals import (
+    bootstrap_counts,
+    cluster_t,
+    ratio_mean,
+    student_quantile,
+    student_tail,
+    wilson,
+)
 from icl_kernel_lens.numbers.votes import credit, hard_vote, kernel_regression, normalised
-from icl_kernel_lens.results.criteria import Criteria
+from icl_kernel_lens.results.criteria import Band, Criteria, HeadClass
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import COLUMNS
 
+FEWEST = 8
+"""Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
 COVERED = 0.5
 """Least share of the logit difference in prompts where edges of equal mass could be cut, for these to be compared."""
 PerHead = Float[Tensor, "layer head"]
@@ -47,16 +60,15 @@ class Fidelity:
         prompts, again = evidence.prompts.select(numbers.tolist()), reread.prompts.select(numbers.tolist())
         weights, permuted = evidence.weights["label"][numbers], reread.weights["label"][numbers]
         answer, labels, count = evidence.answers[numbers], prompts.demo_labels, prompts.labels
-        vote = hard_vote(kernel_regression(weights, labels, count))
-        simple = simple_votes(labels, answer, count)
         kernel, kernel_again = normalised(weights), normalised(permuted)
         places = permutations.by_position(kernel.flatten(1, 2), prompts.demo_set).unflatten(
             1, weights.shape[1:3]
         )
-        placed = hard_vote(kernel_regression(places, labels, count))
+        votes = simple_votes(labels, answer, count)
+        votes |= {"positions": hard_vote(kernel_regression(places, labels, count))}
         return cls(
-            agreement=credit(vote, answer),
-            controls={name: credit(v, answer) for name, v in (simple | {"positions": placed}).items()},
+            agreement=credit(hard_vote(kernel_regression(weights, labels, count)), answer),
+            controls={name: credit(vote, answer) for name, vote in votes.items()},
             label_shift=shifts.label_shift(kernel, kernel_again),
             word_bound_shift=shifts.word_bound_shift(kernel, labels, again.demo_labels),
             within_class_shift=shifts.within_class_shift(kernel, labels),
@@ -91,7 +103,6 @@ def p_values(
     seed: int,
 ) -> dict[str, PerHead]:
     """Every p-value of the agreement of each head with the answers, by name."""
-    shape = weights.shape[1:3]
     w, w_again = weights.flatten(1, 2).nan_to_num(), permuted.flatten(1, 2).nan_to_num()
     noise = permutations.tie_noise(len(w), count, torch.Generator().manual_seed(seed))
     vote = permutations.broken_ties(w, labels, noise)
@@ -104,15 +115,19 @@ def p_values(
     if permutations.shares_sets(demo_set):
         found["answers_permuted"] = permutations.p_answers_permuted(vote, answer, demo_set, seed=seed + 2)
     agree = vote == answer[:, None]
-    for name, simple in simple_weights(labels).items():
-        control = permutations.broken_ties(simple[:, None], labels, noise)[:, 0]
-        found[name] = permutations.p_against(agree, (control == answer)[:, None], demo_set)
-    commonest = answer.bincount(minlength=count).argmax()
-    found["commonest_answer"] = permutations.p_against(agree, (answer == commonest)[:, None], demo_set)
-    kernel = w / w.sum(-1, keepdim=True)
-    placed = permutations.broken_ties(permutations.by_position(kernel, demo_set), labels, noise)
-    found["positions"] = permutations.p_against(agree, placed == answer[:, None], demo_set)
-    return {name: p.unflatten(0, shape) for name, p in found.items()}
+    placed = permutations.by_position(w / w.sum(-1, keepdim=True), demo_set)
+    controls = {
+        name: permutations.broken_ties(simple[:, None], labels, noise)
+        for name, simple in simple_weights(labels).items()
+    } | {
+        "commonest_answer": answer.bincount(minlength=count).argmax().expand(len(w), 1),
+        "positions": permutations.broken_ties(placed, labels, noise),
+    }
+    found |= {
+        name: permutations.p_against(agree, control == answer[:, None], demo_set)
+        for name, control in controls.items()
+    }
+    return {name: p.unflatten(0, weights.shape[1:3]) for name, p in found.items()}
 
 
 def select(
@@ -121,8 +136,7 @@ def select(
     """Single out what the choosing half gives reason to measure again, by the reason; with the p-values it goes by."""
     p = permutations.hardest(fidelity.p)
     adjusted = _adjusted(p)
-    mass = fidelity.label_attention.nanmean(0).nan_to_num()
-    reads = mass >= criteria.label_attention
+    reads = fidelity.label_attention.nanmean(0).nan_to_num() >= criteria.label_attention
     ratio, error, used = ratio_mean(drop, base, fidelity.demo_set)
     # A drop of exactly 0 in every prompt has no spread; it is no drop.
     p_drop = student_tail((ratio.abs() / error).nan_to_num(), used - 1) * 2
@@ -151,13 +165,11 @@ def report(
     criteria: Criteria,
 ) -> tuple[dict[str, PerHead], tuple[str, ...]]:
     """Compute the columns of a ranking (`results.head_ranking.COLUMNS`), and each head's strongest control."""
-    candidate = selected["votes"] | selected["matters"]
-    votes, strongest = _vote_columns(fidelity, candidate, criteria)
-    found = votes | _weight_columns(fidelity, criteria)
-    found |= _drop_columns(drop, equal_mass, base, fidelity.demo_set, criteria)
-    found |= _verdicts(
-        found, _interval(fidelity.beyond_words(criteria), fidelity.demo_set, criteria), criteria
-    )
+    sets = fidelity.demo_set
+    votes, strongest = _vote_columns(fidelity, selected["votes"] | selected["matters"], criteria)
+    drops = _drop_columns(drop, equal_mass, base, sets, criteria)
+    found = votes | _weight_columns(fidelity, criteria) | drops
+    found |= _verdicts(found, _interval(fidelity.beyond_words(criteria), sets, criteria), criteria)
     wide = ("p", "logit_diff_drop_p")
     return {n: found[n].double() if n.startswith(wide) else found[n].float() for n in COLUMNS}, strongest
 
@@ -194,8 +206,8 @@ def _weight_columns(fidelity: Fidelity, criteria: Criteria) -> dict[str, PerHead
     names = ("label_shift", "word_bound_shift", "within_class_shift", "words", "preferred", "echo")
     columns = {name: getattr(fidelity, name).nanmean(0) for name in (*names, "label_attention")}
     for name in ("label_shift", "words", "preferred", "echo"):
-        ends = _interval(getattr(fidelity, name), fidelity.demo_set, criteria)
-        columns |= zip((f"{name}_low", f"{name}_high"), ends, strict=True)
+        low, high = _interval(getattr(fidelity, name), fidelity.demo_set, criteria)
+        columns |= {f"{name}_low": low, f"{name}_high": high}
     return columns
 
 
@@ -262,5 +274,87 @@ def _adjusted(p: PerHead) -> PerHead:
 
 
 def _verdict(*, yes: Tensor, no: Tensor) -> PerHead:
-    unknown = torch.full(yes.shape, float("nan"))
-    return torch.where(yes, 1.0, torch.where(no, 0.0, unknown))
+    return torch.where(yes, 1.0, torch.where(no, 0.0, torch.nan))
+
+
+def classify(
+    columns: Mapping[str, Float[Tensor, "layer head"]], selected: Mapping[str, Tensor], criteria: Criteria
+) -> list[HeadClass]:
+    """Say every head's class, in order of layer and head (see `HeadClass`)."""
+    looked_at = torch.stack(list(selected.values())).any(0).flatten().tolist()
+    flat = {name: values.flatten().tolist() for name, values in columns.items()}
+    return [
+        _class({name: values[at] for name, values in flat.items()}, criteria) if seen else "neither"
+        for at, seen in enumerate(looked_at)
+    ]
+
+
+def _class(head: Mapping[str, float], criteria: Criteria) -> HeadClass:
+    """The first class whose rule holds."""
+    votes, invariant, matters = head["votes"], head["invariant"], head["matters"]
+    moved = invariant == 0 and head["label_attention"] >= criteria.label_attention
+    kernel = votes == 1 and invariant == 1
+    # Not measured: in the choosing half the answer did not need it.
+    unmeasured = isnan(head["logit_diff_drop"])
+    rules: dict[HeadClass, bool] = {
+        "echo": moved and head["echo_low"] > criteria.follows,
+        "word preference": moved and max(head["words_low"], head["preferred_low"]) > criteria.follows,
+        "kernel head": kernel and matters == 1,
+        "shadow": kernel and matters == 0,
+        "driver": abs(matters) == 1 and (votes == 0 or invariant == 0 or matters == -1),
+        "neither": votes == 0 and (matters == 0 or unmeasured),
+        "undetermined": True,
+    }
+    return next(name for name, holds in rules.items() if holds)
+
+
+def smallest_run(effect: Float[Tensor, "draw layer"], share: float) -> Int[Tensor, "draw 2"]:
+    """First and last layer of the shortest run with Σ effect ≥ share × the whole; of equally short ones, the fullest.
+
+    Negative layers (draws may have them) count against the run. −1 where the whole is not above 0.
+    """
+    layers = effect.shape[1]
+    whole = effect.sum(1)
+    total = torch.nn.functional.pad(effect.cumsum(1), (1, 0))
+    found = torch.full((len(effect), 2), -1, dtype=torch.long)
+    for length in range(layers, 0, -1):
+        held = total[:, length:] - total[:, : layers + 1 - length]
+        best, first = held.max(1)
+        enough = (best >= share * whole - 1e-9 * whole.abs()) & (whole > 0)
+        found = torch.where(enough[:, None], torch.stack([first, first + length - 1], 1), found)
+    return found
+
+
+def find_band(
+    drop: Float[Tensor, "prompt layer"],
+    base: Float[Tensor, " prompt"],
+    demo_set: Int[Tensor, " prompt"],
+    share: float,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Band | None:
+    """Find the band of the confirmed heads' drops, summed over each layer, and its ends' intervals by demonstration sets.
+
+    None where nothing drops. Does not show: that layers between the band's ends hold a head each.
+    """
+    sums = group_sums(drop.double(), numbered(demo_set))
+    first, last = smallest_run(sums.sum(0, keepdim=True), share)[0].tolist()
+    if first < 0:
+        return None
+    runs = smallest_run(bootstrap_counts(len(sums), draws, seed) @ sums, share)
+    runs = runs[runs[:, 0] >= 0].double()
+    edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    ends = runs.quantile(edges, dim=0).round().long().tolist()
+    by_layer = drop.double().mean(0) / base.double().mean()
+    return Band(
+        first=first,
+        last=last,
+        share=float(by_layer[first : last + 1].sum() / by_layer.sum()),
+        wanted=share,
+        first_interval=(ends[0][0], ends[1][0]),
+        last_interval=(ends[0][1], ends[1][1]),
+        layers=drop.shape[1],
+        by_layer=tuple(by_layer.tolist()),
+    )

@@ -1,8 +1,13 @@
-"""This module locates the heads that answer like a kernel regression: chosen on half of the prompts, confirmed on the other."""
+"""Locates the heads that answer like a kernel regression: chosen on half of the prompts, confirmed on the other.
+
+Prompts are halved with their demonstration sets whole (`split_in_halves`), and the search may be repeated on several
+sets of prompts (`stability`).
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +21,18 @@ from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.evidence.reading import read
 from icl_kernel_lens.interventions.cuts import knock_out
 from icl_kernel_lens.interventions.validate import check_intervened
-from icl_kernel_lens.locate.band import find_band
-from icl_kernel_lens.locate.classes import classify
-from icl_kernel_lens.locate.measure import Fidelity, report, select
-from icl_kernel_lens.locate.split import ENOUGH, split_in_halves
-from icl_kernel_lens.models.adapter import as_adapter
-from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.locate.measure import FEWEST, Fidelity, classify, find_band, report, select
+from icl_kernel_lens.models.adapter import as_adapter, attention_layers
 from icl_kernel_lens.prompts.corruptions import corrupt
 from icl_kernel_lens.prompts.promptset import PromptSet
-from icl_kernel_lens.results.criteria import Band, Criteria, HeadClass
+from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.patch_effects import PatchEffects
+from icl_kernel_lens.results.stability import Stability
 
-STEPS = ("read", "reread", "choosing", "reporting")
-"""What is run, one after the other."""
+ENOUGH = 32
+"""Demonstration sets a half should have; `FEWEST` it must have."""
 
 
 def locate_heads(
@@ -86,8 +88,8 @@ def locate_heads(
     check_sets(prompts)
     first, second = split_in_halves(prompts.demo_set, seed=seed)
     permuted = corrupt(prompts, "permute_labels", seed=seed)
-    # The folder of each step.
-    place = {n: None if checkpoint is None else Path(checkpoint) / n for n in STEPS}
+    steps = ("read", "reread", "choosing", "reporting")
+    place = {step: None if checkpoint is None else Path(checkpoint) / step for step in steps}
     if evidence is None:
         evidence = read(model, prompts, keep=("label",), checkpoint=place["read"], progress=progress)
     evidence.check_of(as_adapter(model), prompts)
@@ -106,9 +108,11 @@ def locate_heads(
     found = Fidelity.of(evidence, reread, second, seed + 10)
     columns, strongest = report(found, selected, drop, equal_mass, base, criteria)
     classes = classify(columns, selected, criteria)
+    confirmed = torch.tensor([name == "kernel head" for name in classes]).reshape(drop.shape[1:])
+    effect = drop.masked_fill(~confirmed, 0).sum(2)
     return HeadRanking(
         classes={HeadRef(*divmod(at, drop.shape[2])): name for at, name in enumerate(classes)},
-        band=_band(classes, drop, base, found.demo_set, criteria, seed),
+        band=find_band(effect, base, found.demo_set, criteria.band_share, level=criteria.level, seed=seed),
         columns=columns,
         strongest=strongest,
         choosing=choosing,
@@ -129,6 +133,53 @@ def locate_heads(
     )
 
 
+def stability(
+    model: Any,
+    prompts: Mapping[str, PromptSet],
+    *,
+    criteria: Criteria | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Stability:
+    """`locate_heads` on several sets of prompts, by name, and how far they agree.
+
+        stability(model, {
+            "seed 0": task.prompts(model, demos=16, count=400, seed=0),
+            "seed 1": task.prompts(model, demos=16, count=400, seed=1),
+            "reordered": corrupt(prompts, "reorder_demos", seed=0, model=model),
+            "other task": other.prompts(model, demos=16, count=400, seed=0),
+        })
+
+    Another template is another task: `dataclasses.replace(task, template=...)`.
+
+    `checkpoint` names a folder in which finished prompts are kept, one folder a ranking; the same call goes on.
+    Does not show: more than the prompts given can; a kernel head in all of them may be none on another task.
+
+    Raises: as `locate_heads`, before anything is lost: a checkpoint keeps the rankings' finished prompts.
+            ResultError: fewer than two sets of prompts.
+    """
+    if not isinstance(prompts, Mapping) or len(prompts) < 2:
+        raise ResultError(
+            'at least two sets of prompts can be compared, each with its name: {"seed 0": prompts, "seed 1": others}; got '
+            f"{len(prompts)} in a {type(prompts).__name__}.",
+            code="not-comparable",
+        )
+    return Stability(
+        {
+            name: locate_heads(
+                model,
+                some,
+                criteria=criteria,
+                seed=seed,
+                checkpoint=None if checkpoint is None else Path(checkpoint) / f"{at}",
+                progress=progress,
+            )
+            for at, (name, some) in enumerate(prompts.items())
+        }
+    )
+
+
 def _drops(
     model: Any,
     prompts: PromptSet,
@@ -138,32 +189,13 @@ def _drops(
     progress: bool,
 ) -> tuple[Float[Tensor, "prompt layer head"], Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"]]:
     """Per prompt: the drop without the label edges of each selected head, that without equal mass, the base."""
-    heads = [(layer, head) for layer, head in selected.nonzero().tolist()]
-    if not heads:
-        # One head is run all the same, for the base; its effect is not kept.
-        adapter = as_adapter(model)
-        missing = verify_model(adapter).missing
-        heads = [(next(layer for layer in range(adapter.shape.layers) if layer not in missing), 0)]
+    # Without any, one head is run all the same, for the base; its effect is not kept.
+    heads = [HeadRef(*head) for head in selected.nonzero().tolist()]
+    heads = heads or [HeadRef(attention_layers(as_adapter(model))[0], 0)]
     cut = knock_out(model, prompts, heads=heads, seed=seed, checkpoint=checkpoint, progress=progress)
-    base = cut.base[:, None, None]
-    drop = (base - cut.values).masked_fill(~selected, torch.nan)
-    equal = (base - cut.controls["equal_mass"]).masked_fill(~selected, torch.nan)
+    changed = (cut.values, cut.controls["equal_mass"])
+    drop, equal = ((cut.base[:, None, None] - x).masked_fill(~selected, torch.nan) for x in changed)
     return drop, equal, cut.base
-
-
-def _band(
-    classes: list[HeadClass],
-    drop: Float[Tensor, "prompt layer head"],
-    base: Float[Tensor, " prompt"],
-    demo_set: Int[Tensor, " prompt"],
-    criteria: Criteria,
-    seed: int,
-) -> Band | None:
-    confirmed = torch.tensor([name == "kernel head" for name in classes]).reshape(drop.shape[1:])
-    if not confirmed.any():
-        return None
-    by_layer = drop.masked_fill(~confirmed, 0).sum(2)
-    return find_band(by_layer, base, demo_set, criteria.band_share, level=criteria.level, seed=seed)
 
 
 def check_sets(prompts: PromptSet) -> None:
@@ -205,8 +237,8 @@ def _notes(
             '"neither" here says nothing about the heads'
         )
     if (truth := evidence.prompts.test_labels) is not None:
-        right = float((evidence.answers == truth).float().mean())
-        notes.append(f"the model answers {right:.1%} of the test inputs right")
+        right = (evidence.answers == truth).float().mean()
+        notes.append(f"the model answers {float(right):.1%} of the test inputs right")
     if sets < ENOUGH:
         notes.append(f"{sets} demonstration sets a half are few: intervals are wide")
     causes = (selected["votes"] | selected["matters"]) & (columns["matters"] == 1)
@@ -219,3 +251,43 @@ def _notes(
             + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
         )
     return tuple(notes)
+
+
+def split_in_halves(
+    demo_set: Int[Tensor, " prompt"], *, seed: int
+) -> tuple[Int[Tensor, " choosing"], Int[Tensor, " reporting"]]:
+    """Split prompts into a choosing and a reporting half, by number; sets are dealt out at random, about equal in prompts.
+
+    Raises: PromptError: fewer than 8 demonstration sets a half. Warns: fewer than 32.
+    """
+    groups, sizes = demo_set.unique(return_counts=True)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    sides: tuple[list[int], list[int]] = ([], [])
+    prompts = [0, 0]
+    for at in sorted(order.tolist(), key=lambda i: -int(sizes[i])):
+        # To the half with fewer sets, and of equally many sets to that with fewer prompts.
+        to = min((0, 1), key=lambda side: (len(sides[side]), prompts[side]))
+        sides[to].append(int(groups[at]))
+        prompts[to] += int(sizes[at])
+    chosen = torch.isin(demo_set, torch.tensor(sides[0]))
+    few = min(int(_effective(demo_set[side])) for side in (chosen, ~chosen)) if len(groups) > 1 else 0
+    if few < FEWEST:
+        raise PromptError(
+            f"each half needs at least {FEWEST} demonstration sets, because prompts of one set are not independent; "
+            f"there are {len(groups)} sets in all, worth {few} of equal size a half. Draw {2 * FEWEST} prompts or more "
+            f"with demonstrations of their own, or sets={2 * FEWEST} or more; {2 * ENOUGH} are better.",
+            code="too-few-sets",
+        )
+    if few < ENOUGH:
+        warnings.warn(
+            f"{few} demonstration sets a half are few: intervals are wide, and heads may stay undetermined. "
+            f"{ENOUGH} or more are better.",
+            stacklevel=3,
+        )
+    return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
+
+
+def _effective(demo_set: Int[Tensor, " prompt"]) -> float:
+    """How many sets of equal size these are worth: (Σ n)² / Σ n²."""
+    _, sizes = demo_set.unique(return_counts=True)
+    return float(sizes.sum()) ** 2 / float(sizes.square().sum()) + 1e-9

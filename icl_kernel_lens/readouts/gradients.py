@@ -77,7 +77,19 @@ def saliency(
         torch.Size([2, 3, 4])
     """
     adapter = to_be_taken_over(model, "to be weighed by gradients", "Use another model.")
-    _check(adapter, prompts, toward)
+    check_first_token(prompts, toward, "saliency", "toward")
+    if prompts.demos == 0:
+        raise PromptError(
+            "saliency needs label words to look at; these prompts have no demonstrations.",
+            code="too-few-demonstrations",
+        )
+    if adapter.dtype == torch.float16:
+        raise ModelError(
+            f"gradients must not vanish by rounding; in float16, as {adapter.name} is, small ones do. Load it in "
+            "bfloat16 or float32.",
+            code="gradient",
+        )
+    check_differentiable(adapter)
     # A graph holds what every layer made, not one layer's.
     fitting = memory.prompts_at_once(adapter, int(prompts.lengths.max()), 0, fast=True)
     checked: list[float] = []
@@ -114,22 +126,6 @@ def saliency(
     )
 
 
-def _check(adapter: InterceptableAdapter, prompts: PromptSet, toward: Reference) -> None:
-    check_first_token(prompts, toward, "saliency", "toward")
-    if prompts.demos == 0:
-        raise PromptError(
-            "saliency needs label words to look at; these prompts have no demonstrations.",
-            code="too-few-demonstrations",
-        )
-    if adapter.dtype == torch.float16:
-        raise ModelError(
-            f"gradients must not vanish by rounding; in float16, as {adapter.name} is, small ones do. Load it in "
-            "bfloat16 or float32.",
-            code="gradient",
-        )
-    check_differentiable(adapter)
-
-
 class _Graph:
     """One batch run forward and backward."""
 
@@ -149,10 +145,8 @@ class _Graph:
 
         logits = self.run(record, gradients=True)
         check_finite(logits.detach().cpu(), torch.tensor(numbers), adapter)
-        self.target = logits.argmax(1)
-        if toward == "truth":
-            assert batch.test_labels is not None
-            self.target = batch.test_labels.to(logits.device)
+        truth = batch.test_labels if toward == "truth" else None
+        self.target = logits.argmax(1) if truth is None else truth.to(logits.device)
         losses = torch.nn.functional.cross_entropy(logits, self.target, reduction="none")
         self.losses = losses.detach()
         try:
@@ -190,8 +184,9 @@ class _Graph:
 
         Raises: ModelError: they differ by more than a twentieth.
         """
-        square = sum(g.float().square().flatten(1).sum(1).cpu() for g in self.gradients.values())
-        assert isinstance(square, Tensor)
+        square = torch.stack(
+            [g.float().square().flatten(1).sum(1).cpu() for g in self.gradients.values()]
+        ).sum(0)
         at = int(square.argmax())
         slope = float(square[at])
         # Moving z by more than a tenth of one value would not be small; a change of L below 1e-3 not be seen.
@@ -242,16 +237,14 @@ def _flows(
     answer_row = torch.zeros_like(into)
     for start, end in stretches(layer.q, length):
         t, s = torch.arange(start, end, device=device)[:, None], torch.arange(end, device=device)
-        q = layer.q[:, :, start:end].float()
-        a = masked_scores(q, k[:, :, :end], layer.rule, start).softmax(-1)
+        a = masked_scores(layer.q[:, :, start:end].float(), k[:, :, :end], layer.rule, start).softmax(-1)
         terms = a * (gradient[:, :, start:end].float() @ v[:, :, :end].transpose(2, 3))
         terms = torch.cat([terms, terms.sum(1, keepdim=True)], 1).abs().masked_fill(s >= t, 0)
         into[:, :, start:end] = terms.sum(-1)
         here = ((answer >= start) & (answer < end)).nonzero().flatten()
         answer_row[here, :, :end] = terms[here, :, answer[here] - start]
-    position = torch.arange(length, device=device)
     label = torch.zeros(batch, length, dtype=torch.bool, device=device).scatter(1, labels, True)
-    other = ~label & (position < answer[:, None])
+    other = ~label & (torch.arange(length, device=device) < answer[:, None])
     sums = [
         (into * label[:, None]).sum(-1),
         (answer_row * label[:, None]).sum(-1),

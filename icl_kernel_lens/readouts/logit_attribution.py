@@ -119,15 +119,9 @@ class _Pass:
         columns = reader.columns
         self.delta = contrast(columns[self.which.to(columns.device)], dim=1)
         """(prompt, label, width), on the device of the unembedding."""
-        self.along = {columns.device: reader.final.transposed(self.delta)}
+        self.along = reader.final.transposed(self.delta)
+        """C (γ ⊙ δ); what is taken along it still has to be divided by σ."""
         self.parts: dict[str, dict[int, Tensor]] = {}
-        self.post_scale: dict[int, Tensor] = {}
-
-    def direction(self, device: torch.device) -> Float[Tensor, "prompt label width"]:
-        """C (γ ⊙ δ), on this device; what is taken along it still has to be divided by σ."""
-        if device not in self.along:
-            self.along[device] = next(iter(self.along.values())).to(device)
-        return self.along[device]
 
     def keep(self, name: str, layer: int, part: Tensor) -> None:
         self.parts.setdefault(name, {})[layer] = part
@@ -138,20 +132,26 @@ class _Pass:
         label_pos = self.batch.label_pos.to(z.device)
         row = attention.row(at)
         attn = self.reader.adapter.model.blocks[layer].attn
-        along = self.direction(z.device)
+        along = self.along.to(z.device)
         if layer in self.reader.post:
             along = self.reader.post[layer].transposed(along)
-        out = attn.W_O.to(z.device).float()
-        toward = einsum(out, along, "head d_head width, prompt label width -> prompt head d_head label")
+        toward = einsum(
+            attn.W_O.to(z.device).float(),
+            along,
+            "head d_head width, prompt label width -> prompt head d_head label",
+        )
         heads = einsum(
             attention.at(z, at).float(), toward, "p head d_head, p head d_head label -> p head label"
         )
-        values = values_at(attention.blocks, label_pos, z.shape[1])
         bias = getattr(attn, "b_O", None)
         found = {
             "weights": row.gather(-1, label_pos[:, None].expand(-1, row.shape[1], -1)),
             "heads": heads,
-            "read_outs": einsum(values, toward, "p h demo d, p h d label -> p h demo label"),
+            "read_outs": einsum(
+                values_at(attention.blocks, label_pos, z.shape[1]),
+                toward,
+                "p h demo d, p h d label -> p h demo label",
+            ),
             "attention_biases": torch.zeros_like(heads[:, 0]) if bias is None else along @ bias.to(along),
         }
         for name, part in found.items():
@@ -175,19 +175,17 @@ class _Pass:
             if (point := getattr(block, "hook_mlp_out", None)) is not None:
                 seen[point] = lambda _, x, layer=layer: self.take("mlps", layer, here(x))
             if layer in self.reader.post:
-                seen[block.ln1_post] = lambda x, y, layer=layer: self.take_post(layer, here(x), here(y))
+                seen[block.ln1_post] = lambda x, y, layer=layer: self.keep(
+                    "post_scale", layer, self.reader.post[layer].scale(here(x), here(y))
+                )
         if (final := getattr(model, "ln_final", None)) is not None:
             seen[final] = lambda x, y: self.take_final(here(x), here(y))
         return seen
 
     def take(self, name: str, layer: int, x: Float[Tensor, "prompt width"]) -> None:
-        along = self.direction(x.device)
-        self.keep(name, layer, einsum(x, along, "prompt width, prompt label width -> prompt label"))
-
-    def take_post(
-        self, layer: int, x: Float[Tensor, "prompt width"], y: Float[Tensor, "prompt width"]
-    ) -> None:
-        self.post_scale[layer] = self.reader.post[layer].scale(x, y)
+        """What an addend of the residual stream gives to every label."""
+        part = einsum(x, self.along.to(x.device), "prompt width, prompt label width -> prompt label")
+        self.keep(name, layer, part)
 
     def take_final(self, x: Float[Tensor, "batch width"], y: Float[Tensor, "batch width"]) -> None:
         self.sigma, self.normed = self.reader.final.scale(x, y), y
@@ -218,11 +216,11 @@ class _Pass:
         to = measured.argmax(1) if truth is None else truth
         picked = torch.arange(len(to)), to
         for layer, norm in reader.post.items():
-            scale = self.post_scale[layer]
+            scale = self.parts["post_scale"][layer]
             for name in ("heads", "read_outs", "attention_biases"):
                 part = self.parts[name][layer]
                 self.parts[name][layer] = part / scale.to(part.device).reshape(-1, *[1] * (part.dim() - 1))
-            self.parts["attention_biases"][layer] += self.direction(norm.beta.device) @ norm.beta
+            self.parts["attention_biases"][layer] += self.along.to(norm.beta.device) @ norm.beta
 
         def chosen(name: str) -> Tensor:
             found = self.parts.get(name, {})
@@ -232,13 +230,14 @@ class _Pass:
             return one / sigma.reshape(-1, *[1] * (one.dim() - 1))
 
         bias = contrast(reader.bias[self.which.to(reader.bias.device)], dim=1)
-        bias = bias + self.delta @ reader.final.beta.to(self.delta.device)
-        found = {name: chosen(name) for name in ("heads", "read_outs", "mlps", "attention_biases")}
-        weights = torch.stack([self.parts["weights"][at].cpu() for at in layers], 1)
-        found |= {"weights": weights, "demos": weights * found["read_outs"]}
-        found["embedding"] = (self.parts["embedding"][0].cpu()[picked]) / sigma
-        found["biases"] = bias.cpu()[picked]
-        found["total"] = contrast(measured, dim=1)[picked]
+        shift = self.delta @ reader.final.beta.to(self.delta.device)
+        found = {name: chosen(name) for name in ("heads", "read_outs", "mlps", "attention_biases")} | {
+            "weights": torch.stack([self.parts["weights"][at].cpu() for at in layers], 1),
+            "embedding": self.parts["embedding"][0].cpu()[picked] / sigma,
+            "biases": (bias + shift).cpu()[picked],
+            "total": contrast(measured, dim=1)[picked],
+        }
+        found["demos"] = found["weights"] * found["read_outs"]
         parts = torch.cat(
             [
                 found["heads"].flatten(1),
@@ -255,9 +254,9 @@ class _Pass:
 
     def check_sum(self, off: Float[Tensor, " batch"]) -> None:
         adapter, limit = self.reader.adapter, self.reader.final.limit
-        if bool((off <= limit).all()):
-            return
         worst = int(off.nan_to_num(nan=torch.inf).argmax())
+        if off[worst] <= limit:
+            return
         hooks = adapter.hooks_in_place()
         cause = (
             f"It has hooks ({', '.join(hooks[:3])}), which may edit what is summed: remove them."

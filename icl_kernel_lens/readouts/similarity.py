@@ -11,12 +11,14 @@ other texts; and per head its Pearson correlation with the attention on the demo
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import PromptError, ResultError
@@ -83,10 +85,19 @@ def prediction_similarity(
     """
     adapter = as_adapter(model)
     weights = evidence.pooled(pooling)
-    _check(adapter, prompts, evidence)
-    tests, demos = _texts(adapter, prompts)
+    evidence.check_of(adapter, prompts)
+    if prompts.demos < 3:
+        raise ResultError(
+            f"a correlation needs at least three demonstrations; these prompts have {prompts.demos}.",
+            code="too-few-demonstrations",
+        )
     similar = _similarities(
-        adapter, prompts, tests, demos, batch_size=batch_size, checkpoint=checkpoint, progress=progress
+        adapter,
+        prompts,
+        _texts(adapter, prompts),
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
     )
     values, control = pearson(weights, similar), torch.zeros(weights.shape[:3])
     generator = torch.Generator().manual_seed((prompts.info.seed or 0) % 2**63)
@@ -114,13 +125,14 @@ def _reasons(
     similar: Float[Tensor, "prompt demo"],
 ) -> dict[Reason, int]:
     """Why cells have no correlation, counted over (prompt, head)."""
-    reasons = reasons_for(evidence, weights)
     same = _constant(similar)[:, None, None].expand(weights.shape[:3]) & ~weights.isnan().any(-1)
     flat = _constant(weights) & (weights.sum(-1) > 0) & ~same
-    found = {Reason.SIMILARITIES_ALIKE: same, Reason.ATTENTION_ALIKE: flat}
-    if bool(same.any()) and Reason.NO_ATTENTION in reasons:
-        found[Reason.NO_ATTENTION] = (weights.sum(-1) <= 0) & ~same
-    counts = reasons | {why: int(cells.sum()) for why, cells in found.items()}
+    found = {
+        Reason.SIMILARITIES_ALIKE: same,
+        Reason.ATTENTION_ALIKE: flat,
+        Reason.NO_ATTENTION: (weights.sum(-1) <= 0) & ~same,
+    }
+    counts = reasons_for(evidence, weights) | {why: int(cells.sum()) for why, cells in found.items()}
     return {why: count for why, count in counts.items() if count}
 
 
@@ -140,17 +152,8 @@ def _constant(numbers: Tensor) -> Tensor:
     return numbers.amax(-1) - numbers.amin(-1) <= SAME * numbers.abs().amax(-1)
 
 
-def _check(adapter: ModelAdapter, prompts: PromptSet, evidence: Evidence) -> None:
-    evidence.check_of(adapter, prompts)
-    if prompts.demos < 3:
-        raise ResultError(
-            f"a correlation needs at least three demonstrations; these prompts have {prompts.demos}.",
-            code="too-few-demonstrations",
-        )
-
-
-def _texts(adapter: ModelAdapter, prompts: PromptSet) -> tuple[list[Text], list[list[Text]]]:
-    """Each prompt's test input and demonstrations, every one as the tokens it has alone."""
+def _texts(adapter: ModelAdapter, prompts: PromptSet) -> list[list[Text]]:
+    """Each prompt's test input and then its demonstrations, every one as the tokens it has alone."""
     template = prompts.info.template
     if prompts.episodes is None or template is None:
         return _cut_out(prompts)
@@ -162,7 +165,7 @@ def _texts(adapter: ModelAdapter, prompts: PromptSet) -> tuple[list[Text], list[
         return "".join(string for _, string in pieces[fields[0] : fields[-1] + 1]) if fields else ""
 
     rows = [[written(example) for example in (e.test, *e.demos)] for e in prompts.episodes]
-    distinct = list(dict.fromkeys(text for row in rows for text in row))
+    distinct = list(dict.fromkeys(chain(*rows)))
     encoded = encode(check_tokenizer(adapter), distinct, prompts.info.bos_asked)
     ids: dict[str, Text] = {}
     for text, (tokens, offsets) in zip(distinct, encoded, strict=True):
@@ -171,42 +174,34 @@ def _texts(adapter: ModelAdapter, prompts: PromptSet) -> tuple[list[Text], list[
                 f"every text must have a token to be run alone; {text!r} has none.", code="empty-text"
             )
         ids[text] = tuple(tokens)
-    return [ids[row[0]] for row in rows], [[ids[text] for text in row[1:]] for row in rows]
+    return [[ids[text] for text in row] for row in rows]
 
 
-def _cut_out(prompts: PromptSet) -> tuple[list[Text], list[list[Text]]]:
+def _cut_out(prompts: PromptSet) -> list[list[Text]]:
     """The tokens that the texts have in their prompts, from the first that is text to the last."""
-    tests: list[Text] = []
-    demos: list[list[Text]] = []
-    for number in range(len(prompts)):
-        tokens, roles = prompts.tokens[number].tolist(), prompts.roles[number].tolist()
+    names = ["the test input", *(f"demonstration {i}" for i in range(prompts.demos))]
+    starts = torch.cat([prompts.demo_spans[:, -1:, 1], prompts.demo_spans[..., 0]], 1).tolist()
+    ends = torch.cat([prompts.answer_pos[:, None] + 1, prompts.label_pos], 1).tolist()
+    found: list[list[Text]] = [[] for _ in starts]
+    for number, (tokens, roles) in enumerate(
+        zip(prompts.tokens.tolist(), prompts.roles.tolist(), strict=True)
+    ):
         bos = tokens[:1] if prompts.info.prepend_bos and roles[0] == TokenRole.SPECIAL else []
-
-        def cut(start: int, end: int, what: str, number=number, tokens=tokens, roles=roles, bos=bos) -> Text:
+        for what, start, end in zip(names, starts[number], ends[number], strict=True):
             text = [at for at in range(start, end) if roles[at] in (TokenRole.TEXT, TokenRole.TEXT2)]
             if not text:
                 raise PromptError(
                     f"every text must have a token to be run alone; {what} of prompt {number} has none.",
                     code="empty-text",
                 )
-            return (*bos, *tokens[text[0] : text[-1] + 1])
-
-        spans, labels = prompts.demo_spans[number].tolist(), prompts.label_spans[number].tolist()
-        demos.append(
-            [
-                cut(span[0], label[0], f"demonstration {i}")
-                for i, (span, label) in enumerate(zip(spans, labels, strict=True))
-            ]
-        )
-        tests.append(cut(spans[-1][1], int(prompts.answer_pos[number]) + 1, "the test input"))
-    return tests, demos
+            found[number].append((*bos, *tokens[text[0] : text[-1] + 1]))
+    return found
 
 
 def _similarities(
     adapter: ModelAdapter,
     prompts: PromptSet,
-    tests: list[Text],
-    demos: list[list[Text]],
+    rows: list[list[Text]],
     *,
     batch_size: BatchSize,
     checkpoint: str | Path | None,
@@ -214,8 +209,8 @@ def _similarities(
 ) -> Float[Tensor, "prompt demo"]:
     """sim_i; of demonstrations only the products with the test inputs are kept, not their distributions."""
     verify_model(adapter)
-    first = list(dict.fromkeys(tests))
-    rest = list(dict.fromkeys(text for row in demos for text in row if text not in set(first)))
+    first = list(dict.fromkeys(row[0] for row in rows))
+    rest = [text for text in dict.fromkeys(chain(*rows)) if text not in set(first)]
     key = hashlib.sha256(repr((first, rest)).encode()).hexdigest()
 
     def run(texts: list[Text], name: str, of: Any) -> Tensor:
@@ -244,18 +239,15 @@ def _similarities(
     products = predicted @ predicted.T
     if rest:
         products = torch.cat([products, run(rest, "demonstrations", lambda p: p @ predicted.to(p.device).T)])
-    row = {text: at for at, text in enumerate((*first, *rest))}
-    return torch.stack(
-        [products[[row[text] for text in texts], row[test]] for test, texts in zip(tests, demos, strict=True)]
-    )
+    at = {text: number for number, text in enumerate((*first, *rest))}
+    return torch.stack([products[[at[text] for text in texts], at[test]] for test, *texts in rows])
 
 
 def _alone(texts: list[Text], info: PromptInfo) -> PromptSet:
     """Texts as prompts without demonstrations; nothing is asked about labels, so any two tokens stand for them."""
-    width, count = max(map(len, texts)), len(texts)
-    lengths = torch.tensor([len(text) for text in texts])
-    tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
-    there = torch.arange(width) < lengths[:, None]
+    count, lengths = len(texts), torch.tensor([len(text) for text in texts])
+    tokens = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+    there = torch.arange(tokens.shape[1]) < lengths[:, None]
     spans = torch.zeros(count, 0, 2, dtype=torch.long)
     return PromptSet(
         tokens=tokens,

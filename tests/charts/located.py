@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from icl_kernel_lens.axes import HeadRef
-from icl_kernel_lens.locate.band import find_band
+from icl_kernel_lens.locate.measure import find_band
 from icl_kernel_lens.prompts.promptset import PromptInfo
 from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.criteria import Criteria

@@ -10,9 +10,9 @@ from architectures import hf_model
 from interventions.huggingface import Plain, other, rows_changed, without
 from support import needs_hooked, shared_prompts, uneven_prompts
 
-from icl_kernel_lens import PromptSet, knock_out, patch_labels, swap_values
-from icl_kernel_lens.errors import ModelError, PromptError, RunError
-from icl_kernel_lens.interventions import attribution, engine
+from icl_kernel_lens import HeadRef, PromptSet, knock_out, patch_labels, swap_values
+from icl_kernel_lens.errors import ModelError, PromptError, ResultError, RunError
+from icl_kernel_lens.interventions import engine, patch
 from icl_kernel_lens.interventions.verify import verify_interventions
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import bridge_from_hf, hooked_from_hf
@@ -76,7 +76,7 @@ def test_the_model_is_left_as_found(kind, fails, monkeypatch):
 
     before = state()
     if fails:
-        for module in (attribution, engine):
+        for module in (patch, engine):
             run, calls = module.run_variants, []
 
             def interrupted(*args, run=run, calls=calls, **options):
@@ -272,3 +272,54 @@ def test_a_run_that_does_not_fit_is_halved(tiny, monkeypatch):
     torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=1e-5)
     assert sizes[0] == 37
     assert sum(size for size in sizes if size <= 7) == 37
+
+
+def test_heads_by_name_by_pair_and_in_sets_are_the_same_heads(tiny):
+    model, _ = tiny("llama", "bridge")
+    prompts = uneven_prompts(count=2)
+    options = {"controls": False, "progress": False}
+    named = knock_out(model, prompts, heads=["L2H1", (0, 3)], **options)
+    assert named.places == {"layer": (0, 1, 2), "head": (0, 1, 2, 3)}
+    assert named.values[0].isfinite().nonzero().tolist() == [[0, 3], [2, 1]]
+    sets = knock_out(
+        model, prompts, heads=["L2H1", ("L2H1", (0, 3)), [HeadRef(0, 3)]], demo="each", **options
+    )
+    assert sets.places == {"set": ("L2H1", "L2H1 L0H3", "L0H3"), "demo": (0, 1, 2)}
+    each = knock_out(model, prompts, heads=[(2, 1), (0, 3)], demo="each", **options)
+    torch.testing.assert_close(sets.values[:, 0], each.values[:, 2, 1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sets.values[:, 2], each.values[:, 0, 3], atol=1e-5, rtol=1e-5)
+    whole = knock_out(model, prompts, heads=[("L2H1", "L0H3")], **options)
+    assert whole.values.shape == (2, 1)
+    layers = knock_out(model, prompts, layers=[1, 2], **options)
+    assert layers.places == {"set": ("all heads of layers 1, 2",)}
+    many = [HeadRef(layer, head) for layer in (1, 2) for head in range(4)]
+    same = knock_out(model, prompts, heads=[many], **options)
+    assert same.places["set"][0].endswith("and 2 more")
+    torch.testing.assert_close(same.values, layers.values)
+    patched = patch_labels(
+        model,
+        clean=prompts,
+        corrupted=prompts,
+        activation="value",
+        offsets=(0,),
+        heads=["L2H3"],
+        progress=False,
+    )
+    assert patched.places == {"layer": (0, 1, 2), "kv_head": (0, 1), "offset": (0,)}
+    assert patched.values[0].isfinite().nonzero().tolist() == [[2, 1, 0]], "its key-value head"
+
+
+def test_what_is_no_head_is_refused(tiny):
+    model, _ = tiny("llama", "bridge")
+    prompts = uneven_prompts(count=2)
+    for heads, reason in (
+        (["L9H0"], "L9H0 is not"),
+        (["head 3"], 'a name such as "L3H7"'),
+        ("L2H1", "a sequence of heads, by name"),
+        (["L2H1", (2, 1)], "named once"),
+        ([[], "L2H1"], "each by name or as"),
+    ):
+        with pytest.raises(ResultError, match=reason):
+            knock_out(model, prompts, heads=heads, progress=False)
+    with pytest.raises(ResultError, match="L9H0 is not"):
+        swap_values(model, prompts, heads=["L9H0"], progress=False)

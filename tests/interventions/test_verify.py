@@ -43,7 +43,7 @@ def test_a_change_that_does_not_arrive_is_refused(change, monkeypatch):
                             layer,
                             torch.zeros(3, 4, 9, 8) if edits is changes.vectors else torch.zeros(3, 9, 32),
                         )
-            return run(adapter, tokens, at, count, variants.Changes(), prefix, **options)
+            return run(adapter, tokens, at, count, variants.Changes(edits=changes.edits), prefix, **options)
 
         patch.setattr(verify, "run_variants", blind)
         with pytest.raises(ModelError, match=f"must do in the layer what it says; {change}"):

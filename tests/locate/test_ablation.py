@@ -12,7 +12,7 @@ from icl_kernel_lens import ablation_curves, knock_out, planted_model
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.cuts import cutting
-from icl_kernel_lens.interventions.row_edits import change_rows
+from icl_kernel_lens.interventions.engine import change_rows
 from icl_kernel_lens.locate.ablation import draw_sets, mean_read
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.results.ablation_curves import AblationCurves
