@@ -7,12 +7,12 @@ in the class; checks, digest, comparison, selection and storage follow from the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from html import escape
 from itertools import takewhile
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -20,8 +20,7 @@ from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.fields import TRANSIENT, Mismatch, check, declared, digest, encode
-from icl_kernel_lens.prompts.example import Episode
-from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.prompts.example import Episode, Template
 
 ScoreOn = Literal["first_token", "sequence"]
 
@@ -267,17 +266,13 @@ class PromptSet:
         return tuple(found)
 
     def __repr__(self) -> str:
-        lengths = self.lengths
-        sets = len(self.demo_set.unique())
         bos = {None: "not known", True: "yes", False: "no"}[self.info.prepend_bos]
         head = (
             f"PromptSet({self.info.task}: {len(self)} prompts of {self.demos} demonstrations, "
-            f"{int(lengths.min())}–{int(lengths.max())} tokens, {sets} demonstration sets, "
-            f"BOS: {bos}, seed {self.info.seed}, labels scored on {self.score_on.replace('_', ' ')})"
+            f"{int(self.lengths.min())}–{int(self.lengths.max())} tokens, {len(self.demo_set.unique())} demonstration "
+            f"sets, BOS: {bos}, seed {self.info.seed}, labels scored on {self.score_on.replace('_', ' ')})"
         )
-        if not self.strings:
-            return head
-        return "\n".join([head, *self._lines(0)])
+        return "\n".join([head, *(self._lines(0) if self.strings else ())])
 
     def _lines(self, prompt: int) -> list[str]:
         """One prompt with its spans, as plain text."""
@@ -300,9 +295,8 @@ class PromptSet:
         answer = int(self.answer_pos[prompt])
         begin = int(self.demo_spans[prompt, -1, 1]) if self.demos else 0
         tail = "".join(self.strings[prompt][begin : answer + 1]).strip()
-        truth = ""
-        if self.test_labels is not None:
-            truth = f" (truth {words[int(self.test_labels[prompt])]!r})"
+        labels = self.test_labels
+        truth = "" if labels is None else f" (truth {words[int(labels[prompt])]!r})"
         lines.append(f"  test    answer after token {answer}: {tail[-60:]!r} → ?{truth}")
         return lines
 
@@ -348,11 +342,6 @@ def _ints(name: str, given: Tensor, dims: int | None = None, prompts: int | None
             f"{name} must have one row a prompt; it has {len(tensor)} and tokens has {prompts}.",
             code="prompt-shapes",
         )
-    if len(tensor) == 0:
-        raise PromptError(
-            f"a PromptSet must hold at least one prompt; {name} has shape {tuple(tensor.shape)}.",
-            code="prompt-shapes",
-        )
     return tensor.long().clone()
 
 
@@ -394,13 +383,12 @@ def _check_labels(prompts: PromptSet) -> None:
             )
     if prompts.score_on == "sequence":
         _check_prefixes(prompts)
-    elif (clash := first_token_clash(prompts.label_tokens)) is not None:
-        one, other = (prompts.label_words[clash.prompt][c] for c in clash.classes)
-        raise PromptError(
-            f"label words must differ in their first token to be scored on it; {one!r} and {other!r} both begin "
-            f"with token {clash.token} (prompt {clash.prompt}) for {prompts.info.tokenizer or 'these ids'}. Choose "
-            'other words in label_words, or pass score_on="sequence".',
-            code="label-collision",
+    else:
+        check_first_tokens(
+            prompts.label_tokens,
+            prompts.label_words,
+            f" for {prompts.info.tokenizer or 'these ids'}. Choose other words in label_words, or pass "
+            'score_on="sequence".',
         )
 
 
@@ -451,24 +439,28 @@ def respelled(strings: Sequence[str], old: str, new: str, ids: list[int]) -> lis
     return [f"{token} " for token in ids]
 
 
-class Clash(NamedTuple):
-    """Two classes of a prompt whose label words begin with the same token."""
-
-    prompt: int
-    classes: tuple[int, int]
-    token: int
-
-
-def first_token_clash(first: Int[Tensor, "prompt label"]) -> Clash | None:
-    """The first prompt in which two label words have the same first token."""
+def check_first_tokens(
+    first: Int[Tensor, "prompt label"],
+    words: Sequence[tuple[str, ...]],
+    advice: str,
+    *,
+    must: str = "label words must differ in their first token to be scored on it",
+    spell: Callable[[list[int]], str] | None = None,
+) -> None:
+    """Refuse two label words of a prompt with the same first token; `must` begins the message, `advice` ends it."""
     ordered = first.sort(1).values
     same = (ordered[:, 1:] == ordered[:, :-1]).any(1)
-    if not same.any():
-        return None
-    prompt = int(same.nonzero()[0])
-    tokens = first[prompt].tolist()
-    later = next(c for c, token in enumerate(tokens) if token in tokens[:c])
-    return Clash(prompt, (tokens.index(tokens[later]), later), tokens[later])
+    if same.any():
+        prompt = int(same.nonzero()[0])
+        tokens = first[prompt].tolist()
+        later = next(c for c, token in enumerate(tokens) if token in tokens[:c])
+        token = tokens[later]
+        one, other = words[prompt][tokens.index(token)], words[prompt][later]
+        what = f"{spell([token])!r} (token {token}, " if spell else f"token {token} ("
+        raise PromptError(
+            f"{must}; {one!r} and {other!r} both begin with {what}prompt {prompt}){advice}",
+            code="label-collision",
+        )
 
 
 def _check_prefixes(prompts: PromptSet) -> None:

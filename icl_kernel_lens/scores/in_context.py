@@ -11,8 +11,8 @@ from torch import Tensor
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.reading import answer
 from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.prompts.build import rebuilt
 from icl_kernel_lens.prompts.promptset import PromptSet
-from icl_kernel_lens.prompts.rewriting import rebuilt
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.run_info import RunInfo

@@ -21,9 +21,8 @@ from itertools import combinations
 from typing import Literal
 
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.prompts.example import Episode, Example
-from icl_kernel_lens.prompts.template import Template
-from icl_kernel_lens.tasks.source import MakesPrompts, check_counts, shared_sets
+from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.tasks.source import MakesPrompts, shared_sets
 
 TOPICS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
@@ -169,10 +168,9 @@ class TopicsTask(MakesPrompts):
                 "given. For fixed demonstrations, make a task with Task.from_records.",
                 code="task-fixed",
             )
-        check_counts(demos, count)
         found: list[Episode] = []
         shared: dict[int, tuple[random.Random, Document, tuple[Example, ...]]] = {}
-        for group in shared_sets(count, sets):
+        for group in shared_sets(demos, count, sets):
             if group not in shared:  # each document has its own generator: the count changes no document
                 rng = random.Random(f"topics/{self.split}/{self.words}/{seed}/{group}")
                 document = Document.draw(rng, self.split, self.words)
