@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from html import escape
-from itertools import takewhile
+from itertools import permutations, takewhile
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.fields import TRANSIENT, Mismatch, check, declared, digest, encode
+from icl_kernel_lens.fields import TRANSIENT, Mismatch, check, digest, encode
 from icl_kernel_lens.prompts.example import Episode, Template
 
 ScoreOn = Literal["first_token", "sequence"]
@@ -215,10 +215,9 @@ class PromptSet:
         index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
         numbers = index.tolist()
         shown = takewhile(lambda i: i < len(self.strings), numbers[:SHOWN])
-        fields = {f.name: getattr(self, f.name) for f, _ in declared(PromptSet)}
         return replace(
             self,
-            **{name: value[index] for name, value in fields.items() if isinstance(value, Tensor)},
+            **{name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)},
             label_words=tuple(self.label_words[i] for i in numbers),
             strings=tuple(self.strings[i] for i in shown),
             episodes=None if self.episodes is None else tuple(self.episodes[i] for i in numbers),
@@ -233,9 +232,11 @@ class PromptSet:
     ) -> PromptSet:
         """Every token with its role and string is taken from position `where` (of the prompt `rows`); other `changes`."""
         own = torch.arange(len(self))[:, None] if rows is None else rows
-        strings = zip(self.strings, where.tolist(), strict=False)
         if "strings" not in changes:
-            changes["strings"] = tuple(tuple(row[i] for i in at[: len(row)]) for row, at in strings)
+            changes["strings"] = tuple(
+                tuple(row[i] for i in at[: len(row)])
+                for row, at in zip(self.strings, where.tolist(), strict=False)
+            )
         return replace(self, tokens=self.tokens[own, where], roles=self.roles[own, where], **changes)
 
     def digest(self) -> str:
@@ -278,27 +279,28 @@ class PromptSet:
         """One prompt with its spans, as plain text."""
         words = self.label_words[prompt]
         texts = self.demo_texts(prompt)
-        lines = [f"prompt {prompt}, label words {', '.join(map(repr, words))}:"]
+        demos = []
         for i in range(self.demos):
-            if self.demos > 6 and 3 <= i < self.demos - 2:
-                if i == 3:
-                    lines.append(f"  … {self.demos - 5} more")
-                continue
             start, end = self.demo_spans[prompt, i].tolist()
             first, last = self.label_spans[prompt, i].tolist()
             text = texts[i] if len(texts[i]) <= 60 else texts[i][:57] + "…"
-            lines.append(
+            demos.append(
                 f"  demo {i:<2d} tokens {start}–{end - 1}  label at "
                 f"{first if last == first + 1 else f'{first}–{last - 1}'}: "
                 f"{text!r} → {words[int(self.demo_labels[prompt, i])]!r}"
             )
+        if self.demos > 6:
+            demos[3:-2] = [f"  … {self.demos - 5} more"]
         answer = int(self.answer_pos[prompt])
         begin = int(self.demo_spans[prompt, -1, 1]) if self.demos else 0
         tail = "".join(self.strings[prompt][begin : answer + 1]).strip()
         labels = self.test_labels
         truth = "" if labels is None else f" (truth {words[int(labels[prompt])]!r})"
-        lines.append(f"  test    answer after token {answer}: {tail[-60:]!r} → ?{truth}")
-        return lines
+        return [
+            f"prompt {prompt}, label words {', '.join(map(repr, words))}:",
+            *demos,
+            f"  test    answer after token {answer}: {tail[-60:]!r} → ?{truth}",
+        ]
 
     def _repr_html_(self) -> str:
         """The first prompt with its spans coloured; all text is escaped."""
@@ -340,6 +342,11 @@ def _ints(name: str, given: Tensor, dims: int | None = None, prompts: int | None
     if prompts is not None and len(tensor) != prompts:
         raise PromptError(
             f"{name} must have one row a prompt; it has {len(tensor)} and tokens has {prompts}.",
+            code="prompt-shapes",
+        )
+    if len(tensor) == 0:
+        raise PromptError(
+            f"a PromptSet must hold at least one prompt; {name} has shape {tuple(tensor.shape)}.",
             code="prompt-shapes",
         )
     return tensor.long().clone()
@@ -466,19 +473,18 @@ def check_first_tokens(
 def _check_prefixes(prompts: PromptSet) -> None:
     """No label may begin another: the shorter would always be at least as probable."""
     sequences, lengths = prompts.label_sequences, prompts.label_lengths
-    for a in range(prompts.labels):
+    for a, b in permutations(range(prompts.labels), 2):
         shown = torch.arange(sequences.shape[2]) < lengths[:, a, None]
-        for b in range(prompts.labels):
-            same = ((sequences[:, a] == sequences[:, b]) | ~shown).all(1) & (lengths[:, a] <= lengths[:, b])
-            if a != b and same.any():
-                prompt = int(same.nonzero()[0])
-                words = prompts.label_words[prompt]
-                raise PromptError(
-                    f"no label word may begin another when whole labels are scored; {words[a]!r} begins {words[b]!r} "
-                    f"in tokens (prompt {prompt}), so it would always be at least as probable. Choose other words "
-                    "in label_words.",
-                    code="label-prefix",
-                )
+        same = ((sequences[:, a] == sequences[:, b]) | ~shown).all(1) & (lengths[:, a] <= lengths[:, b])
+        if same.any():
+            prompt = int(same.nonzero()[0])
+            words = prompts.label_words[prompt]
+            raise PromptError(
+                f"no label word may begin another when whole labels are scored; {words[a]!r} begins {words[b]!r} "
+                f"in tokens (prompt {prompt}), so it would always be at least as probable. Choose other words "
+                "in label_words.",
+                code="label-prefix",
+            )
 
 
 def _check_positions(answer_pos: Tensor, demo_spans: Tensor, label_spans: Tensor, lengths: Tensor) -> None:

@@ -8,9 +8,10 @@ are not drawn, and what a model does with them is not seen.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import mode
 from typing import NamedTuple
 
 from icl_kernel_lens.errors import PromptError
@@ -141,7 +142,7 @@ def episodes_of_one_length(
     )
     word = drawn[0].label_words[0]
     tests = find_layouts(adapter, template, [episode.test for episode in drawn], word)
-    length = Counter(layout.test for layout in tests).most_common(1)[0][0]
+    length = mode(layout.test for layout in tests)
     kept: defaultdict[int, list[Episode]] = defaultdict(list)
     for episode, layout in zip(drawn, tests, strict=True):
         row = kept[0 if sets is None else episode.demo_set]
@@ -150,7 +151,7 @@ def episodes_of_one_length(
     found = [episode for row in kept.values() for episode in row]
     shown = [demo for episode in found for demo in episode.demos]
     layouts = [layout.demo for layout in find_layouts(adapter, template, shown, word)] if shown else []
-    common = Counter(layouts).most_common(1)[0][0] if layouts else None
+    common = mode(layouts) if layouts else None
     at = iter(layouts)
     for place, episode in enumerate(found):
         fit = [demo for demo in episode.demos if next(at) == common]
@@ -161,8 +162,7 @@ def episodes_of_one_length(
                 f"{count} and {len(chosen)} demonstrations of {demos} (set {episode.demo_set}). Ask for fewer.",
                 code="task-pool",
             )
-        number = place if sets is None else episode.demo_set
-        found[place] = replace(episode, demos=chosen, demo_set=number)
+        found[place] = replace(episode, demos=chosen, demo_set=place if sets is None else episode.demo_set)
     return found
 
 
