@@ -36,10 +36,9 @@ class RowPlan:
 
     @classmethod
     def of(cls, prompts: PromptSet, width: int, *, template_tokens: bool) -> RowPlan:
-        roles = prompts.roles[:, :width]
         owner = _owners(prompts.demo_spans, width)
         if not template_tokens:
-            owner = owner.masked_fill(roles == TokenRole.TEMPLATE, prompts.demos)
+            owner = owner.masked_fill(prompts.roles[:, :width] == TokenRole.TEMPLATE, prompts.demos)
         left, right, share = _resampling(prompts)
         return cls(prompts.label_pos, _owners(prompts.label_spans, width), owner, left, right, share)
 
@@ -100,9 +99,9 @@ def pool(
 
 def resample(rows: Float[Tensor, "batch head pos"], plan: RowPlan) -> Float[Tensor, "batch head point"]:
     """The row on a grid that all prompts share: 30 points a text, one a label, 30 for the test input."""
-    heads = rows.shape[1]
-    left = rows.gather(2, plan.left[:, None].expand(-1, heads, -1))
-    right = rows.gather(2, plan.right[:, None].expand(-1, heads, -1))
+    left, right = (
+        rows.gather(2, at[:, None].expand(-1, rows.shape[1], -1)) for at in (plan.left, plan.right)
+    )
     return left + (right - left) * plan.share[:, None]
 
 

@@ -238,12 +238,13 @@ def _with_labels(
     sequences: Int[Tensor, "prompt label piece"],
 ) -> Int[Tensor, "prompt pos"]:
     """The tokens, with the tokens `sequences` of these labels in the demonstrations' label spans."""
-    rows, piece = torch.arange(len(prompts))[:, None], torch.arange(sequences.shape[2])
-    new = sequences[rows, labels]
-    inside = piece < (prompts.label_spans[..., 1] - prompts.label_spans[..., 0])[..., None]
+    inside = (
+        torch.arange(sequences.shape[2])
+        < (prompts.label_spans[..., 1] - prompts.label_spans[..., 0])[..., None]
+    )
     prompt, demo, at = inside.nonzero(as_tuple=True)
     tokens = prompts.tokens.clone()
-    tokens[prompt, prompts.label_pos[prompt, demo] + at] = new[prompt, demo, at]
+    tokens[prompt, prompts.label_pos[prompt, demo] + at] = sequences[prompt, labels[prompt, demo], at]
     return tokens
 
 

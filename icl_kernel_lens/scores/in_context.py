@@ -64,15 +64,16 @@ def in_context_accuracy(
         else:
             asked["permuted_labels"] = permuted
         asked["no_demonstrations"] = rebuilt(model, prompts, labels="none")
-    found: dict[str, Tensor] = {}
+    answers: dict[str, Tensor] = {}
     for name, which in asked.items():
         if evidence is not None and which is prompts:
-            scores = evidence.label_scores
+            answers[name] = evidence.answers
         else:
             folder = Path(checkpoint) / name if checkpoint is not None else None
-            scores = answer(model, which, batch_size=batch_size, checkpoint=folder, progress=progress)
-        found[name] = (scores.argmax(1) == truth).float()
-    majority = truth.bincount(minlength=prompts.labels).argmax()
-    found["majority"] = (truth == majority).float()
+            answers[name] = answer(
+                model, which, batch_size=batch_size, checkpoint=folder, progress=progress
+            ).argmax(1)
+    answers["majority"] = truth.bincount(minlength=prompts.labels).argmax()
+    found = {name: (given == truth).float() for name, given in answers.items()}
     run = evidence.run if evidence else RunInfo.of(adapter, prompts.info, prompts.score_on)
     return TaskAccuracy(found, prompts.demo_set, run, reasons)

@@ -72,19 +72,18 @@ class MakesPrompts:
         shared_sets(demos, count, sets if given is None else 1)
         draw = partial(self.matched_episodes, adapter) if match_lengths else self.episodes
         episodes = draw(demos=demos, count=count, seed=seed, sets=sets, balanced=balanced, given=given)
-        info = PromptInfo(
-            task=self.name,
-            origin=self.origin,
-            demos=len(episodes[0].demos),
-            sets=sets if given is None else 1,
-            balanced=balanced,
-            seed=seed,
-        )
         return build_prompts(
             adapter,
             episodes,
             self.template,
-            info=info,
+            info=PromptInfo(
+                task=self.name,
+                origin=self.origin,
+                demos=len(episodes[0].demos),
+                sets=sets if given is None else 1,
+                balanced=balanced,
+                seed=seed,
+            ),
             classes=self.classes,
             score_on=score_on,
             prepend_bos=prepend_bos,
