@@ -163,10 +163,11 @@ class AnswerRows:
         found = {name: stacked(name) for name in some if name not in ("profile", "rows")}
         found[f"{SUM}profile"] = stacked("profile", 0).double()
         if self.shown:
-            whole = found[f"{SUM}rows"] = torch.zeros(self.shown_shape)
+            whole = torch.zeros(self.shown_shape)
             for row, (at, number) in zip(stacked("rows"), self.shown.items(), strict=True):
                 end = int(self.batch.lengths[at])
                 whole[number, ..., :end] = row[..., :end]
+            found[f"{SUM}rows"] = whole
         return found
 
 

@@ -52,7 +52,8 @@ def build_prompts(
     Raises: PromptError: no tokenizer or no offsets, label tokens that depend on their surroundings,
         prompts longer than the context.
     """
-    located, tokenizer = locate_prompts(adapter, episodes, template, prepend_bos), adapter.tokenizer
+    located = locate_prompts(adapter, episodes, template, prepend_bos)
+    tokenizer = adapter.tokenizer
     words = tuple(episode.label_words for episode in episodes)
     answers = find_label_tokens(tokenizer, located, words, template, prepend_bos)
     flat = [torch.tensor(answer) for row in answers for answer in row]
