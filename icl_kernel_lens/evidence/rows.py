@@ -90,8 +90,7 @@ def pool(
     if pooling.endswith("_without_first"):
         owner = owner.clone()
         owner[:, 0] = demos
-    kind = pooling.removesuffix("_without_first")
-    how = {"label_sum": "sum", "span_sum": "sum", "span_mean": "mean", "span_max": "amax"}[kind]
+    how = {"span_mean": "mean", "span_max": "amax"}.get(pooling.removesuffix("_without_first"), "sum")
     # What no token counts for stays as it is here.
     none = rows.new_full((*rows.shape[:2], demos + 1), float("nan"))
     return none.scatter_reduce(2, owner[:, None].expand_as(rows), rows, how, include_self=False)[..., :demos]

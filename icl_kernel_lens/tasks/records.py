@@ -70,8 +70,7 @@ def task_fields(
     else:
         known = tuple(classes)
         # A label is a class's name or, failing that, its number: names that are digits come first.
-        numbers = {i: i for i in range(len(known))}
-        numbers |= {_as_number(word): i for i, word in enumerate(known)}
+        numbers = {i: i for i in range(len(known))} | {_as_number(word): i for i, word in enumerate(known)}
     usual = Template() if len(fields) == 1 else PAIR_OF_TEXTS
     return {
         "name": name,
