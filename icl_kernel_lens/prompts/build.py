@@ -53,7 +53,7 @@ def build_prompts(
         prompts longer than the context.
     """
     located = locate_prompts(adapter, episodes, template, prepend_bos)
-    tokenizer = adapter.tokenizer
+    tokenizer: Any = adapter.tokenizer
     words = tuple(episode.label_words for episode in episodes)
     answers = find_label_tokens(tokenizer, located, words, template, prepend_bos)
     flat = [torch.tensor(answer) for row in answers for answer in row]
@@ -199,5 +199,9 @@ def rebuilt(model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted
             permuted = [demo.label for demo in episode.demos]
             random.Random(name).shuffle(permuted)
             episodes.append(episode.with_labels(permuted))
-    info = replace(prompts.info, demos=len(episodes[0].demos), permuted_labels=labels == "permuted")
-    return rewritten(prompts, episodes, model, info)
+    return rewritten(
+        prompts,
+        episodes,
+        model,
+        replace(prompts.info, demos=len(episodes[0].demos), permuted_labels=labels == "permuted"),
+    )

@@ -82,7 +82,7 @@ class Template:
 
         Roles are `template`, `text`, `text2` and `label`; joining the strings gives the text.
         """
-        values = dict(zip(("text", "text2"), texts, strict=False))
+        values: dict[str, str] = dict(zip(("text", "text2"), texts, strict=False))
         before, after = self.demo.split("{label}")
         stem = before.rstrip(" ")
         parts = enumerate(_PIECE.split(stem))  # the template and the names of the texts take turns
