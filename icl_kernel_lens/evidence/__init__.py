@@ -1,7 +1,6 @@
 """Reads models: answer rows reduced to demonstration weights, and the model's answers."""
 
-from icl_kernel_lens.evidence.from_cache import evidence_from_cache
-from icl_kernel_lens.evidence.reading import answer, read
+from icl_kernel_lens.evidence.reading import answer, evidence_from_cache, read
 from icl_kernel_lens.results.evidence import Evidence
 
 __all__ = ["Evidence", "answer", "evidence_from_cache", "read"]

@@ -1,19 +1,122 @@
-"""Reduces the answer rows of every layer to demonstration weights, and assembles these to `Evidence`."""
+"""Reduces the answer rows of every layer to one weight per demonstration, and assembles these to `Evidence`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from icl_kernel_lens.axes import Pooling
-from icl_kernel_lens.evidence.pooling import POINTS, RowPlan, pool, resample
+from icl_kernel_lens.axes import SPAN_POOLINGS, Pooling, check_pooling
+from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.models.verify import verify_model
-from icl_kernel_lens.prompts.promptset import SHOWN, PromptSet
+from icl_kernel_lens.prompts.promptset import SHOWN, PromptSet, TokenRole
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.run.checkpoint import SUM
+
+POINTS = 30
+"""Points a text span is resampled to (Han et al. 2025, section 5.1)."""
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Where to look in the answer rows of one batch, worked out once for all layers."""
+
+    label_pos: Int[Tensor, "batch demo"]
+    label_owner: Int[Tensor, "batch pos"]
+    span_owner: Int[Tensor, "batch pos"]
+    """The demonstration each position counts for, or the number of demonstrations for none."""
+    left: Int[Tensor, "batch point"]
+    right: Int[Tensor, "batch point"]
+    share: Float[Tensor, "batch point"]
+    """The averaged row's points lie between two positions: left·(1 − share) + right·share."""
+
+    @classmethod
+    def of(cls, prompts: PromptSet, width: int, *, template_tokens: bool) -> RowPlan:
+        owner = _owners(prompts.demo_spans, width)
+        if not template_tokens:
+            owner = owner.masked_fill(prompts.roles[:, :width] == TokenRole.TEMPLATE, prompts.demos)
+        left, right, share = _resampling(prompts)
+        return cls(prompts.label_pos, _owners(prompts.label_spans, width), owner, left, right, share)
+
+    def to(self, device: torch.device) -> RowPlan:
+        return RowPlan(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def _owners(spans: Int[Tensor, "batch demo 2"], width: int) -> Int[Tensor, "batch pos"]:
+    """For each position the number of the span that holds it; the count of spans where none does."""
+    pos = torch.arange(width)
+    inside = (pos >= spans[..., :1]) & (pos < spans[..., 1:])
+    number = torch.arange(spans.shape[1])[:, None]
+    return (
+        torch.where(inside, number, spans.shape[1]).amin(1)
+        if spans.shape[1]
+        else torch.zeros(len(spans), width, dtype=torch.long)
+    )
+
+
+def _resampling(prompts: PromptSet) -> tuple[Tensor, Tensor, Tensor]:
+    """Fractional positions: 30 over each text, its label, …, then 30 over the test input."""
+    grid = torch.linspace(0, 1, POINTS, dtype=torch.float64)
+    parts: list[Tensor] = []
+    for i in range(prompts.demos):
+        start, label = prompts.demo_spans[:, i, 0], prompts.label_spans[:, i, 0]
+        last = torch.maximum(label - 1, start)  # a demonstration that is nothing but its label
+        parts += [start[:, None] + grid * (last - start)[:, None], label[:, None].double()]
+    start = prompts.demo_spans[:, -1, 1] if prompts.demos else torch.zeros_like(prompts.answer_pos)
+    parts.append(start[:, None] + grid * (prompts.answer_pos - start)[:, None])
+    where = torch.cat(parts, 1)
+    left = where.floor().long()
+    right = torch.minimum(left + 1, prompts.answer_pos[:, None])
+    return left, right, (where - left).float()
+
+
+def pool(
+    rows: Float[Tensor, "batch head pos"],
+    plan: RowPlan,
+    pooling: Pooling,
+) -> Float[Tensor, "batch head demo"]:
+    """One weight per demonstration; see `axes.Pooling` for what each pooling is.
+
+    NaN for a demonstration none of whose tokens count.
+    """
+    demos = plan.label_pos.shape[1]
+    if pooling == "label":
+        return rows.gather(2, plan.label_pos[:, None].expand(-1, rows.shape[1], -1))
+    owner = plan.label_owner if pooling == "label_sum" else plan.span_owner
+    if pooling.endswith("_without_first"):
+        owner = owner.clone()
+        owner[:, 0] = demos
+    how = {"span_mean": "mean", "span_max": "amax"}.get(pooling.removesuffix("_without_first"), "sum")
+    # What no token counts for stays as it is here.
+    none = rows.new_full((*rows.shape[:2], demos + 1), float("nan"))
+    return none.scatter_reduce(2, owner[:, None].expand_as(rows), rows, how, include_self=False)[..., :demos]
+
+
+def resample(rows: Float[Tensor, "batch head pos"], plan: RowPlan) -> Float[Tensor, "batch head point"]:
+    """The row on a grid that all prompts share: 30 points a text, one a label, 30 for the test input."""
+    left, right = (
+        rows.gather(2, at[:, None].expand(-1, rows.shape[1], -1)) for at in (plan.left, plan.right)
+    )
+    return left + (right - left) * plan.share[:, None]
+
+
+def with_twins(keep: tuple[Pooling, ...]) -> tuple[Pooling, ...]:
+    """The poolings asked for, each over a span together with its twin without position 0."""
+    if isinstance(keep, str):
+        raise ResultError(
+            f'keep is a tuple of poolings; got the text {keep!r}. Write keep=("{keep}",).', code="wrong-type"
+        )
+    found: list[Pooling] = []
+    for pooling in keep:
+        check_pooling(pooling)
+        found.append(pooling)
+        if pooling in SPAN_POOLINGS:
+            found.append(f"{pooling}_without_first")  # pyright: ignore[reportArgumentType]
+    return tuple(dict.fromkeys(found))
 
 
 class AnswerRows:
@@ -29,8 +132,8 @@ class AnswerRows:
         *,
         template_tokens: bool,
     ) -> None:
-        self.adapter, self.batch, self.numbers, self.names = adapter, batch, numbers, names
-        self.shown_shape = shown
+        self.adapter, self.batch, self.names, self.shown_shape = adapter, batch, names, shown
+        self.shown = {at: number for at, number in enumerate(numbers) if number < SHOWN}
         self.plan = RowPlan.of(batch, int(batch.lengths.max()), template_tokens=template_tokens)
         self.plans = {torch.device("cpu"): self.plan}
         self.layers: dict[int, dict[str, Tensor]] = {}
@@ -42,36 +145,29 @@ class AnswerRows:
         plan = self.plans[rows.device]
         reduced = {f"weights.{name}": pool(rows, plan, name) for name in self.names}
         reduced |= {"sink": rows[..., 0], "profile": resample(rows, plan).sum(0)}
-        shown = [at for at, number in enumerate(self.numbers) if number < SHOWN]
-        self.layers[layer] = reduced | ({"rows": rows[shown].clone()} if shown else {})
+        self.layers[layer] = reduced | ({"rows": rows[list(self.shown)].clone()} if self.shown else {})
 
     def results(self) -> dict[str, Tensor]:
-        """Weights and sinks (prompt, layer, …), NaN where a layer was not seen; sums over the batch."""
+        """Weights and sinks (prompt, layer, …), NaN where a layer was not seen; sums over the batch.
+
+        Of the prompts shown, whole rows in their places among these; 0 beyond a prompt's length.
+        """
         seen = {layer: {k: v.cpu() for k, v in parts.items()} for layer, parts in self.layers.items()}
         some = next(iter(seen.values()))
-        layers = range(self.adapter.shape.layers)
 
-        def stacked(name: str) -> Tensor:
-            absent = torch.full_like(some[name], float("nan"))
-            return torch.stack([seen[layer][name] if layer in seen else absent for layer in layers], 1)
+        def stacked(name: str, axis: int = 1) -> Tensor:
+            absent = {name: torch.full_like(some[name], float("nan"))}
+            return torch.stack([seen.get(n, absent)[name] for n in range(self.adapter.shape.layers)], axis)
 
         found = {name: stacked(name) for name in some if name not in ("profile", "rows")}
-        profile = torch.full((len(layers), *some["profile"].shape), float("nan"), dtype=torch.float64)
-        for layer, parts in seen.items():
-            profile[layer] = parts["profile"].double()
-        found[f"{SUM}profile"] = profile
-        if "rows" in some:
-            found[f"{SUM}rows"] = self._shown(stacked("rows"))
+        found[f"{SUM}profile"] = stacked("profile", 0).double()
+        if self.shown:
+            whole = torch.zeros(self.shown_shape)
+            for row, (at, number) in zip(stacked("rows"), self.shown.items(), strict=True):
+                end = int(self.batch.lengths[at])
+                whole[number, ..., :end] = row[..., :end]
+            found[f"{SUM}rows"] = whole
         return found
-
-    def _shown(self, rows: Float[Tensor, "some layer head pos"]) -> Float[Tensor, "shown layer head whole"]:
-        """Whole rows in their places among the shown prompts; 0 beyond a prompt's length."""
-        shown = [at for at, number in enumerate(self.numbers) if number < SHOWN]
-        whole = torch.zeros(self.shown_shape)
-        for row, at in zip(rows, shown, strict=True):
-            end = int(self.batch.lengths[at])
-            whole[self.numbers[at], ..., :end] = row[..., :end]
-        return whole
 
 
 def sums(adapter: ModelAdapter, prompts: PromptSet) -> dict[str, Tensor]:

@@ -18,11 +18,10 @@ def small_evidence() -> Evidence:
     answers = torch.tensor([0, 1, 1, 0])
     labels = torch.tensor([[0, 1, 0]]).repeat(4, 1)
     weights = torch.zeros(4, 2, 2, 3)
-    for prompt, given in enumerate(answers.tolist()):
-        right = labels[prompt] == given
-        weights[prompt, 0, 0] = torch.where(right, 0.3, 0.1)
-        weights[prompt, 0, 1] = torch.where(right, 0.01, 0.4)
-        weights[prompt, 1, 0] = 0.2
+    right = labels == answers[:, None]
+    weights[:, 0, 0] = torch.where(right, 0.3, 0.1)
+    weights[:, 0, 1] = torch.where(right, 0.01, 0.4)
+    weights[:, 1, 0] = 0.2
     prompts = PromptSet.from_tokens(
         torch.tensor([[1, 50, 2, 51, 3, 50, 4]]).repeat(4, 1),
         torch.tensor([[1, 3, 5]]).repeat(4, 1),

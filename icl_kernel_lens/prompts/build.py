@@ -1,34 +1,38 @@
-"""Prompts made from episodes: their text is rendered, tokenized whole, and every span is found in context.
+"""Prompts made from episodes, and made anew: with permuted labels, without demonstrations, or of other episodes.
 
-Spans come from the tokenizer's character offsets (`spans.py`), the label as an answer from tokenizing it behind the
-prompt (`label_tokens.py`).
+Their text is rendered, tokenized whole, and every span is found in context: spans come from the tokenizer's character
+offsets (`spans.py`), the label as an answer from tokenizing it behind the prompt.
 """
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.models.adapter import ModelAdapter
-from icl_kernel_lens.prompts.example import Episode
+from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
+from icl_kernel_lens.prompts.example import Episode, Template
 from icl_kernel_lens.prompts.fit import check_fits
-from icl_kernel_lens.prompts.label_tokens import find_label_tokens
 from icl_kernel_lens.prompts.promptset import (
     SHOWN,
     PromptInfo,
     PromptSet,
     ScoreOn,
     TokenRole,
-    first_token_clash,
+    check_first_tokens,
 )
-from icl_kernel_lens.prompts.spans import LocatedPrompt, locate_spans, pieces_of, token_strings
-from icl_kernel_lens.prompts.template import Template
-from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode, tokenizer_name
+from icl_kernel_lens.prompts.spans import LocatedPrompt, locate_prompts, token_strings
+from icl_kernel_lens.prompts.tokenizer import encode, tokenizer_name
+
+PERMUTATIONS = 32
+"""Fewest permutations of labels that prompts with permuted labels are drawn from."""
 
 
 def build_prompts(
@@ -48,24 +52,19 @@ def build_prompts(
     Raises: PromptError: no tokenizer or no offsets, label tokens that depend on their surroundings,
         prompts longer than the context.
     """
-    tokenizer = check_tokenizer(adapter)
-    pieces = [pieces_of(episode, template) for episode in episodes]
-    texts = ["".join(piece.string for piece in row) for row in pieces]
-    located = [
-        locate_spans(row, *tokens)
-        for row, tokens in zip(pieces, encode(tokenizer, texts, prepend_bos), strict=True)
-    ]
+    located = locate_prompts(adapter, episodes, template, prepend_bos)
+    tokenizer: Any = adapter.tokenizer
     words = tuple(episode.label_words for episode in episodes)
-    answers = find_label_tokens(tokenizer, texts, [p.ids for p in located], words, template, prepend_bos)
+    answers = find_label_tokens(tokenizer, located, words, template, prepend_bos)
     flat = [torch.tensor(answer) for row in answers for answer in row]
     sequences = pad_sequence(flat, batch_first=True).unflatten(0, (len(episodes), -1))
-    if score_on == "first_token" and (clash := first_token_clash(sequences[..., 0])) is not None:
-        one, other = (words[clash.prompt][c] for c in clash.classes)
-        raise PromptError(
-            f"label words must differ in their first token to be scored on it; {one!r} and {other!r} both begin "
-            f"with {tokenizer.decode([clash.token])!r} (token {clash.token}, prompt {clash.prompt}) for "
-            f'{tokenizer_name(tokenizer)}. Choose other label words, or score whole labels (score_on="sequence").',
-            code="label-collision",
+    if score_on == "first_token":
+        check_first_tokens(
+            sequences[..., 0],
+            words,
+            f" for {tokenizer_name(tokenizer)}. Choose other label words, or score whole labels "
+            '(score_on="sequence").',
+            spell=tokenizer.decode,
         )
     _check_labels_as_answers(episodes, located, answers)
     lengths = torch.tensor([len(p.ids) for p in located])
@@ -103,6 +102,45 @@ def build_prompts(
     return prompts
 
 
+def find_label_tokens(
+    tokenizer: Any,
+    prompts: Sequence[LocatedPrompt],
+    words: Sequence[tuple[str, ...]],
+    template: Template,
+    prepend_bos: bool | None,
+) -> list[list[list[int]]]:
+    """For each prompt and class, the label word's tokens behind the prompt, whose own tokens must not change.
+
+    Raises: PromptError: they do change, or a word is not in the vocabulary.
+    """
+    before = template.demo.split("{label}")[0]
+    gap = before[len(before.rstrip(" ")) :]
+    flat = [prompt.text + gap + word for prompt, row in zip(prompts, words, strict=True) for word in row]
+    encoded = iter(encode(tokenizer, flat, prepend_bos))
+    unknown = getattr(tokenizer, "unk_token_id", None)
+
+    def behind(prompt: list[int], word: str) -> list[int]:
+        ids, _ = next(encoded)
+        own, answer = ids[: len(prompt)], ids[len(prompt) :]
+        if own != prompt or not answer:
+            same = [a == b for a, b in zip(ids, prompt, strict=False)]
+            raise PromptError(
+                f"a label must begin a new token; written behind the prompt, {gap + word!r} changes the "
+                f"prompt's own tokens from position {[*same, False].index(False)} on. End the template, before "
+                "the label, in a character that the tokenizer does not merge, such as ':'.",
+                code="label-tokens",
+            )
+        if unknown is not None and unknown in answer:
+            raise PromptError(
+                f"every label word must be in the tokenizer's vocabulary; {word!r} is not (it becomes "
+                f"{tokenizer.unk_token!r}). Choose other words in label_words.",
+                code="label-tokens",
+            )
+        return answer
+
+    return [[behind(prompt.ids, word) for word in row] for prompt, row in zip(prompts, words, strict=True)]
+
+
 def _check_labels_as_answers(
     episodes: Sequence[Episode], located: list[LocatedPrompt], answers: list[list[list[int]]]
 ) -> None:
@@ -117,3 +155,53 @@ def _check_labels_as_answers(
                     "merges it with the template around it; put a space or a line break there.",
                     code="label-tokens",
                 )
+
+
+def rewritten(
+    prompts: PromptSet, episodes: Sequence[Episode], model: Any, info: PromptInfo | None = None
+) -> PromptSet:
+    """The prompts of these episodes, in the template and with the tokenization of `prompts`."""
+    assert prompts.info.template is not None
+    return build_prompts(
+        as_adapter(model),
+        episodes,
+        prompts.info.template,
+        info=info or prompts.info,
+        classes=prompts.classes,
+        score_on=prompts.score_on,
+        prepend_bos=prompts.info.bos_asked,
+    )
+
+
+def rebuilt(model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted"]) -> PromptSet:
+    """The same test inputs with no demonstrations (`"none"`), or with the demonstrations' labels permuted.
+
+    Raises: PromptError: the prompts were not made from text in this session.
+    """
+    if not prompts.from_text:
+        raise PromptError(
+            "prompts can be written anew only where they were made from text in this session; these came "
+            "from token ids or from a file. Draw them again with task.prompts(...).",
+            code="only-text",
+        )
+    given = prompts.episodes or ()
+    if labels == "none":
+        episodes = [replace(episode, demos=()) for episode in given]
+    else:
+        # With few sets, one permutation a set would be a coin toss: the prompts of a set take turns with several.
+        turns = -(-PERMUTATIONS // len({episode.demo_set for episode in given}))
+        seen: Counter[int] = Counter()
+        episodes = []
+        for episode in given:
+            turn = seen[episode.demo_set] % turns
+            seen[episode.demo_set] += 1
+            name = f"permute/{prompts.info.seed}/{episode.demo_set}" + (f"/{turn}" if turn else "")
+            permuted = [demo.label for demo in episode.demos]
+            random.Random(name).shuffle(permuted)
+            episodes.append(episode.with_labels(permuted))
+    return rewritten(
+        prompts,
+        episodes,
+        model,
+        replace(prompts.info, demos=len(episodes[0].demos), permuted_labels=labels == "permuted"),
+    )

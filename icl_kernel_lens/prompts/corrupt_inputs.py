@@ -1,26 +1,26 @@
-"""Prompts whose inputs are exchanged: among the demonstrations of a prompt, or the test inputs among prompts."""
+"""Prompts whose inputs stand elsewhere: exchanged among the demonstrations of a prompt, or moved with their labels to
+another place in the order (a kernel regression does not depend on it, a model may); or the test inputs among prompts."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.prompts.example import each_changed
-from icl_kernel_lens.prompts.layout import input_layout
+from icl_kernel_lens.prompts.build import rewritten
 from icl_kernel_lens.prompts.promptset import TEXT_ROLES, PromptSet, respelled
+from icl_kernel_lens.prompts.spans import input_layout
 
 
 def exchange_inputs(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
     """The inputs are permuted among demonstrations of a prompt that have the same layout; see `corrupt`."""
     where = torch.arange(prompts.tokens.shape[1]).repeat(len(prompts), 1)
     sources = []
-    moved = other = 0
-    for prompt, (labels, group) in enumerate(
-        zip(prompts.demo_labels.tolist(), prompts.demo_set.tolist(), strict=True)
-    ):
+    moved = 0
+    for prompt, group in enumerate(prompts.demo_set.tolist()):
         layouts, places = _inputs(prompts, prompt)
         inputs = [prompts.tokens[prompt, row].tolist() for row in places]
         alike: dict[tuple[int, ...], list[int]] = {}
@@ -34,26 +34,22 @@ def exchange_inputs(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
                 code="unequal-lengths",
             )
         rng = random.Random(f"exchange_inputs/{seed}/{group}")
-        source = list(range(len(labels)))
+        source = list(range(prompts.demos))
         while all(inputs[i] == inputs[j] for i, j in enumerate(source)):
             for demos in alike.values():
                 for i, j in zip(demos, rng.sample(demos, len(demos)), strict=True):
                     source[i] = j
         for i, j in enumerate(source):
             moved += inputs[i] != inputs[j]
-            other += labels[i] != labels[j]
             where[prompt, places[i]] = torch.tensor(places[j], dtype=torch.long)
         sources.append(source)
-    episodes = each_changed(
-        prompts.episodes,
-        lambda episode, source: replace(
-            episode,
-            demos=tuple(
-                replace(d, texts=episode.demos[j].texts) for d, j in zip(episode.demos, source, strict=True)
-            ),
-        ),
-        sources,
+    episodes = prompts.episodes and tuple(
+        replace(
+            e, demos=tuple(replace(d, texts=e.demos[j].texts) for d, j in zip(e.demos, source, strict=True))
+        )
+        for e, source in zip(prompts.episodes, sources, strict=True)
     )
+    other = int((prompts.demo_labels.gather(1, torch.tensor(sources)) != prompts.demo_labels).sum())
     every = prompts.demo_labels.numel() / 100
     what = f"{moved / every:.1f}% of inputs changed, {other / every:.1f}% to one of another class"
     return prompts.rearranged(where, episodes=episodes), what
@@ -106,10 +102,10 @@ def replace_test_input(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
         rows=rows,
         test_labels=None if prompts.test_labels is None else prompts.test_labels[donors],
         strings=_strings(prompts, donors, spans),
-        episodes=each_changed(
-            prompts.episodes,
-            lambda episode, test: replace(episode, test=test),
-            [prompts.episodes[donor].test for donor in donors] if prompts.episodes else (),
+        episodes=prompts.episodes
+        and tuple(
+            replace(e, test=prompts.episodes[donor].test)
+            for e, donor in zip(prompts.episodes, donors, strict=True)
         ),
     )
     return found, "every test input replaced by another prompt's"
@@ -188,3 +184,56 @@ def _test_text(prompts: PromptSet, prompt: int) -> str:
     else:
         text = " ".join(map(str, prompts.tokens[prompt, start:end].tolist()))
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def reorder_demos(prompts: PromptSet, seed: int, *, model: Any) -> tuple[PromptSet, str]:
+    """The demonstrations of each prompt in a random order, the same in prompts of one set; see `corrupt`."""
+    if prompts.demos < 2:
+        raise PromptError(
+            f"at least two demonstrations can be reordered; these prompts have {prompts.demos}.",
+            code="too-few-demonstrations",
+        )
+    orders = []
+    for group in prompts.demo_set.tolist():
+        order = list(range(prompts.demos))
+        random.Random(f"reorder/{seed}/{group}").shuffle(order)
+        orders.append(order)
+    moved = sum(i != j for order in orders for i, j in enumerate(order))
+    what = f"{100 * moved / prompts.demo_labels.numel():.1f}% of demonstrations moved"
+    if not prompts.from_text:
+        return _moved(prompts, orders), what
+    if model is None:
+        raise PromptError(
+            "prompts made from text are written anew in another order; pass model= for its tokenizer.",
+            code="tokenizer",
+        )
+    episodes = [
+        replace(episode, demos=tuple(episode.demos[i] for i in order))
+        for episode, order in zip(prompts.episodes or (), orders, strict=True)
+    ]
+    return rewritten(prompts, episodes, model), what
+
+
+def _moved(prompts: PromptSet, orders: list[list[int]]) -> PromptSet:
+    """The same token ids with the demonstrations' spans moved, and what separates them where it was in order."""
+    where = torch.arange(prompts.tokens.shape[1]).repeat(len(prompts), 1)
+    spans, labels = prompts.demo_spans.clone(), prompts.label_spans.clone()
+    for number, order in enumerate(orders):
+        old = prompts.demo_spans[number].tolist()
+        first = at = old[0][0]
+        source: list[int] = []
+        for slot, demo in enumerate(order):
+            start, end = old[demo]
+            spans[number, slot] = torch.tensor([at, at + end - start])
+            labels[number, slot] = prompts.label_spans[number, demo] + at - start
+            behind = range(old[slot][1], old[slot + 1][0]) if slot + 1 < len(order) else ()
+            source += [*range(start, end), *behind]
+            at = first + len(source)
+        where[number, first:at] = torch.tensor(source)
+    return prompts.rearranged(
+        where,
+        demo_spans=spans,
+        label_spans=labels,
+        demo_labels=prompts.demo_labels.gather(1, torch.tensor(orders)),
+        episodes=None,
+    )

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.numbers.derangements import draw_derangement
-from icl_kernel_lens.prompts.example import each_changed
-from icl_kernel_lens.prompts.promptset import PromptSet, first_token_clash, respelled
-from icl_kernel_lens.prompts.rewriting import rewritten
+from icl_kernel_lens.prompts.build import rewritten
+from icl_kernel_lens.prompts.promptset import PromptSet, check_first_tokens, respelled
 
 
 def permute_labels(prompts: PromptSet, seed: int, *, derange: bool) -> tuple[PromptSet, str]:
@@ -99,19 +98,13 @@ def _relabelled(prompts: PromptSet, labels: Int[Tensor, "prompt demo"]) -> Promp
         tokens=tokens,
         demo_labels=labels,
         strings=_label_strings(prompts, tokens, labels, prompts.label_words),
-        episodes=each_changed(
-            prompts.episodes,
-            lambda episode, row: replace(
-                episode,
-                demos=tuple(replace(d, label=y) for d, y in zip(episode.demos, row, strict=True)),
-            ),
-            labels.tolist(),
-        ),
+        episodes=prompts.episodes
+        and tuple(e.with_labels(row) for e, row in zip(prompts.episodes, labels.tolist(), strict=True)),
     )
 
 
 def _words_from_ids(prompts: PromptSet, words: Tensor) -> PromptSet:
-    ids = torch.as_tensor(words).detach().cpu()
+    ids = words.detach().cpu()
     shape = (len(prompts), prompts.labels)
     if ids.is_floating_point() or ids.is_complex() or ids.shape not in (shape, shape[1:]):
         raise PromptError(
@@ -124,15 +117,13 @@ def _words_from_ids(prompts: PromptSet, words: Tensor) -> PromptSet:
             f"token ids of new label words must not be negative; found {int(ids.min())}.", code="vocabulary"
         )
     sequences = ids.long().expand(shape)[..., None].clone()
-    lengths = torch.ones_like(prompts.label_lengths)
     names = tuple(tuple(f"token {t}" for t in row) for row in sequences[..., 0].tolist())
-    _check_lengths_and_beginnings(prompts, sequences, lengths, names)
+    _check_lengths_and_beginnings(prompts, sequences, torch.ones_like(prompts.label_lengths), names)
     tokens = _with_labels(prompts, prompts.demo_labels, sequences)
     return replace(
         prompts,
         tokens=tokens,
         label_sequences=sequences,
-        label_lengths=lengths,
         label_words=names,
         strings=_label_strings(prompts, tokens, prompts.demo_labels, names),
         episodes=None,
@@ -200,13 +191,8 @@ def _check_lengths_and_beginnings(
             f"{prompt}, with token counts: {pairs}. Choose other words.",
             code="label-lengths",
         )
-    if (clash := first_token_clash(sequences[..., 0])) is not None:
-        one, other = (words[clash.prompt][c] for c in clash.classes)
-        raise PromptError(
-            f"new label words must differ in their first token; in prompt {clash.prompt} {one!r} and {other!r} "
-            f"begin with token {clash.token}. Choose other words.",
-            code="label-collision",
-        )
+    must = "new label words must differ in their first token"
+    check_first_tokens(sequences[..., 0], words, ". Choose other words.", must=must)
 
 
 def _check_unrelated(before: PromptSet, after: PromptSet) -> None:
@@ -252,12 +238,13 @@ def _with_labels(
     sequences: Int[Tensor, "prompt label piece"],
 ) -> Int[Tensor, "prompt pos"]:
     """The tokens, with the tokens `sequences` of these labels in the demonstrations' label spans."""
-    rows, piece = torch.arange(len(prompts))[:, None], torch.arange(sequences.shape[2])
-    new = sequences[rows, labels]
-    inside = piece < (prompts.label_spans[..., 1] - prompts.label_spans[..., 0])[..., None]
+    inside = (
+        torch.arange(sequences.shape[2])
+        < (prompts.label_spans[..., 1] - prompts.label_spans[..., 0])[..., None]
+    )
     prompt, demo, at = inside.nonzero(as_tuple=True)
     tokens = prompts.tokens.clone()
-    tokens[prompt, prompts.label_pos[prompt, demo] + at] = new[prompt, demo, at]
+    tokens[prompt, prompts.label_pos[prompt, demo] + at] = sequences[prompt, labels[prompt, demo], at]
     return tokens
 
 

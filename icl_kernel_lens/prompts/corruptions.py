@@ -1,6 +1,6 @@
 """Prompts with one thing changed on purpose: their labels, label words, inputs, or the order of demonstrations.
 
-`CORRUPTIONS` is the table of kinds, each of which is a function in a file of its own. All but the last keep every
+`CORRUPTIONS` is the table of kinds, each of which is a function of its own. All but the last keep every
 position, so that whatever is read from the two runs can be compared, or put from one into the other, position by
 position; what would move a position is refused. They work on token ids: only label words given as text, and a new
 order of prompts made from text, need a tokenizer.
@@ -15,9 +15,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.prompts.corrupt_inputs import exchange_inputs, replace_test_input
+from icl_kernel_lens.prompts.corrupt_inputs import exchange_inputs, reorder_demos, replace_test_input
 from icl_kernel_lens.prompts.corrupt_labels import map_labels, permute_labels, replace_label_words
-from icl_kernel_lens.prompts.corrupt_order import reorder_demos
 from icl_kernel_lens.prompts.promptset import PromptSet
 
 Corruption = Literal[

@@ -7,21 +7,20 @@ in the class; checks, digest, comparison, selection and storage follow from the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from html import escape
-from itertools import takewhile
-from typing import Any, Literal, NamedTuple
+from itertools import permutations, takewhile
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.fields import TRANSIENT, Mismatch, check, declared, digest, encode
-from icl_kernel_lens.prompts.example import Episode
-from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.fields import TRANSIENT, Mismatch, check, digest, encode
+from icl_kernel_lens.prompts.example import Episode, Template
 
 ScoreOn = Literal["first_token", "sequence"]
 
@@ -216,10 +215,9 @@ class PromptSet:
         index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
         numbers = index.tolist()
         shown = takewhile(lambda i: i < len(self.strings), numbers[:SHOWN])
-        fields = {f.name: getattr(self, f.name) for f, _ in declared(PromptSet)}
         return replace(
             self,
-            **{name: value[index] for name, value in fields.items() if isinstance(value, Tensor)},
+            **{name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)},
             label_words=tuple(self.label_words[i] for i in numbers),
             strings=tuple(self.strings[i] for i in shown),
             episodes=None if self.episodes is None else tuple(self.episodes[i] for i in numbers),
@@ -234,9 +232,11 @@ class PromptSet:
     ) -> PromptSet:
         """Every token with its role and string is taken from position `where` (of the prompt `rows`); other `changes`."""
         own = torch.arange(len(self))[:, None] if rows is None else rows
-        strings = zip(self.strings, where.tolist(), strict=False)
         if "strings" not in changes:
-            changes["strings"] = tuple(tuple(row[i] for i in at[: len(row)]) for row, at in strings)
+            changes["strings"] = tuple(
+                tuple(row[i] for i in at[: len(row)])
+                for row, at in zip(self.strings, where.tolist(), strict=False)
+            )
         return replace(self, tokens=self.tokens[own, where], roles=self.roles[own, where], **changes)
 
     def digest(self) -> str:
@@ -267,44 +267,40 @@ class PromptSet:
         return tuple(found)
 
     def __repr__(self) -> str:
-        lengths = self.lengths
-        sets = len(self.demo_set.unique())
         bos = {None: "not known", True: "yes", False: "no"}[self.info.prepend_bos]
         head = (
             f"PromptSet({self.info.task}: {len(self)} prompts of {self.demos} demonstrations, "
-            f"{int(lengths.min())}–{int(lengths.max())} tokens, {sets} demonstration sets, "
-            f"BOS: {bos}, seed {self.info.seed}, labels scored on {self.score_on.replace('_', ' ')})"
+            f"{int(self.lengths.min())}–{int(self.lengths.max())} tokens, {len(self.demo_set.unique())} demonstration "
+            f"sets, BOS: {bos}, seed {self.info.seed}, labels scored on {self.score_on.replace('_', ' ')})"
         )
-        if not self.strings:
-            return head
-        return "\n".join([head, *self._lines(0)])
+        return "\n".join([head, *(self._lines(0) if self.strings else ())])
 
     def _lines(self, prompt: int) -> list[str]:
         """One prompt with its spans, as plain text."""
         words = self.label_words[prompt]
         texts = self.demo_texts(prompt)
-        lines = [f"prompt {prompt}, label words {', '.join(map(repr, words))}:"]
+        demos = []
         for i in range(self.demos):
-            if self.demos > 6 and 3 <= i < self.demos - 2:
-                if i == 3:
-                    lines.append(f"  … {self.demos - 5} more")
-                continue
             start, end = self.demo_spans[prompt, i].tolist()
             first, last = self.label_spans[prompt, i].tolist()
             text = texts[i] if len(texts[i]) <= 60 else texts[i][:57] + "…"
-            lines.append(
+            demos.append(
                 f"  demo {i:<2d} tokens {start}–{end - 1}  label at "
                 f"{first if last == first + 1 else f'{first}–{last - 1}'}: "
                 f"{text!r} → {words[int(self.demo_labels[prompt, i])]!r}"
             )
+        if self.demos > 6:
+            demos[3:-2] = [f"  … {self.demos - 5} more"]
         answer = int(self.answer_pos[prompt])
         begin = int(self.demo_spans[prompt, -1, 1]) if self.demos else 0
         tail = "".join(self.strings[prompt][begin : answer + 1]).strip()
-        truth = ""
-        if self.test_labels is not None:
-            truth = f" (truth {words[int(self.test_labels[prompt])]!r})"
-        lines.append(f"  test    answer after token {answer}: {tail[-60:]!r} → ?{truth}")
-        return lines
+        labels = self.test_labels
+        truth = "" if labels is None else f" (truth {words[int(labels[prompt])]!r})"
+        return [
+            f"prompt {prompt}, label words {', '.join(map(repr, words))}:",
+            *demos,
+            f"  test    answer after token {answer}: {tail[-60:]!r} → ?{truth}",
+        ]
 
     def _repr_html_(self) -> str:
         """The first prompt with its spans coloured; all text is escaped."""
@@ -394,13 +390,12 @@ def _check_labels(prompts: PromptSet) -> None:
             )
     if prompts.score_on == "sequence":
         _check_prefixes(prompts)
-    elif (clash := first_token_clash(prompts.label_tokens)) is not None:
-        one, other = (prompts.label_words[clash.prompt][c] for c in clash.classes)
-        raise PromptError(
-            f"label words must differ in their first token to be scored on it; {one!r} and {other!r} both begin "
-            f"with token {clash.token} (prompt {clash.prompt}) for {prompts.info.tokenizer or 'these ids'}. Choose "
-            'other words in label_words, or pass score_on="sequence".',
-            code="label-collision",
+    else:
+        check_first_tokens(
+            prompts.label_tokens,
+            prompts.label_words,
+            f" for {prompts.info.tokenizer or 'these ids'}. Choose other words in label_words, or pass "
+            'score_on="sequence".',
         )
 
 
@@ -451,42 +446,45 @@ def respelled(strings: Sequence[str], old: str, new: str, ids: list[int]) -> lis
     return [f"{token} " for token in ids]
 
 
-class Clash(NamedTuple):
-    """Two classes of a prompt whose label words begin with the same token."""
-
-    prompt: int
-    classes: tuple[int, int]
-    token: int
-
-
-def first_token_clash(first: Int[Tensor, "prompt label"]) -> Clash | None:
-    """The first prompt in which two label words have the same first token."""
+def check_first_tokens(
+    first: Int[Tensor, "prompt label"],
+    words: Sequence[tuple[str, ...]],
+    advice: str,
+    *,
+    must: str = "label words must differ in their first token to be scored on it",
+    spell: Callable[[list[int]], str] | None = None,
+) -> None:
+    """Refuse two label words of a prompt with the same first token; `must` begins the message, `advice` ends it."""
     ordered = first.sort(1).values
     same = (ordered[:, 1:] == ordered[:, :-1]).any(1)
-    if not same.any():
-        return None
-    prompt = int(same.nonzero()[0])
-    tokens = first[prompt].tolist()
-    later = next(c for c, token in enumerate(tokens) if token in tokens[:c])
-    return Clash(prompt, (tokens.index(tokens[later]), later), tokens[later])
+    if same.any():
+        prompt = int(same.nonzero()[0])
+        tokens = first[prompt].tolist()
+        later = next(c for c, token in enumerate(tokens) if token in tokens[:c])
+        token = tokens[later]
+        one, other = words[prompt][tokens.index(token)], words[prompt][later]
+        what = f"{spell([token])!r} (token {token}, " if spell else f"token {token} ("
+        raise PromptError(
+            f"{must}; {one!r} and {other!r} both begin with {what}prompt {prompt}){advice}",
+            code="label-collision",
+        )
 
 
 def _check_prefixes(prompts: PromptSet) -> None:
     """No label may begin another: the shorter would always be at least as probable."""
     sequences, lengths = prompts.label_sequences, prompts.label_lengths
-    for a in range(prompts.labels):
+    for a, b in permutations(range(prompts.labels), 2):
         shown = torch.arange(sequences.shape[2]) < lengths[:, a, None]
-        for b in range(prompts.labels):
-            same = ((sequences[:, a] == sequences[:, b]) | ~shown).all(1) & (lengths[:, a] <= lengths[:, b])
-            if a != b and same.any():
-                prompt = int(same.nonzero()[0])
-                words = prompts.label_words[prompt]
-                raise PromptError(
-                    f"no label word may begin another when whole labels are scored; {words[a]!r} begins {words[b]!r} "
-                    f"in tokens (prompt {prompt}), so it would always be at least as probable. Choose other words "
-                    "in label_words.",
-                    code="label-prefix",
-                )
+        same = ((sequences[:, a] == sequences[:, b]) | ~shown).all(1) & (lengths[:, a] <= lengths[:, b])
+        if same.any():
+            prompt = int(same.nonzero()[0])
+            words = prompts.label_words[prompt]
+            raise PromptError(
+                f"no label word may begin another when whole labels are scored; {words[a]!r} begins {words[b]!r} "
+                f"in tokens (prompt {prompt}), so it would always be at least as probable. Choose other words "
+                "in label_words.",
+                code="label-prefix",
+            )
 
 
 def _check_positions(answer_pos: Tensor, demo_spans: Tensor, label_spans: Tensor, lengths: Tensor) -> None:

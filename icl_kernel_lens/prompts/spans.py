@@ -1,4 +1,4 @@
-"""The span of every demonstration and label in tokens, found from the tokenizer's character offsets.
+"""The span of every demonstration and label in tokens, found from the tokenizer's character offsets; their layout.
 
 A prompt's text is joined from pieces whose character ranges are known, so that no word is searched for. A token
 belongs to the piece that holds its first character which is not white space.
@@ -7,14 +7,15 @@ belongs to the piece that holds its first character which is not white space.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.prompts.example import Episode
-from icl_kernel_lens.prompts.promptset import TokenRole
-from icl_kernel_lens.prompts.template import Template
-from icl_kernel_lens.prompts.tokenizer import Offsets
+from icl_kernel_lens.models.adapter import ModelAdapter
+from icl_kernel_lens.prompts.example import Episode, Template
+from icl_kernel_lens.prompts.promptset import TEXT_ROLES, TokenRole
+from icl_kernel_lens.prompts.tokenizer import Offsets, check_tokenizer, encode
 
 TEST, OUTSIDE = -1, -2
 """Owners of a piece that is in no demonstration: the test input; separators and the prefix."""
@@ -52,6 +53,19 @@ class LocatedPrompt:
     roles: list[int]
     demo_spans: list[tuple[int, int]]
     label_spans: list[tuple[int, int]]
+
+
+def locate_prompts(
+    adapter: ModelAdapter, episodes: Sequence[Episode], template: Template, prepend_bos: bool | None
+) -> list[LocatedPrompt]:
+    """The prompts of these episodes, each tokenized whole.
+
+    Raises: PromptError: no tokenizer or no offsets; spans that cannot be told.
+    """
+    pieces = [pieces_of(episode, template) for episode in episodes]
+    texts = ["".join(piece.string for piece in row) for row in pieces]
+    encoded = encode(check_tokenizer(adapter), texts, prepend_bos)
+    return [locate_spans(row, *tokens) for row, tokens in zip(pieces, encoded, strict=True)]
 
 
 def locate_spans(pieces: list[Piece], ids: list[int], offsets: Offsets) -> LocatedPrompt:
@@ -122,4 +136,23 @@ def token_strings(located: LocatedPrompt) -> tuple[str, ...]:
         end = max(shown, span[1], following)
         found.append(text[shown:end])
         shown = end
+    return tuple(found)
+
+
+def input_layout(ids: list[int], roles: list[int], start: int, end: int) -> tuple[int, ...]:
+    """The layout of the input of the demonstration at `[start, end)`: alike where inputs can change places.
+
+    It is the roles of the input's tokens, one number for a label between them (of however many tokens), and
+    which tokens of the template touch the input: a space before it where the tokenizer does not merge the two.
+    """
+    texts = [at for at in range(start, end) if roles[at] in TEXT_ROLES]
+    beside = {at + step for at in texts for step in (-1, 1)}
+    found: list[int] = []
+    for at in range(start, end):
+        if roles[at] == TokenRole.LABEL:
+            found += [int(TokenRole.LABEL)] if roles[at - 1] != TokenRole.LABEL else []
+        elif roles[at] in TEXT_ROLES:
+            found.append(roles[at])
+        elif at in beside:
+            found.append(-1 - ids[at])
     return tuple(found)

@@ -11,8 +11,8 @@ from torch import Tensor
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.reading import answer
 from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.prompts.build import rebuilt
 from icl_kernel_lens.prompts.promptset import PromptSet
-from icl_kernel_lens.prompts.rewriting import rebuilt
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.run_info import RunInfo
@@ -64,15 +64,16 @@ def in_context_accuracy(
         else:
             asked["permuted_labels"] = permuted
         asked["no_demonstrations"] = rebuilt(model, prompts, labels="none")
-    found: dict[str, Tensor] = {}
+    answers: dict[str, Tensor] = {}
     for name, which in asked.items():
         if evidence is not None and which is prompts:
-            scores = evidence.label_scores
+            answers[name] = evidence.answers
         else:
             folder = Path(checkpoint) / name if checkpoint is not None else None
-            scores = answer(model, which, batch_size=batch_size, checkpoint=folder, progress=progress)
-        found[name] = (scores.argmax(1) == truth).float()
-    majority = truth.bincount(minlength=prompts.labels).argmax()
-    found["majority"] = (truth == majority).float()
+            answers[name] = answer(
+                model, which, batch_size=batch_size, checkpoint=folder, progress=progress
+            ).argmax(1)
+    answers["majority"] = truth.bincount(minlength=prompts.labels).argmax()
+    found = {name: (given == truth).float() for name, given in answers.items()}
     run = evidence.run if evidence else RunInfo.of(adapter, prompts.info, prompts.score_on)
     return TaskAccuracy(found, prompts.demo_set, run, reasons)

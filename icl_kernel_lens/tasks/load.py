@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.prompts.example import Template
 from icl_kernel_lens.tasks.presets import PRESETS, Preset
 from icl_kernel_lens.tasks.records import READERS
 from icl_kernel_lens.tasks.task import Task
@@ -45,15 +45,10 @@ def load_task(
         return TopicsTask(words="seen" if text == "topics" else "unseen")
     path = Path(name)
     if path.suffix in READERS or path.exists():
-        if not path.is_file():
-            raise TaskError(f"a task file must exist; there is none at {path}.", code="task-file")
-        train, test = path, None
-        if ".train." in path.name:
-            sibling = path.with_name(path.name.replace(".train.", ".test."))
-            test = sibling if sibling.exists() else None
+        sibling = path.with_name(path.name.replace(".train.", ".test."))
         return Task.from_files(
-            train,
-            test,
+            path,
+            sibling if sibling != path and sibling.exists() else None,
             text_fields=text_fields,
             label_field=label_field,
             template=template,

@@ -8,15 +8,46 @@ are not drawn, and what a model does with them is not seen.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import mode
+from typing import NamedTuple
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models.adapter import ModelAdapter
-from icl_kernel_lens.prompts.example import Episode, Example
-from icl_kernel_lens.prompts.layout import Layout, find_layouts
-from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.prompts.promptset import TEXT_ROLES
+from icl_kernel_lens.prompts.spans import input_layout, locate_prompts
+
+
+class Layout(NamedTuple):
+    """The layouts of an example at the places of a prompt where it can stand."""
+
+    demo: tuple[tuple[int, ...], ...]
+    """Its `input_layout` in the first demonstration of a prompt, and in a later one."""
+    test: int
+    """As the test input: the number of tokens from the end of the last demonstration to the answer position."""
+
+
+def find_layouts(
+    adapter: ModelAdapter, template: Template, examples: Sequence[Example], word: str
+) -> list[Layout]:
+    """The layout of each example, written twice as a demonstration (labelled `word`) and as the test input."""
+    shown = [replace(example, label=0) for example in examples]
+    episodes = [Episode((example, example), example, (word,), 0) for example in shown]
+    return [
+        Layout(
+            tuple(input_layout(prompt.ids, prompt.roles, start, end) for start, end in prompt.demo_spans),
+            len(prompt.ids) - prompt.demo_spans[-1][1],
+        )
+        for prompt in locate_prompts(adapter, episodes, template, None)
+    ]
+
+
+def class_counts(pool: Sequence[Example], classes: int) -> list[int]:
+    """Examples of each class."""
+    return [sum(example.label == label for example in pool) for label in range(classes)]
 
 
 def demos_of_one_length(
@@ -26,18 +57,16 @@ def demos_of_one_length(
 
     Raises: PromptError: no layout has, with the counts found.
     """
-    groups: defaultdict[Layout, list[Example]] = defaultdict(list)
+    groups: defaultdict[tuple[tuple[int, ...], ...], list[Example]] = defaultdict(list)
     for example, layout in zip(pool, layouts, strict=True):
-        groups[_as_demo(layout)].append(example)
+        groups[layout.demo].append(example)
 
-    def by_class(group: list[Example]) -> list[int]:
-        return [sum(example.label == label for example in group) for label in range(classes)]
-
-    if fit := [g for g in groups.values() if len(g) >= demos and min(by_class(g)) >= each]:
+    if fit := [g for g in groups.values() if len(g) >= demos and min(class_counts(g, classes)) >= each]:
         return tuple(max(fit, key=len))
     found = sorted(groups.items(), key=lambda item: -len(item[1]))[:4]
     shown = "; ".join(
-        f"{layout.inputs} tokens: {len(group)} ({', '.join(map(str, by_class(group)))})"
+        f"{sum(role in TEXT_ROLES for role in layout[-1])} tokens: {len(group)} "
+        f"({', '.join(map(str, class_counts(group, classes)))})"
         for layout, group in found
     )
     raise PromptError(
@@ -113,7 +142,7 @@ def episodes_of_one_length(
     )
     word = drawn[0].label_words[0]
     tests = find_layouts(adapter, template, [episode.test for episode in drawn], word)
-    length = Counter(layout.test for layout in tests).most_common(1)[0][0]
+    length = mode(layout.test for layout in tests)
     kept: defaultdict[int, list[Episode]] = defaultdict(list)
     for episode, layout in zip(drawn, tests, strict=True):
         row = kept[0 if sets is None else episode.demo_set]
@@ -121,8 +150,8 @@ def episodes_of_one_length(
             row.append(episode)
     found = [episode for row in kept.values() for episode in row]
     shown = [demo for episode in found for demo in episode.demos]
-    layouts = [_as_demo(x) for x in find_layouts(adapter, template, shown, word)] if shown else []
-    common = Counter(layouts).most_common(1)[0][0] if layouts else None
+    layouts = [layout.demo for layout in find_layouts(adapter, template, shown, word)] if shown else []
+    common = mode(layouts) if layouts else None
     at = iter(layouts)
     for place, episode in enumerate(found):
         fit = [demo for demo in episode.demos if next(at) == common]
@@ -133,14 +162,8 @@ def episodes_of_one_length(
                 f"{count} and {len(chosen)} demonstrations of {demos} (set {episode.demo_set}). Ask for fewer.",
                 code="task-pool",
             )
-        number = place if sets is None else episode.demo_set
-        found[place] = replace(episode, demos=chosen, demo_set=number)
+        found[place] = replace(episode, demos=chosen, demo_set=place if sets is None else episode.demo_set)
     return found
-
-
-def _as_demo(layout: Layout) -> Layout:
-    """A layout compared as a demonstration alone: as a test input the example may be of any length."""
-    return replace(layout, test=0)
 
 
 def _first_of_each_class(

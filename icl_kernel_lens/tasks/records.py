@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from icl_kernel_lens.errors import TaskError, without_code
-from icl_kernel_lens.prompts.example import Example
-from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.errors import TaskError
+from icl_kernel_lens.prompts.example import Example, Template
 from icl_kernel_lens.tasks.presets import PRESETS, Preset
 
 READERS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -49,36 +49,39 @@ def task_fields(
 
     Raises: TaskError: an empty pool, a row without its fields, an empty text, labels that are no classes.
     """
-    pools = list(train), list(test)
-    for split, rows in zip(("train", "test"), pools, strict=True):
+    pools: dict[str, Rows] = {"train": list(train), "test": list(test)}
+    for split, rows in pools.items():
         if not rows:
             raise TaskError(
                 f"both pools need examples; the {split} pool of {name!r} is empty.", code="task-pool"
             )
     preset = PRESETS.get(name)
-    fields = tuple(text_fields or (("text", "text2") if "text2" in pools[0][0] else ("text",)))
+    fields = tuple(text_fields or (("text", "text2") if "text2" in pools["train"][0] else ("text",)))
+    for split, rows in pools.items():
+        for number, row in enumerate(rows):
+            if missing := [f for f in (*fields, label_field) if f not in row]:
+                raise TaskError(
+                    f"every example needs the fields {[*fields, label_field]}; row {number} of the {split} pool of "
+                    f"{name!r} lacks {missing} and has {sorted(row)}. Name them with text_fields and label_field.",
+                    code="task-field",
+                )
     if classes is None:
         known, numbers = _classes(pools, label_field, name)
     else:
         known = tuple(classes)
         # A label is a class's name or, failing that, its number: names that are digits come first.
-        numbers = {i: i for i in range(len(known))}
-        numbers |= {_as_number(word): i for i, word in enumerate(known)}
-    if template is None and preset:
-        template = preset.template
-    elif template is None:
-        template = Template() if len(fields) == 1 else PAIR_OF_TEXTS
-    if label_words is None:
-        label_words = _preset_words(preset, known) or known
+        numbers = {i: i for i in range(len(known))} | {_as_number(word): i for i, word in enumerate(known)}
+    usual = Template() if len(fields) == 1 else PAIR_OF_TEXTS
     return {
         "name": name,
         "classes": known,
-        "label_words": tuple(label_words),
-        "template": template,
-        "train": _examples(pools[0], "train", fields, label_field, known, numbers, name),
-        "test": _examples(pools[1], "test", fields, label_field, known, numbers, name),
+        "label_words": _words(preset, known) if label_words is None else tuple(label_words),
+        "template": template or (preset.template if preset else usual),
         "origin": origin,
         "licence": licence,
+    } | {
+        split: _examples(rows, split, fields, label_field, known, numbers, name)
+        for split, rows in pools.items()
     }
 
 
@@ -87,6 +90,11 @@ def _read_rows(path: Path) -> Rows:
 
     if not path.is_file():
         raise TaskError(f"a task file must exist; there is none at {path}.", code="task-file")
+    if path.suffix not in READERS:
+        raise TaskError(
+            f"a task file must be one of {', '.join(READERS)}; {path.name} ends in {path.suffix!r}.",
+            code="task-file",
+        )
     try:
         match path.suffix:
             case ".jsonl":
@@ -95,17 +103,10 @@ def _read_rows(path: Path) -> Rows:
                 frame = pd.read_csv(path, dtype=str, keep_default_na=False)
             case ".tsv":
                 frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
-            case ".parquet":
+            case _:
                 frame = pd.read_parquet(path)
-            case other:
-                raise TaskError(
-                    f"a task file must be one of {', '.join(READERS)}; {path.name} ends in {other!r}.",
-                    code="task-file",
-                )
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise TaskError(
-            f"{path} cannot be read as {path.suffix[1:]}: {without_code(error)}", code="task-file"
-        ) from error
+    except (ValueError, OSError) as error:
+        raise TaskError(f"{path} cannot be read as {path.suffix[1:]}: {error}", code="task-file") from error
     return frame.to_dict("records")  # pyright: ignore[reportReturnType]
 
 
@@ -125,20 +126,14 @@ def _json_lines(path: Path) -> Rows:
     return rows
 
 
-def _classes(pools: tuple[Rows, Rows], label_field: str, name: str) -> tuple[tuple[str, ...], dict[Any, int]]:
+def _classes(
+    pools: Mapping[str, Rows], label_field: str, name: str
+) -> tuple[tuple[str, ...], dict[Any, int]]:
     """The classes in the order of their numbers (named by `label_name`, where given) or else of the alphabet, and the
     class of each label."""
     names: dict[Any, str] = {}
-    for split, rows in zip(("train", "test"), pools, strict=True):
-        for number, row in enumerate(rows):
-            if label_field not in row:
-                raise TaskError(
-                    f"every example needs the label field {label_field!r}; row {number} of the {split} pool of "
-                    f"{name!r} has {sorted(row)}. Name the field with label_field.",
-                    code="task-field",
-                )
-            label = _as_number(row[label_field])
-            names.setdefault(label, str(row.get("label_name", row[label_field])))
+    for row in chain(*pools.values()):
+        names.setdefault(_as_number(row[label_field]), str(row.get("label_name", row[label_field])))
     numbers = [label for label in names if isinstance(label, int)]
     if numbers and len(numbers) == len(names):
         missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
@@ -159,13 +154,11 @@ def _as_number(label: Any) -> Any:
     return int(text) if text.isascii() and text.removeprefix("-").isdecimal() else text
 
 
-def _preset_words(preset: Preset | None, classes: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The preset's word for each class, found by the class's name; None if one is not there."""
-    if preset is None:
-        return None
-    words = {_plain(name): word for name, word in preset.words.items()}
-    found = [words.get(_plain(name)) for name in classes]
-    return None if None in found else tuple(word for word in found if word is not None)
+def _words(preset: Preset | None, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The preset's word for each class, found by the class's name; the names themselves if one is not there."""
+    words = {_plain(name): word for name, word in preset.words.items()} if preset else {}
+    plain = [_plain(name) for name in classes]
+    return tuple(words[name] for name in plain) if words.keys() >= set(plain) else classes
 
 
 def _plain(name: str) -> str:
@@ -184,12 +177,6 @@ def _examples(
     found = []
     for number, row in enumerate(rows):
         where = f"row {number} of the {split} pool of {name!r}"
-        if missing := [f for f in (*fields, label_field) if f not in row]:
-            raise TaskError(
-                f"every example needs the fields {[*fields, label_field]}; {where} lacks {missing} and has "
-                f"{sorted(row)}. Name them with text_fields and label_field.",
-                code="task-field",
-            )
         index = numbers.get(_as_number(row[label_field]))
         if index is None:
             raise TaskError(

@@ -9,9 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
 from icl_kernel_lens.prompts.build import build_prompts
-from icl_kernel_lens.prompts.example import Episode, Example
+from icl_kernel_lens.prompts.example import Episode, Example, Template
 from icl_kernel_lens.prompts.promptset import PromptInfo, PromptSet, ScoreOn
-from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.matching import episodes_of_one_length
 
 
@@ -70,23 +69,21 @@ class MakesPrompts:
         examples of equal length.
         """
         adapter = as_adapter(model)
-        check_counts(demos, count)
-        shared_sets(count, sets if given is None else 1)
+        shared_sets(demos, count, sets if given is None else 1)
         draw = partial(self.matched_episodes, adapter) if match_lengths else self.episodes
         episodes = draw(demos=demos, count=count, seed=seed, sets=sets, balanced=balanced, given=given)
-        info = PromptInfo(
-            task=self.name,
-            origin=self.origin,
-            demos=len(episodes[0].demos),
-            sets=sets if given is None else 1,
-            balanced=balanced,
-            seed=seed,
-        )
         return build_prompts(
             adapter,
             episodes,
             self.template,
-            info=info,
+            info=PromptInfo(
+                task=self.name,
+                origin=self.origin,
+                demos=len(episodes[0].demos),
+                sets=sets if given is None else 1,
+                balanced=balanced,
+                seed=seed,
+            ),
             classes=self.classes,
             score_on=score_on,
             prepend_bos=prepend_bos,
@@ -99,19 +96,15 @@ class MakesPrompts:
         )
 
 
-def check_counts(demos: int, count: int) -> None:
-    """Refuse a negative number of demonstrations, and no prompts."""
+def shared_sets(demos: int, count: int, sets: int | None) -> list[int]:
+    """The demonstration set of each of `count` prompts: one each, or `sets` sets shared evenly, in order.
+
+    Raises: TaskError: no prompts, a negative number of demonstrations, or sets that cannot be shared evenly.
+    """
     if demos < 0 or count < 1:
         raise TaskError(
             f"prompts need demos >= 0 and count >= 1; got demos={demos}, count={count}.", code="number-range"
         )
-
-
-def shared_sets(count: int, sets: int | None) -> list[int]:
-    """The demonstration set of each prompt: one each, or `sets` sets shared evenly, in order.
-
-    Raises: TaskError: they cannot be shared evenly.
-    """
     if sets is None:
         return list(range(count))
     if sets < 1 or count % sets:

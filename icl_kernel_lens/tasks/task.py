@@ -14,12 +14,15 @@ from typing import Any
 
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.models.adapter import ModelAdapter
-from icl_kernel_lens.prompts.example import Episode, Example
-from icl_kernel_lens.prompts.layout import find_layouts
-from icl_kernel_lens.prompts.template import Template
-from icl_kernel_lens.tasks.matching import demos_of_one_length, tests_of_few_lengths
+from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.tasks.matching import (
+    class_counts,
+    demos_of_one_length,
+    find_layouts,
+    tests_of_few_lengths,
+)
 from icl_kernel_lens.tasks.records import read_pools, task_fields
-from icl_kernel_lens.tasks.source import MakesPrompts, check_counts, shared_sets
+from icl_kernel_lens.tasks.source import MakesPrompts, shared_sets
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,8 +115,7 @@ class Task(MakesPrompts):
 
     def class_counts(self, split: str) -> list[int]:
         """Examples of each class in the `train` or the `test` pool."""
-        pool = self.train if split == "train" else self.test
-        return [sum(e.label == c for e in pool) for c in range(len(self.classes))]
+        return class_counts(self.train if split == "train" else self.test, len(self.classes))
 
     def __repr__(self) -> str:
         words = ", ".join(f"{c}={w!r}" for c, w in zip(self.classes, self.label_words, strict=True))
@@ -186,7 +188,7 @@ class Task(MakesPrompts):
         given: Sequence[Example] | None,
     ) -> list[Episode]:
         """`episodes` from these of the pools' examples."""
-        check_counts(demos, count)
+        groups = shared_sets(demos, count, 1 if given is not None else sets)
         rng = random.Random(f"{self.name}/{seed}")
         if count > len(test):
             raise TaskError(
@@ -195,7 +197,6 @@ class Task(MakesPrompts):
                 code="task-pool",
             )
         tests = rng.sample(test, count)
-        groups = shared_sets(count, 1 if given is not None else sets)
         if given is not None:
             if wrong := [e.label for e in given if not 0 <= e.label < len(self.classes)]:
                 raise TaskError(

@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import Literal
+from typing import ClassVar, Literal
 
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.prompts.example import Episode, Example
-from icl_kernel_lens.prompts.template import Template
-from icl_kernel_lens.tasks.source import MakesPrompts, check_counts, shared_sets
+from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.tasks.source import MakesPrompts, shared_sets
 
 TOPICS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
@@ -129,25 +128,17 @@ def _draw_apart(rng: random.Random, pool: list[str], split: Split, count: int) -
 class TopicsTask(MakesPrompts):
     """Draws few-shot prompts from the topics world; the bundled task of `load_task("topics")`."""
 
+    template: ClassVar[Template] = TEMPLATE
+    classes: ClassVar[tuple[str, ...]] = ("first topic", "second topic")
+    """The document's first and second topic; which topics those are differs per prompt."""
+    origin: ClassVar[str] = "generated (icl_kernel_lens.tasks.topics)"
+
     split: Split = "heldout"
     words: LabelWords = "seen"
 
     @property
     def name(self) -> str:
         return "topics" if self.words == "seen" else "topics-unseen-labels"
-
-    @property
-    def template(self) -> Template:
-        return TEMPLATE
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The document's first and second topic; which topics those are differs per prompt."""
-        return ("first topic", "second topic")
-
-    @property
-    def origin(self) -> str:
-        return "generated (icl_kernel_lens.tasks.topics)"
 
     def episodes(
         self,
@@ -169,10 +160,9 @@ class TopicsTask(MakesPrompts):
                 "given. For fixed demonstrations, make a task with Task.from_records.",
                 code="task-fixed",
             )
-        check_counts(demos, count)
         found: list[Episode] = []
         shared: dict[int, tuple[random.Random, Document, tuple[Example, ...]]] = {}
-        for group in shared_sets(count, sets):
+        for group in shared_sets(demos, count, sets):
             if group not in shared:  # each document has its own generator: the count changes no document
                 rng = random.Random(f"topics/{self.split}/{self.words}/{seed}/{group}")
                 document = Document.draw(rng, self.split, self.words)

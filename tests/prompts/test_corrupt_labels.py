@@ -219,7 +219,7 @@ def test_new_words_that_do_not_fit_are_refused():
         replace(prompts, episodes=None),
     )
     several = written(adapter, words=("no film", "all bad"))
-    words("'this x' and 'this q' begin with token", ("this x", "this q"), adapter, several)
+    words("'this x' and 'this q' both begin with token", ("this x", "this q"), adapter, several)
     words("a new label word must leave the tokens around it", ("world", "sports"), adapter, shifted(prompts))
     ids = by_hand()
     words(
@@ -230,7 +230,7 @@ def test_new_words_that_do_not_fit_are_refused():
     )
     words("type torch.float32", torch.tensor([60.0, 61, 62]), None, ids)
     words("must not be negative; found -1", torch.tensor([60, -1, 62]), None, ids)
-    words("'token 60' and 'token 60' begin with token 60", torch.tensor([60, 61, 60]), None, ids)
+    words("'token 60' and 'token 60' both begin with token 60", torch.tensor([60, 61, 60]), None, ids)
     words("'token 51' begins with the first token", torch.tensor([60, 51, 62]), None, ids)
     words(r"'no film' \(2\) → 'token 60' \(1\)", torch.tensor([60, 61]), None, several)
 

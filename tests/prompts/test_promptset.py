@@ -9,7 +9,7 @@ import torch
 
 from icl_kernel_lens import PromptSet, read
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.prompts.promptset import first_token_clash
+from icl_kernel_lens.prompts.promptset import check_first_tokens
 
 TOKENS = torch.tensor([[0, 1, 30, 3, 4, 31, 6, 7, 30, 9], [10, 31, 12, 13, 31, 15, 30, 17, 18, 19]])
 LABEL_POS = torch.tensor([[2, 5, 8], [1, 4, 6]])
@@ -165,9 +165,10 @@ def test_what_printing_relies_on_is_checked(changes, message):
 
 
 def test_the_first_clash_of_first_tokens():
-    assert first_token_clash(torch.tensor([[5, 6, 7], [8, 9, 10]])) is None
-    clash = first_token_clash(torch.tensor([[5, 6, 7], [8, 9, 9], [1, 1, 1]]))
-    assert clash == (1, (1, 2), 9)
+    words = [("a", "b", "c"), ("d", "e", "f"), ("g", "h", "i")]
+    check_first_tokens(torch.tensor([[5, 6, 7], [8, 9, 10]]), words, ".")
+    with pytest.raises(PromptError, match=r"'e' and 'f' both begin with token 9 \(prompt 1\)\."):
+        check_first_tokens(torch.tensor([[5, 6, 7], [8, 9, 9], [1, 1, 1]]), words, ".")
 
 
 def test_tokens_are_rearranged_with_their_roles_and_strings():

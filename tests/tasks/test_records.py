@@ -77,7 +77,7 @@ def test_given_classes_are_matched_by_name_before_number():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label_field": "sentiment"}, r"needs the label field 'sentiment'; row 0 of the train pool"),
+        ({"label_field": "sentiment"}, r"needs the fields \['text', 'sentiment'\]; row 0 of the train pool"),
         ({"text_fields": ("body",)}, r"needs the fields \['body', 'label'\]; row 0 .* lacks \['body'\]"),
         ({"classes": ("bad", "good")}, r"every label must be a class; row 2 of the train pool .* has 'meh'"),
         ({"classes": ("bad", "good", "meh", "odd")}, r"the train pool of 'records' has none for \['odd'\]"),

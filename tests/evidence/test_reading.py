@@ -7,7 +7,7 @@ import torch
 from support import KINDS, uneven_prompts
 
 from icl_kernel_lens import read
-from icl_kernel_lens.evidence.from_cache import evidence_from_cache
+from icl_kernel_lens.evidence.reading import evidence_from_cache
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)

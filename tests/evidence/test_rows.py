@@ -8,7 +8,7 @@ import torch
 
 from icl_kernel_lens import PromptSet, head_vote
 from icl_kernel_lens.errors import EvidenceMissing
-from icl_kernel_lens.evidence.pooling import RowPlan, pool, resample
+from icl_kernel_lens.evidence.rows import RowPlan, pool, resample
 from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.numbers.votes import hard_vote, kernel_regression
 from icl_kernel_lens.prompts.promptset import TokenRole
