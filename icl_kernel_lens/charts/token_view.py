@@ -82,6 +82,6 @@ def positions_worth_showing(length: int, label_spans: Sequence[Sequence[int]], t
         return list(range(length))
     labels = (at for start, end in label_spans for at in range(start, end))
     test = range(max(test_start, length - MOST_TOKENS // 3), length)
-    # Before as many tokens as a view holds, there is no room left.
+    # From nearest to farthest, no farther than a view has room.
     before = (start - by for by in range(1, MOST_TOKENS) for start, _ in label_spans if start >= by)
     return sorted(list(dict.fromkeys([0, *labels, *test, *before]))[:MOST_TOKENS])

@@ -362,13 +362,6 @@ def _say_scores(results: Results, top: int) -> Iterator[str]:
     yield from notices(results["evidence"], results["head_vote"])
 
 
-def _report_scores(results: Results, path: Path) -> None:
-    from icl_kernel_lens.report.heads import write_report
-
-    votes = [results[name] for name in ("head_vote", "head_vote_span_max") if name in results]
-    write_report(path, results["evidence"], votes, results.get("accuracy"))
-
-
 def _say_located(results: Results, top: int) -> Iterator[str]:
     yield from described(results, top)
     if "curves" not in results:
@@ -376,13 +369,16 @@ def _say_located(results: Results, top: int) -> Iterator[str]:
         yield f"Necessity and sufficiency: not measured{why}"
 
 
-def _report_located(results: Results, path: Path) -> None:
+def _report_heads(results: Results, path: Path) -> None:
+    """The page on a scoring or a locating run; votes that the run did not save are taken anew from its evidence."""
     from icl_kernel_lens import head_vote
     from icl_kernel_lens.report.heads import write_report
 
     evidence = results["evidence"]
-    votes = [head_vote(evidence, pooling="label"), head_vote(evidence, pooling="span_max")]
-    write_report(path, evidence, votes, None, ranking=results["ranking"], curves=results.get("curves"))
+    votes = [results[name] for name in ("head_vote", "head_vote_span_max") if name in results]
+    votes = votes or [head_vote(evidence, pooling="label"), head_vote(evidence, pooling="span_max")]
+    found = {name: results.get(name) for name in ("accuracy", "ranking", "curves")}
+    write_report(path, evidence, votes, **found)
 
 
 def _say_theory(results: Results, _: int) -> Iterator[str]:
@@ -420,7 +416,7 @@ COMMANDS = {
             Saved("head_vote_span_max"),
         ),
         _say_scores,
-        _report_scores,
+        _report_heads,
     ),
     "patch": Command(
         patch,
@@ -434,7 +430,7 @@ COMMANDS = {
             Saved.whole("curves"),
         ),
         _say_located,
-        _report_located,
+        _report_heads,
     ),
     "theory": Command(
         theory,
