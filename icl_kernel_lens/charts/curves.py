@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
-import altair as alt
-
-from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.figure import Figure, alt
 from icl_kernel_lens.charts.ranking import KERNEL_HEAD, MARKS
 
 SERIES = {"the located heads": MARKS[KERNEL_HEAD][0], "random sets: median, 95 % of them": "#777777"}
@@ -66,21 +65,12 @@ def curves_figure(
             )
         )
     what = "the true label" if against == "truth" else "the uncut answer"
-    chart = (
-        alt.vconcat(*panels, spacing=24)
-        .properties(
-            title=alt.TitleParams(
-                "Are the located heads needed, and are they enough?",
-                subtitle=[
-                    f"{of}: {prompts} prompts; right means {what}; random sets for each k: {sets} different",
-                ],
-                anchor="start",
-            )
-        )
-        .configure_view(stroke=None)
-        .configure_axis(labelFontSize=11, titleFontSize=12, gridColor="#eee")
+    return Figure.styled(
+        alt.vconcat(*panels, spacing=24),
+        "Are the located heads needed, and are they enough?",
+        f"{of}: {prompts} prompts; right means {what}; random sets for each k: {sets} different",
+        f"necessity and sufficiency: {of}",
     )
-    return Figure(chart, f"necessity and sufficiency: {of}")
 
 
 def _says(count: int, share: tuple[float, float, float] | None) -> str:
@@ -98,21 +88,18 @@ def _panel(
     """One side of one cut: the located heads and the random sets, over k."""
     title, nothing = SIDES[side]
     found, drawn = SERIES
-    rows = []
-    for row in table:
-        # A random set of no head is what the first of the curve is.
-        low, middle, high = (
-            row[name] if row["k"] else row["right"] for name in ("random_low", "random", "random_high")
-        )
-        shared = {"k": row["k"], "head": row["head"] or nothing}
-        rows += [
-            shared | {"series": drawn, "right": middle, "low": low, "high": high},
-            shared | {"series": found} | {name: row[name] for name in ("right", "low", "high")},
-        ]
+    columns = {drawn: ("random", "random_low", "random_high"), found: ("right", "low", "high")}
+    # A random set of no head is what the first of the curve is.
+    start = dict.fromkeys(columns[drawn], table[0]["right"])
+    rows = [
+        {"k": row["k"], "head": row["head"] or nothing, "series": series}
+        | {name: row[column] for name, column in zip(columns[found], columns[series], strict=True)}
+        for row in ({**table[0], **start}, *table[1:])
+        for series in columns
+    ]
     count = max(1, len(heads))
     every = -(-(count + 1) // MOST_TICKS)
     names = json.dumps([nothing, *(f"+ {head}" for head in heads)])
-    angle = 0 if count <= 4 else -90
     scale = alt.Scale(domain=[0, 1])
     x = alt.X(
         "k:Q",
@@ -121,12 +108,16 @@ def _panel(
         axis=alt.Axis(
             values=list(range(0, count + 1, every)),
             labelExpr=f"({names})[datum.value]",
-            labelAngle=angle,
+            labelAngle=0 if count <= 4 else -90,
             grid=False,
         ),
     )
-    label = "answers right" if against == "truth" else "answers as uncut"
-    y = alt.Y("right:Q", title=label, scale=scale, axis=alt.Axis(format="%", tickCount=6))
+    y = alt.Y(
+        "right:Q",
+        title="answers right" if against == "truth" else "answers as uncut",
+        scale=scale,
+        axis=alt.Axis(format="%", tickCount=6),
+    )
     colour = alt.Color(
         "series:N",
         title=None,
@@ -135,14 +126,6 @@ def _panel(
     )
     base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, color=colour)
     random, own = (base.transform_filter(f"datum.series === {json.dumps(name)}") for name in (drawn, found))
-    tooltip = [
-        alt.Tooltip("k:Q", title="heads"),
-        alt.Tooltip("head:N", title="the last of them"),
-        "series:N",
-        alt.Tooltip("right:Q", format=".3f"),
-        alt.Tooltip("low:Q", title="from", format=".3f"),
-        alt.Tooltip("high:Q", title="to", format=".3f"),
-    ]
     ends = {"y": alt.Y("low:Q", scale=scale), "y2": "high:Q"}
     return alt.layer(
         random.mark_area(opacity=0.22).encode(**ends),
@@ -153,7 +136,14 @@ def _panel(
         base.mark_point(filled=True, opacity=1).encode(
             y=y,
             size=alt.condition(f"datum.series === {json.dumps(found)}", alt.value(60), alt.value(14)),
-            tooltip=tooltip,
+            tooltip=[
+                alt.Tooltip("k:Q", title="heads"),
+                alt.Tooltip("head:N", title="the last of them"),
+                "series:N",
+                alt.Tooltip("right:Q", format=".3f"),
+                alt.Tooltip("low:Q", title="from", format=".3f"),
+                alt.Tooltip("high:Q", title="to", format=".3f"),
+            ],
         ),
     ).properties(
         width=max(230, min(460, 44 * (count + 1))),
@@ -165,16 +155,17 @@ def _panel(
 def _levels(chance: float, *, floor: float, ceiling: float) -> list[alt.Chart]:
     """Floor, ceiling and chance as lines, their names moved apart where the lines lie together."""
     values = {"chance": chance, "floor": floor, "ceiling": ceiling}
-    rows: list[dict[str, Any]] = []
-    for name, value in sorted(values.items(), key=lambda item: item[1]):
-        written = max(value, rows[-1]["written"] + APART) if rows else value
-        rows.append(
-            {"name": f"{name} {value:.0%}", "value": value, "written": written, "dash": name == "chance"}
-        )
-    over = rows[-1]["written"] - 1
-    if over > 0:  # the names must not run out of the figure
-        for i, row in enumerate(reversed(rows)):
-            row["written"] = min(row["written"], 1 - APART * i)
+    names = sorted(values, key=values.__getitem__)
+    pushed_up = accumulate((values[name] for name in names), lambda below, own: max(own, below + APART))
+    rows = [
+        {
+            "name": f"{name} {values[name]:.0%}",
+            "value": values[name],
+            "written": min(written, 1 - APART * above),  # the names must not run out of the figure
+            "dash": name == "chance",
+        }
+        for name, written, above in zip(names, pushed_up, reversed(range(len(names))), strict=True)
+    ]
     base = alt.Chart(alt.InlineData(values=rows))
     scale = alt.Scale(domain=[0, 1])
     return [

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import altair as alt
-
 from icl_kernel_lens.axes import HeadRef
-from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.figure import Figure, alt, finite
 from icl_kernel_lens.charts.head_map import SIDE
 
 SCHEME = "blueorange"
@@ -43,12 +41,7 @@ def effect_map_figure(
     are drawn against the offset from the label; sets of heads as bars with their intervals.
     """
     chart = _bars(rows, controls) if "set" in places else _maps(rows, places, controls)
-    chart = (
-        chart.properties(title=alt.TitleParams(title, subtitle=list(subtitle), anchor="start"))
-        .configure_view(stroke=None)
-        .configure_axis(labelFontSize=11, titleFontSize=12)
-    )
-    return Figure(chart, short)
+    return Figure.styled(chart, title, list(subtitle), short)
 
 
 def cell_name(place: Row) -> str:
@@ -65,35 +58,45 @@ def cell_name(place: Row) -> str:
 def _maps(
     rows: Sequence[Row], places: Mapping[str, Sequence[int | str]], controls: Sequence[str]
 ) -> alt.HConcatChart | alt.VConcatChart:
+    """The maps of the intervention and of each control, on one colour scale."""
     head = next((axis for axis in ("head", "kv_head") if axis in places), "")
     along = next((axis for axis in ("offset", "demo") if axis in places), "")
-    several = bool(head) and len(places.get(along, ())) > 1
-    largest = max(
-        [abs(row[name]) for row in rows for name in ("effect", *controls) if math.isfinite(row[name])]
-        + [1e-6]
-    )
-    many = several and len(places[along]) > MANY
-    if many:
-        rows = _largest_heads(rows, head)
-    drawn: list[Any] = []
-    for name in ("", *controls):
-        role = f"its control: {name.replace('_', ' ')}" if name else "the intervention" * bool(controls)
-        if many:
-            cells = _cells(rows, name, x=along, y="head's name")
-            drawn.append(_map(cells, role or "largest effects", largest, TITLES[along], TITLES[head]))
-        elif several:
-            maps = []
-            for place in places[along]:
-                cells = _cells([row for row in rows if row[along] == place], name, x=head, y="layer")
-                words = f"{along} {place}" + (f", {role}" if name else "")
-                maps.append(_map(cells, words, largest, TITLES[head], "layer"))
-            drawn.append(alt.concat(*maps, columns=6))
-        else:
-            axis = head or along
-            drawn.append(
-                _map(_cells(rows, name, x=axis, y="layer"), role, largest, TITLES.get(axis), "layer")
+    numbers = [abs(row[name]) for row in rows for name in ("effect", *controls)]
+    largest = max([1e-6, *filter(math.isfinite, numbers)])
+    roles = {"": "the intervention" * bool(controls)}
+    roles |= {name: f"its control: {name.replace('_', ' ')}" for name in controls}
+    apart = places.get(along, ()) if head else ()
+    if len(apart) > MANY:
+        some = _largest_heads(rows, head)
+        return alt.hconcat(
+            *(
+                _map(
+                    some,
+                    name,
+                    role or "largest effects",
+                    largest,
+                    x=along,
+                    y="head's name",
+                    y_title=TITLES[head],
+                )
+                for name, role in roles.items()
             )
-    return alt.vconcat(*drawn) if several and not many else alt.hconcat(*drawn)
+        )
+    if len(apart) > 1:
+        by_place = {place: [row for row in rows if row[along] == place] for place in apart}
+        return alt.vconcat(
+            *(
+                alt.concat(
+                    *(
+                        _map(some, name, f"{along} {place}" + f", {role}" * bool(name), largest, x=head)
+                        for place, some in by_place.items()
+                    ),
+                    columns=6,
+                )
+                for name, role in roles.items()
+            )
+        )
+    return alt.hconcat(*(_map(rows, name, role, largest, x=head or along) for name, role in roles.items()))
 
 
 def _largest_heads(rows: Sequence[Row], head: str) -> list[Row]:
@@ -102,43 +105,39 @@ def _largest_heads(rows: Sequence[Row], head: str) -> list[Row]:
     for row in rows:
         by_head.setdefault(cell_name({axis: row[axis] for axis in ("layer", head)}), []).append(row)
 
-    def size(cells: list[Row]) -> float:
-        return max(abs(row["effect"]) if math.isfinite(row["effect"]) else 0 for row in cells)
+    def size(name: str) -> float:
+        return max(abs(finite(row["effect"]) or 0) for row in by_head[name])
 
-    chosen = sorted(by_head.items(), key=lambda item: -size(item[1]))[:MOST]
-    return [{**row, "head's name": name} for name, cells in chosen for row in cells]
-
-
-def _cells(rows: Sequence[Row], control: str, *, x: str, y: str) -> list[dict[str, Any]]:
-    """What a map draws of each row; nothing stands along an axis that there is not."""
-    return [
-        {
-            "x": row.get(x, ""),
-            "y": row[y],
-            "name": cell_name(row),
-            "effect": _finite(row[control or "effect"]),
-            **({} if control else {edge: _finite(row[edge]) for edge in ("low", "high")}),
-        }
-        for row in rows
-    ]
+    chosen = sorted(by_head, key=size, reverse=True)[:MOST]
+    return [{**row, "head's name": name} for name in chosen for row in by_head[name]]
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _cell(row: Row, control: str) -> dict[str, Any]:
+    """A row's name, and its effect with the interval, or the effect of a control."""
+    numbers = {"effect": control} if control else {"effect": "effect", "low": "low", "high": "high"}
+    return {"name": cell_name(row)} | {name: finite(row[column]) for name, column in numbers.items()}
 
 
 def _map(
-    cells: list[dict[str, Any]], title: str, largest: float, x_title: str | None, y_title: str
+    rows: Sequence[Row],
+    control: str,
+    title: str,
+    largest: float,
+    *,
+    x: str,
+    y: str = "layer",
+    y_title: str = "layer",
 ) -> alt.LayerChart:
+    # Nothing stands along an axis that there is not.
+    cells = [{"x": row.get(x, ""), "y": row[y]} | _cell(row, control) for row in rows]
     columns, lines = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in "xy")
     size = max(9, min(42, SIDE // max(len(columns), len(lines))))
 
     def axis(places: list[Any]) -> dict[str, Any]:
-        ticks = places[:: max(1, len(places) // 14)]
-        return {"sort": places, "axis": alt.Axis(values=ticks, labelAngle=0)}
+        return {"sort": places, "axis": alt.Axis(values=places[:: max(1, len(places) // 14)], labelAngle=0)}
 
     base = alt.Chart(alt.Data(values=cells)).encode(
-        x=alt.X("x:O", title=x_title, **axis(columns)),
+        x=alt.X("x:O", title=TITLES.get(x), **axis(columns)),
         y=alt.Y("y:O", title=y_title, **axis(lines)),
         tooltip=[
             alt.Tooltip("name:N", title="cell"),
@@ -164,25 +163,20 @@ def _map(
 
 def _bars(rows: Sequence[Row], controls: Sequence[str]) -> alt.LayerChart:
     bars = [
-        {
-            "set": cell_name(row),
-            "change": name.replace("_", " ") or "the intervention",
-            "effect": _finite(row[name or "effect"]),
-            **({} if name else {edge: _finite(row[edge]) for edge in ("low", "high")}),
-        }
+        {"change": name.replace("_", " ") or "the intervention"} | _cell(row, name)
         for name in ("", *controls)
         for row in rows
     ]
     changes = list(dict.fromkeys(bar["change"] for bar in bars))
     base = alt.Chart(alt.Data(values=bars)).encode(
-        y=alt.Y("set:N", title=None, sort=None, axis=alt.Axis(labelLimit=300)),
+        y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=300)),
         yOffset=alt.YOffset("change:N", sort=changes),
     )
     scale = alt.Scale(domain=changes, range=list(COLOURS[: len(changes)]))
     drawn = base.mark_bar().encode(
         x=alt.X("effect:Q", title="change of the label logit difference"),
         color=alt.Color("change:N", sort=changes, title=None, scale=scale),
-        tooltip=["set:N", "change:N", alt.Tooltip("effect:Q", format=".3~g")],
+        tooltip=[alt.Tooltip("name:N", title="set"), "change:N", alt.Tooltip("effect:Q", format=".3~g")],
     )
     edges = base.mark_rule(color="#222").encode(x=alt.X("low:Q"), x2="high:Q")
     return alt.layer(drawn, edges).properties(width=2 * SIDE)

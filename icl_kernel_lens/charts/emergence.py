@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import altair as alt
-
-from icl_kernel_lens.charts.figure import Figure
-
-SCALE = alt.Scale(domain=[0.4, 1])
+from icl_kernel_lens.charts.figure import Figure, alt
 
 
 def emergence_curve(record: Mapping[str, Any]) -> Figure:
@@ -24,25 +20,22 @@ def emergence_curve(record: Mapping[str, Any]) -> Figure:
         for name, value in point.items()
         if name.startswith("accuracy_")
     ]
+    scale = alt.Scale(domain=[0.4, 1])
     base = alt.Chart(alt.InlineData(values=rows))
     lines = base.mark_line().encode(
         x=alt.X("step:Q", title="training step", axis=alt.Axis(tickCount=7)),
-        y=alt.Y("accuracy:Q", title="held-out label accuracy", scale=SCALE),
+        y=alt.Y("accuracy:Q", title="held-out label accuracy", scale=scale),
         color=alt.Color("demonstrations:O", scale=alt.Scale(scheme="viridis", reverse=True)),
         tooltip=["step:Q", "demonstrations:O", alt.Tooltip("accuracy:Q", format=".3f")],
     )
     chance = (
         alt.Chart(alt.InlineData(values=[{"chance": 0.5}]))
         .mark_rule(strokeDash=[4, 4], color="#555")
-        .encode(y=alt.Y("chance:Q", scale=SCALE))
+        .encode(y=alt.Y("chance:Q", scale=scale))
     )
-    chart = alt.layer(chance, lines).properties(
-        width=460,
-        height=240,
-        title=alt.TitleParams(
-            "In-context learning emerges",
-            subtitle=f"{record['parameters']:,} parameters, pairs of topics and of label words never trained on",
-            anchor="start",
-        ),
+    return Figure.styled(
+        alt.layer(chance, lines).properties(width=460, height=240),
+        "In-context learning emerges",
+        f"{record['parameters']:,} parameters, pairs of topics and of label words never trained on",
+        "emergence of in-context learning",
     )
-    return Figure(chart, "emergence of in-context learning")

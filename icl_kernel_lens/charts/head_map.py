@@ -6,12 +6,11 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import altair as alt
 from jaxtyping import Float
 from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef
-from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.figure import Figure, alt, finite
 
 LABEL_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 """Okabe and Ito's palette, told apart by the colour-blind."""
@@ -57,8 +56,7 @@ def head_map_figure(
         domain = [domain[0] - 0.5, domain[1] + 0.5]
     words = score.replace("_", " ")
     fields = {"value": words} | ({"control": "its strongest control"} if controlled else {})
-    maps = [_map(shape, words, field, fields, domain) for field in fields]
-    parts: list[alt.HConcatChart | alt.LayerChart] = [alt.hconcat(*maps)]
+    parts: list[Any] = [alt.hconcat(*(_map(shape, words, field, fields, domain) for field in fields))]
     data: dict[str, Any] = {"heads": heads}
     if weights is not None and weights.numel():
         parts.append(_demo_bars(len(weights), weights.shape[-1], 1 + max(row["rank"] for row in demos)))
@@ -66,53 +64,21 @@ def head_map_figure(
     framed = "with the largest mean"
     if controlled:
         framed = "furthest above its control" if above > 0 else "nearest to its control; none is above"
-    chart = (
-        alt.vconcat(*parts, datasets=data)
-        .properties(
-            title=alt.TitleParams(
-                f"{title[:1].upper()}{title[1:]}",
-                subtitle=[
-                    f"{of}: {measured}",
-                    f"framed: the head {framed}; layers and heads from 0",
-                ],
-                anchor="start",
-            )
-        )
-        .configure_view(stroke=None)
-        .configure_axis(labelFontSize=11, titleFontSize=12)
-        .resolve_scale(color="independent")
+    chart = alt.vconcat(*parts, datasets=data).resolve_scale(color="independent")
+    # One parameter that lists the maps as its views: a click on any of them chooses the head.
+    pick = alt.TopLevelSelectionParameter(
+        name="pick",
+        select=alt.PointSelectionConfig(type="point", fields=["layer", "head"], toggle=False, clear=False),
+        value=[first._asdict()],
+        views=[f"map_{number}" for number in range(len(fields))],
     )
-    return Figure(_with_pick(chart, first, len(maps)), f"{score}: {of}")
-
-
-def _with_pick(chart: alt.VConcatChart, first: HeadRef, maps: int) -> alt.TopLevelMixin:
-    """Let a click on any of the maps choose the head.
-
-    One parameter that lists the maps as its views; Altair can only attach one parameter per chart.
-    """
-    spec = chart.to_dict()
-    pick = {
-        "name": "pick",
-        "select": {"type": "point", "fields": ["layer", "head"], "toggle": False, "clear": False},
-        "value": [{"layer": first.layer, "head": first.head}],
-        "views": [f"map_{i}" for i in range(maps)],
-    }
-    spec["params"] = [pick, *spec.get("params", [])]
-    return _Spec(spec)
-
-
-class _Spec(alt.TopLevelMixin):
-    """A finished specification under Altair's interface: `to_dict` gives it back."""
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self._spec = spec
-
-    def to_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
-        return self._spec
-
-
-def _finite(x: float) -> float | None:
-    return round(x, 4) if math.isfinite(x) else None
+    chart.params = [pick, *chart.params]
+    return Figure.styled(
+        chart,
+        f"{title[:1].upper()}{title[1:]}",
+        [f"{of}: {measured}", f"framed: the head {framed}; layers and heads from 0"],
+        f"{score}: {of}",
+    )
 
 
 def _head_rows(
@@ -121,23 +87,15 @@ def _head_rows(
     weights: Float[Tensor, "shown layer head demo"] | None,
 ) -> list[dict[str, Any]]:
     """One row a head, by layer and head: its score, interval, strongest control and packed weights."""
-    found = []
-    for row in rows:
-        ref = HeadRef.of(row["head"])
-        one: dict[str, Any] = {
-            **ref._asdict(),
-            "name": str(ref),
-            "value": _finite(row[score]),
-            "low": _finite(row["low"]),
-            "high": _finite(row["high"]),
-        }
-        if "control" in row:
-            one["control"] = _finite(row["control"])
-            one["control_name"] = row["strongest_control"].replace("_", " ")
-        if weights is not None:
-            one["w"] = _pack(weights[:, ref.layer, ref.head])
-        found.append(one)
-    return sorted(found, key=lambda one: (one["layer"], one["head"]))
+    by_head = {HeadRef.of(row["head"]): row for row in rows}
+    numbers = {"value": score, "low": "low", "high": "high", "control": "control"}
+    return [
+        {**ref._asdict(), "name": str(ref)}
+        | {name: finite(round(row[of], 4)) for name, of in numbers.items() if of in row}
+        | ({"control_name": row["strongest_control"].replace("_", " ")} if "control" in row else {})
+        | ({"w": _pack(weights[:, ref.layer, ref.head])} if weights is not None else {})
+        for ref, row in sorted(by_head.items())
+    ]
 
 
 def _pack(weights: Float[Tensor, "shown demo"]) -> str:
@@ -152,18 +110,11 @@ def _map(
 ) -> alt.LayerChart:
     layers, heads = shape
     cell = max(9, min(42, SIDE // max(layers, heads)))
-    tooltip: list[Any] = [
-        alt.Tooltip("name:N", title="head"),
-        alt.Tooltip("value:Q", title=score, format=".3f"),
-        alt.Tooltip("low:Q", title="95 % interval from", format=".3f"),
-        alt.Tooltip("high:Q", title="to", format=".3f"),
-    ]
-    if "control" in fields:
-        tooltip += [
-            alt.Tooltip("control:Q", title="strongest control", format=".3f"),
-            alt.Tooltip("control_name:N", title="which"),
-        ]
     step = max(1, max(layers, heads) // 14)
+    strongest = [
+        alt.Tooltip("control:Q", title="strongest control", format=".3f"),
+        alt.Tooltip("control_name:N", title="which"),
+    ]
     base = alt.Chart(alt.NamedData("heads")).encode(
         x=alt.X("head:O", title="head", axis=alt.Axis(values=list(range(0, heads, step)), labelAngle=0)),
         y=alt.Y("layer:O", title="layer", axis=alt.Axis(values=list(range(0, layers, step)))),
@@ -179,7 +130,13 @@ def _map(
             ),
             alt.value("#d9d9d9"),
         ),
-        tooltip=tooltip,
+        tooltip=[
+            alt.Tooltip("name:N", title="head"),
+            alt.Tooltip("value:Q", title=score, format=".3f"),
+            alt.Tooltip("low:Q", title="95 % interval from", format=".3f"),
+            alt.Tooltip("high:Q", title="to", format=".3f"),
+            *(strongest if "control" in fields else []),
+        ],
     )
     frame = base.transform_filter({"param": "pick", "empty": False}).mark_rect(
         fill=None, stroke="#d7191c", strokeWidth=2.5

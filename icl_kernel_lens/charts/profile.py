@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import altair as alt
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool1d
+from torch.nn.functional import adaptive_avg_pool1d, pad
 
 from icl_kernel_lens.axes import HeadRef
-from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.figure import Figure, alt
 
 MOST_ROWS = 64
 """Above this many heads the figure shows each layer's mean over heads."""
@@ -60,18 +59,14 @@ def profile_figure(
             ),
             tooltip=["row:N", "place:N", alt.Tooltip("attention:Q", format=".4f")],
         )
-        .properties(
-            width=max(420, min(1000, 6 * len(places))),
-            height=max(140, 12 * len(order)),
-            title=alt.TitleParams(
-                "Averaged attention of the answer position",
-                subtitle=f"{of}: mean over {prompts} prompts"
-                + ("" if by_head else " and over the heads of each layer"),
-                anchor="start",
-            ),
-        )
+        .properties(width=max(420, min(1000, 6 * len(places))), height=max(140, 12 * len(order)))
     )
-    return Figure(chart, f"averaged attention: {of}")
+    return Figure.styled(
+        chart,
+        "Averaged attention of the answer position",
+        f"{of}: mean over {prompts} prompts" + ("" if by_head else " and over the heads of each layer"),
+        f"averaged attention: {of}",
+    )
 
 
 def _coarse(
@@ -79,14 +74,9 @@ def _coarse(
 ) -> tuple[Float[Tensor, "layer head column"], list[str]]:
     """Fewer points a text, and what each column is of."""
     points = (profile.shape[-1] - demos) // (demos + 1)
-    parts, places = [], []
-    for i in range(demos):
-        start = i * (points + 1)
-        parts += [_means(profile[..., start : start + points]), profile[..., start + points, None]]
-        places += [f"text {i}"] * COARSE + [f"label {i}"]
-    parts.append(_means(profile[..., -points:]))
-    return torch.cat(parts, -1), places + ["test input"] * COARSE
-
-
-def _means(points: Float[Tensor, "layer head point"]) -> Float[Tensor, "layer head column"]:
-    return adaptive_avg_pool1d(points, COARSE)
+    # One row a text and its label; the test input has none.
+    rows = pad(profile, (0, 1)).unflatten(-1, (demos + 1, points + 1))
+    texts = adaptive_avg_pool1d(rows[..., :-1].flatten(1, 2), COARSE).unflatten(1, rows.shape[1:3])
+    columns = torch.cat([texts, rows[..., -1:]], -1).flatten(-2)[..., :-1]
+    places = [place for i in range(demos) for place in (*[f"text {i}"] * COARSE, f"label {i}")]
+    return columns, places + ["test input"] * COARSE

@@ -6,10 +6,10 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import altair as alt
+import numpy as np
 
 from icl_kernel_lens.axes import HeadRef
-from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.figure import Figure, alt, finite
 
 KERNEL_HEAD = "kernel head"
 MARKS = {
@@ -27,6 +27,11 @@ NAMED = 24
 """Most kernel heads that are named; more names would hide the points."""
 LETTER, LINE = 6.6, 12
 """Pixels of a label's letter and line."""
+RINGS, DEGREES = (16, 26, 38, 52, 70, 90, 115), (30, 150, -30, -150, 60, 120, -60, -120)
+"""Where a name can stand: pixels from its point, and in which direction; the first of either are liked best."""
+AWAY = np.repeat(RINGS, len(DEGREES))[:, None]
+TOWARD = np.tile([(math.cos(a), -math.sin(a)) for a in map(math.radians, DEGREES)], (len(RINGS), 1))
+DETOUR = np.add.outer(np.arange(len(RINGS)), 0.1 * np.arange(len(DEGREES))).ravel()
 FAINT = 0.12
 """Opacity of the classes that a click in the legend has not chosen."""
 MEASURED = {
@@ -76,16 +81,13 @@ def ranking_figure(
     """
     every = _rows(rows)
     drawn = [row for row in every if "margin" in row]
-    present = {row["class"] for row in drawn}
+    present = [name for name in MARKS if any(row["class"] == name for row in drawn)]
     beside = sum("logit_diff_drop" not in row for row in drawn)
     layers = 1 + max(row["layer"] for row in every)
-    across, up = _domains(drawn, margin, effect)
-    parts: list[alt.LayerChart | alt.Chart] = [
-        _points(drawn, [name for name in MARKS if name in present], across, up, margin, effect)
-    ]
-    if beside:
-        parts.append(_strip(len(drawn), beside, layers, across))
-    left = alt.vconcat(*parts, spacing=8).resolve_scale(color="independent", shape="independent")
+    across = _span(drawn, "margin", 0.0, 2 * margin)
+    up = _span(drawn, "logit_diff_drop", -1.5 * effect, 2 * effect)
+    strip = [_strip(len(drawn), beside, layers, across)] if beside else []
+    left = alt.vconcat(_points(drawn, present, across, up, margin, effect), *strip, spacing=8)
     confirmed = [row for row in every if row["class"] == KERNEL_HEAD]
     right = _band(band, level, confirmed) if band is not None else _no_band(layers, len(confirmed))
     dropped = len(every) - len(drawn)
@@ -96,48 +98,38 @@ def ranking_figure(
         + (f"; {dropped} heads whose vote could not be scored are left out" if dropped else "")
         + (f"; named: the {NAMED} kernel heads of the largest effect" if len(confirmed) > NAMED else ""),
     ]
-    chart = (
-        alt.hconcat(left, right, spacing=30, datasets={"heads": drawn})
-        .properties(
-            title=alt.TitleParams("Which heads vote, and which matter", subtitle=subtitle, anchor="start")
-        )
-        .configure_view(stroke=None)
-        .configure_axis(labelFontSize=11, titleFontSize=12, gridColor="#eee")
+    return Figure.styled(
+        alt.hconcat(
+            left.resolve_scale(color="independent", shape="independent"),
+            right,
+            spacing=30,
+            datasets={"heads": drawn},
+        ),
+        "Which heads vote, and which matter",
+        subtitle,
+        f"located heads: {of}",
     )
-    return Figure(chart, f"located heads: {of}")
 
 
 def _rows(rows: Sequence[Mapping[Hashable, Any]]) -> list[dict[str, Any]]:
     """One row a head, without the numbers it does not have; the kernel heads last, so that they lie on top."""
     numbers = [name for name in (*MEASURED, "margin_low", "margin_high", *CAUSAL) if name != "control_name"]
-    found = []
-    for row in rows:
-        ref = HeadRef.of(row["head"])
-        one = {
-            "head": str(ref),
-            "layer": ref.layer,
-            "class": row["class"],
-            "control_name": row["strongest_control"].replace("_", " "),
-        }
-        found.append((ref, one | {name: round(row[name], 4) for name in numbers if math.isfinite(row[name])}))
     classes = list(MARKS)
-    return [one for _, one in sorted(found, key=lambda it: (-classes.index(it[1]["class"]), it[0]))]
+    by_head = {HeadRef.of(row["head"]): row for row in rows}
+    return [
+        {"head": str(ref), "layer": ref.layer, "class": row["class"]}
+        | {"control_name": row["strongest_control"].replace("_", " ")}
+        | {name: round(row[name], 4) for name in numbers if math.isfinite(row[name])}
+        for ref, row in sorted(by_head.items(), key=lambda it: (-classes.index(it[1]["class"]), it[0]))
+    ]
 
 
-def _span(values: list[float]) -> Place:
-    """An axis that holds the values and 0, with a margin."""
-    low, high = min(values), max(values)
+def _span(rows: list[dict[str, Any]], name: str, *also: float) -> Place:
+    """An axis that holds a number of all rows with its interval, and what is named `also`; with a margin."""
+    values = [row[of] for row in rows for of in (name, f"{name}_low", f"{name}_high") if of in row]
+    low, high = min(*values, *also), max(*values, *also)
     pad = 0.06 * ((high - low) or 1.0)
     return low - pad, high + pad
-
-
-def _domains(rows: list[dict[str, Any]], margin: float, effect: float) -> tuple[Place, Place]:
-    """Of fidelity and of effect: all that is drawn, zero, and the smallest effects of interest."""
-    x, y = (
-        [row[name] for row in rows for name in (of, f"{of}_low", f"{of}_high") if name in row]
-        for of in ("margin", "logit_diff_drop")
-    )
-    return _span([*x, 0.0, 2 * margin]), _span([*y, -1.5 * effect, 2 * effect])
 
 
 def _by_class(legend: alt.Legend | None) -> dict[str, alt.Color | alt.Shape]:
@@ -177,56 +169,54 @@ def _points(
     legend = alt.Legend(
         values=present, orient="top", direction="horizontal", columns=4, symbolSize=80, symbolOpacity=1
     )
-    seen = alt.condition(pick, alt.value(0.9), alt.value(FAINT))
-    thin = alt.condition(pick, alt.value(0.45), alt.value(FAINT / 2))
     measured = alt.Chart(alt.NamedData("heads")).transform_filter("isValid(datum.logit_diff_drop)")
     points = (
         measured.mark_point(filled=True, size=70 if len(rows) <= 200 else 40)
-        .encode(x=x, y=y, **_by_class(legend), opacity=seen, tooltip=_tooltip(MEASURED | CAUSAL))
+        .encode(
+            x=x,
+            y=y,
+            **_by_class(legend),
+            opacity=alt.condition(pick, alt.value(0.9), alt.value(FAINT)),
+            tooltip=_tooltip(MEASURED | CAUSAL),
+        )
         .add_params(pick)
     )
-    ends = measured.mark_rule().encode(color=_by_class(legend)["color"], opacity=thin)
-    lines = [
-        *_lines("x", fidelity, [margin]),
-        *_lines("y", lost, [-effect, effect]),
-    ]
+    ends = measured.mark_rule().encode(
+        color=_by_class(legend)["color"], opacity=alt.condition(pick, alt.value(0.45), alt.value(FAINT / 2))
+    )
     # The kernel heads, and whatever else the answer needs.
-    named = [
-        row
-        for row in rows
-        if "logit_diff_drop" in row and (row["class"] == KERNEL_HEAD or abs(row["logit_diff_drop"]) > effect)
-    ]
-    named = sorted(named, key=lambda row: (row["class"] != KERNEL_HEAD, -abs(row["logit_diff_drop"])))[:NAMED]
-    names = name_places(named, rows, across, up)
-    label = alt.Chart(alt.InlineData(values=names))
-    layers = [
-        *lines,
+    named = sorted(
+        (
+            row
+            for row in rows
+            if "logit_diff_drop" in row
+            and (row["class"] == KERNEL_HEAD or abs(row["logit_diff_drop"]) > effect)
+        ),
+        key=lambda row: (row["class"] != KERNEL_HEAD, -abs(row["logit_diff_drop"])),
+    )
+    names = alt.Chart(alt.InlineData(values=name_places(named[:NAMED], rows, across, up))).encode(
+        x=alt.X("x:Q", scale=fidelity), y=alt.Y("y:Q", scale=lost)
+    )
+    written = names.encode(text="head:N")
+    return alt.layer(
+        *_lines(alt.X("at:Q", scale=fidelity), [margin]),
+        *_lines(alt.Y("at:Q", scale=lost), [-effect, effect]),
         ends.encode(x=alt.X("margin_low:Q", scale=fidelity), x2="margin_high:Q", y=y),
         ends.encode(x=x, y=alt.Y("logit_diff_drop_low:Q", scale=lost), y2="logit_diff_drop_high:Q"),
         points,
-    ]
-    if names:
-        at = {"x": alt.X("x:Q", scale=fidelity), "y": alt.Y("y:Q", scale=lost)}
-        layers += [
-            label.mark_rule(color="#888", strokeWidth=0.6).encode(
-                **at, x2="margin:Q", y2="logit_diff_drop:Q"
-            ),
-            label.mark_text(fontSize=11, fontWeight="bold", stroke="#fff", strokeWidth=3).encode(
-                **at, text="head:N"
-            ),
-            label.mark_text(fontSize=11, fontWeight="bold", color="#222").encode(**at, text="head:N"),
-        ]
-    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+        names.mark_rule(color="#888", strokeWidth=0.6).encode(x2="margin:Q", y2="logit_diff_drop:Q"),
+        written.mark_text(fontSize=11, fontWeight="bold", stroke="#fff", strokeWidth=3),
+        written.mark_text(fontSize=11, fontWeight="bold", color="#222"),
+    ).properties(width=WIDTH, height=HEIGHT)
 
 
-def _lines(axis: str, scale: alt.Scale, thresholds: list[float]) -> list[alt.Chart]:
-    channel = alt.X if axis == "x" else alt.Y
-    at = {axis: channel("at:Q", scale=scale)}
+def _lines(along: alt.X | alt.Y, thresholds: list[float]) -> list[alt.Chart]:
+    """Zero and the smallest effects of interest."""
     zero = alt.Chart(alt.InlineData(values=[{"at": 0}])).mark_rule(color="#bbb", strokeWidth=1)
     least = alt.Chart(alt.InlineData(values=[{"at": value} for value in thresholds]))
     return [
-        zero.encode(**at),
-        least.mark_rule(color="#888", strokeWidth=0.8, strokeDash=[4, 3]).encode(**at),
+        zero.encode(along),
+        least.mark_rule(color="#888", strokeWidth=0.8, strokeDash=[4, 3]).encode(along),
     ]
 
 
@@ -237,33 +227,26 @@ def name_places(
 
     `across` and `up` are the axes' ends. Greedy, in the order given.
     """
+    size = np.array([WIDTH, HEIGHT])
+    start, end = np.array([across, up[::-1]]).T
 
-    def pixel(margin: float, drop: float) -> Place:
-        return (
-            (margin - across[0]) / (across[1] - across[0]) * WIDTH,
-            (up[1] - drop) / (up[1] - up[0]) * HEIGHT,
-        )
+    def pixels(heads: list[dict[str, Any]]) -> np.ndarray:
+        at = np.array([(head["margin"], head["logit_diff_drop"]) for head in heads]).reshape(-1, 2)
+        return (at - start) / (end - start) * size
 
-    points = [pixel(row["margin"], row["logit_diff_drop"]) for row in rows if "logit_diff_drop" in row]
-    written: list[tuple[float, float, float]] = []
+    points = pixels([row for row in rows if "logit_diff_drop" in row])
+    written: list[tuple[np.ndarray, np.ndarray]] = []
     found = []
-    for row in named:
-        half = LETTER * len(row["head"]) / 2
-        a, b = pixel(row["margin"], row["logit_diff_drop"])
-        best, cost = (a, b), math.inf
-        for ring, away in enumerate((16, 26, 38, 52, 70, 90, 115)):
-            for step, degrees in enumerate((30, 150, -30, -150, 60, 120, -60, -120)):
-                angle = math.radians(degrees)
-                u, v = a + (away + half / 2) * math.cos(angle), b - away * math.sin(angle)
-                here = ring + 0.1 * step
-                here += 6 * sum(abs(u - p) < half + 5 and abs(v - q) < LINE / 2 + 5 for p, q in points)
-                here += 60 * sum(abs(u - p) < half + h + 3 and abs(v - q) < LINE for p, q, h in written)
-                here += 60 * (not half < u < WIDTH - half) + 60 * (not LINE / 2 < v < HEIGHT - LINE / 2)
-                if here < cost:
-                    best, cost = (u, v), here
-        written.append((*best, half))
-        x = across[0] + best[0] / WIDTH * (across[1] - across[0])
-        y = up[1] - best[1] / HEIGHT * (up[1] - up[0])
+    for row, point in zip(named, pixels(named), strict=True):
+        half = np.array([LETTER * len(row["head"]), LINE]) / 2
+        places = point + (AWAY + half * (0.5, 0)) * TOWARD
+        cost = DETOUR + 6 * (abs(places[:, None] - points) < half + 5).all(-1).sum(1)
+        cost += 60 * ((places <= half) | (places >= size - half)).sum(1)
+        for other, its_half in written:
+            cost += 60 * (abs(places - other) < half + its_half + (3, 0)).all(1)
+        best = places[cost.argmin()]
+        written.append((best, half))
+        x, y = (start + best / size * (end - start)).tolist()
         found.append({name: row[name] for name in ("head", "margin", "logit_diff_drop")} | {"x": x, "y": y})
     return found
 
@@ -342,7 +325,7 @@ def _effects(
     rows = [
         {
             "layer": layer,
-            "effect": round(effect, 4) if math.isfinite(effect) else None,
+            "effect": finite(round(effect, 4)),
             "inside": band["first"] <= layer <= band["last"],
             "heads": ", ".join(row["head"] for row in confirmed if row["layer"] == layer),
         }
@@ -351,15 +334,12 @@ def _effects(
     step = HEIGHT / band["layers"]
     every = max(1, math.ceil(14 / step))
     axis = alt.Axis(values=list(range(0, band["layers"], every)), grid=False, ticks=False)
-    y = alt.Y("layer:O", title="layer", scale=scale, axis=axis)
-    base = alt.Chart(alt.InlineData(values=rows)).encode(y=y)
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        y=alt.Y("layer:O", title="layer", scale=scale, axis=axis)
+    )
     shade = base.transform_filter("datum.inside").mark_rect(color="#D55E00", opacity=0.14)
     bars = base.mark_bar(size=max(1.0, min(22.0, 0.7 * step))).encode(
-        x=alt.X(
-            "effect:Q",
-            title="effect of the confirmed heads",
-            axis=alt.Axis(tickCount=4),
-        ),
+        x=alt.X("effect:Q", title="effect of the confirmed heads", axis=alt.Axis(tickCount=4)),
         color=alt.condition("datum.inside", alt.value(MARKS[KERNEL_HEAD][0]), alt.value("#999")),
         tooltip=[
             "layer:O",
@@ -376,7 +356,6 @@ def _ends(band: Mapping[str, Any], scale: alt.Scale) -> alt.LayerChart | alt.Fac
         {"end": end, "at": band[end], **dict(zip(("low", "high"), band[f"{end}_interval"], strict=True))}
         for end in ("first", "last")
     ]
-    hidden = alt.Y("low:O", title=None, scale=scale, axis=None)
     interval = alt.Chart(alt.InlineData(values=ends)).encode(
         x=alt.X("end:N", title=None, sort=["first", "last"], axis=alt.Axis(labelAngle=0, ticks=False)),
         tooltip=[
@@ -387,7 +366,9 @@ def _ends(band: Mapping[str, Any], scale: alt.Scale) -> alt.LayerChart | alt.Fac
         ],
     )
     return alt.layer(
-        interval.mark_rule(color="#222", strokeWidth=1.5).encode(y=hidden, y2="high:O"),
+        interval.mark_rule(color="#222", strokeWidth=1.5).encode(
+            y=alt.Y("low:O", title=None, scale=scale, axis=None), y2="high:O"
+        ),
         interval.mark_point(filled=True, color="#222", size=45, opacity=1).encode(
             y=alt.Y("at:O", title=None, scale=scale, axis=None)
         ),

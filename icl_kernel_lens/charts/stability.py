@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
-
 from icl_kernel_lens.charts.effect_map import SCHEME
-from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.figure import Figure, alt, finite
 
 WORDS = {"margin": "by agreement above control", "logit_diff_drop": "by causal effect"}
 
@@ -19,16 +16,16 @@ def stability_figure(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Fi
 
     `rows`: one a pair of rankings and what heads are ranked by: first, second, by, correlation (NaN: grey), shared.
     """
-    rows = [
+    drawn = [
         row
         | {
             "by": WORDS[row["by"]],
-            "correlation": None if math.isnan(row["correlation"]) else row["correlation"],
-            "shown": "" if math.isnan(row["correlation"]) else f"{row['correlation']:.2f}",
+            "correlation": finite(row["correlation"]),
+            "shown": f"{row['correlation']:.2f}".replace("nan", ""),
         }
         for row in rows
     ]
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
+    base = alt.Chart(alt.InlineData(values=drawn)).encode(
         x=alt.X("second:N", sort=names, title=None, axis=alt.Axis(labelAngle=-30, labelLimit=120)),
         y=alt.Y("first:N", sort=names, title=None, axis=alt.Axis(labelLimit=160)),
     )
@@ -46,17 +43,11 @@ def stability_figure(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Fi
     text = base.mark_text(fontSize=12, dy=-6).encode(text="shown:N", color=dark)
     shared = base.mark_text(fontSize=10, dy=9).encode(text="shared:N", color=dark)
     side = max(90, 46 * len(names))
-    chart = (
+    return Figure.styled(
         alt.layer(cells, text, shared)
         .properties(width=side, height=side)
-        .facet(column=alt.Column("by:N", title=None, sort=list(WORDS.values())))
-        .properties(
-            title=alt.TitleParams(
-                "Rankings compared",
-                subtitle="Spearman's correlation over all heads (most of them idle); below, kernel heads of both / of either",
-                anchor="start",
-            )
-        )
-        .configure_view(stroke=None)
+        .facet(column=alt.Column("by:N", title=None, sort=list(WORDS.values()))),
+        "Rankings compared",
+        "Spearman's correlation over all heads (most of them idle); below, kernel heads of both / of either",
+        "stability of rankings",
     )
-    return Figure(chart, "stability of rankings")

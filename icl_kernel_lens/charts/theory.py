@@ -10,11 +10,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import altair as alt
 from jaxtyping import Float
 from torch import Tensor
 
-from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.figure import Figure, alt
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 """Okabe and Ito's, told apart by the colour-blind; shapes and dashes say the same again."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
-from icl_kernel_lens.charts import embed
-from icl_kernel_lens.charts.page import Page
+from icl_kernel_lens.charts import page
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.files import write_atomically
 
@@ -60,20 +59,20 @@ class TokenView:
             raise ResultError(
                 f"a token view is saved as .html; {path.name!r} ends in {path.suffix!r}.", code="file-suffix"
             )
-        return write_atomically(path, Page("Token view").tokens(*astuple(self)).html())
+        return write_atomically(path, page.Page("Token view").tokens(self).html())
 
     def __repr__(self) -> str:
         return f"TokenView({self.caption})"
 
     def _repr_html_(self) -> str:
-        return embed.notebook_output(
-            embed.circuitsvis_script(),
-            lambda element: embed.draw_tokens(element, self.tokens, self.values, self.labels),
+        return page.notebook_output(
+            page.circuitsvis_script(),
+            lambda element: page.draw_tokens(element, self.tokens, self.values, self.labels),
             caption=self.caption,
         )
 
 
-def positions_worth_showing(length: int, label_spans: Iterable[Sequence[int]], test_start: int) -> list[int]:
+def positions_worth_showing(length: int, label_spans: Sequence[Sequence[int]], test_start: int) -> list[int]:
     """The positions of a prompt that a view has room for, in order.
 
     All of up to 128; else position 0, where sinks are, the label tokens (`label_spans`: first position and the one
@@ -81,13 +80,8 @@ def positions_worth_showing(length: int, label_spans: Iterable[Sequence[int]], t
     """
     if length <= MOST_TOKENS:
         return list(range(length))
-    spans = list(label_spans)
-    wanted = [0]
-    for start, end in spans:
-        wanted += range(start, end)
-    wanted += range(max(test_start, length - MOST_TOKENS // 3), length)
-    reach = 1
-    while len(set(wanted)) < MOST_TOKENS and reach < length:
-        wanted += [start - reach for start, _ in spans if start >= reach]
-        reach += 1
-    return sorted(list(dict.fromkeys(wanted))[:MOST_TOKENS])
+    labels = (at for start, end in label_spans for at in range(start, end))
+    test = range(max(test_start, length - MOST_TOKENS // 3), length)
+    # From nearest to farthest, no farther than a view has room.
+    before = (start - by for by in range(1, MOST_TOKENS) for start, _ in label_spans if start >= by)
+    return sorted(list(dict.fromkeys([0, *labels, *test, *before]))[:MOST_TOKENS])

@@ -29,6 +29,7 @@ from icl_kernel_lens.cli.options import (
 )
 from icl_kernel_lens.cli.outputs import Command, Results, Saved, described
 from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.files import write_atomically
 from icl_kernel_lens.results.criteria import Criteria
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ def score(
         top: Heads to print.
         progress: Show a progress bar.
     """
-    from icl_kernel_lens.evidence.reading import read
-    from icl_kernel_lens.scores.in_context import in_context_accuracy
-    from icl_kernel_lens.scores.vote import head_vote
+    from icl_kernel_lens import head_vote, in_context_accuracy, read
 
     source.check()
     if batch_size != "auto" and batch_size < 1:
@@ -91,12 +90,19 @@ def score(
     with _running("score", target, top) as folder:
         model, _, prompts = source.load(folder.group, score_on=score_on)
         folder.begin(source.identity(model, prompts, against=against, pooling=pooling))
-        keep, place = tuple(dict.fromkeys((pooling, "label", "span_max"))), folder.checkpoint("read")
-        evidence = folder.result("evidence", lambda: read(model, prompts, keep=keep, checkpoint=place, **how))
+        keep = tuple(dict.fromkeys((pooling, "label", "span_max")))
+        evidence = folder.result(
+            "evidence",
+            lambda: read(model, prompts, keep=keep, checkpoint=folder.checkpoint("read"), **how),
+        )
         for name, one in poolings.items():
             folder.result(name, lambda one=one: head_vote(evidence, against=against, pooling=one))
-        how |= {"evidence": evidence, "checkpoint": folder.checkpoint("accuracy")}
-        folder.result("accuracy", lambda: in_context_accuracy(model, prompts, **how))
+        folder.result(
+            "accuracy",
+            lambda: in_context_accuracy(
+                model, prompts, evidence=evidence, checkpoint=folder.checkpoint("accuracy"), **how
+            ),
+        )
 
 
 def patch(
@@ -138,26 +144,36 @@ def patch(
         top: Cells to print.
         progress: Show a progress bar.
     """
-    from icl_kernel_lens.interventions.cuts import knock_out
-    from icl_kernel_lens.interventions.patch import patch_labels
-    from icl_kernel_lens.prompts.corruptions import corrupt
+    from icl_kernel_lens import corrupt, knock_out, patch_labels
 
     source.check()
-    change = {"activation": activation, "offsets": offsets, "method": method, "direction": direction}
+    change: dict[str, Any] = {
+        "activation": activation,
+        "offsets": offsets,
+        "method": method,
+        "direction": direction,
+    }
     how: dict[str, Any] = {"against": against, "seed": source.seed, "progress": progress}
     with _running("patch", target, top) as folder:
         model, _, clean = source.load(folder.group)
         corrupted = corrupt(clean, corruption, seed=source.seed)
         settings = {**change, "corruption": corruption, "edges": edges, "against": against}
         folder.begin(source.identity(model, clean, **settings))
-        runs: dict[str, Any] = {
-            "clean": clean,
-            "corrupted": corrupted,
-            "checkpoint": folder.checkpoint("patch"),
-        }
-        folder.result("patch_labels", lambda: patch_labels(model, **runs, **change, **how))
-        place = folder.checkpoint("knock_out")
-        folder.result("knock_out", lambda: knock_out(model, clean, edges, checkpoint=place, **how))
+        folder.result(
+            "patch_labels",
+            lambda: patch_labels(
+                model,
+                clean=clean,
+                corrupted=corrupted,
+                checkpoint=folder.checkpoint("patch"),
+                **change,
+                **how,
+            ),
+        )
+        folder.result(
+            "knock_out",
+            lambda: knock_out(model, clean, edges, checkpoint=folder.checkpoint("knock_out"), **how),
+        )
 
 
 def locate(
@@ -194,10 +210,8 @@ def locate(
         top: Heads to print.
         progress: Show a progress bar.
     """
-    from icl_kernel_lens.evidence.reading import read
-    from icl_kernel_lens.locate.ablation import ablation_curves
-    from icl_kernel_lens.locate.search import locate_heads, split_in_halves
-    from icl_kernel_lens.prompts.corruptions import corrupt
+    from icl_kernel_lens import ablation_curves, corrupt, locate_heads, read
+    from icl_kernel_lens.locate.search import split_in_halves
 
     source.check()
     how: dict[str, Any] = {"seed": source.seed, "progress": progress}
@@ -209,17 +223,28 @@ def locate(
         split_in_halves(prompts.demo_set, seed=source.seed)
         corrupt(prompts, "permute_labels", seed=source.seed)
         folder.begin(source.identity(model, prompts, curves=curves, criteria=criteria))
-        place = folder.checkpoint("read")
         evidence = folder.result(
-            "evidence", lambda: read(model, prompts, checkpoint=place, progress=progress)
+            "evidence",
+            lambda: read(model, prompts, checkpoint=folder.checkpoint("read"), progress=progress),
         )
-        given: dict[str, Any] = {"evidence": evidence, "criteria": criteria}
-        given["checkpoint"] = folder.checkpoint("locate")
-        ranking = folder.result("ranking", lambda: locate_heads(model, prompts, **given, **how))
+        ranking = folder.result(
+            "ranking",
+            lambda: locate_heads(
+                model,
+                prompts,
+                evidence=evidence,
+                criteria=criteria,
+                checkpoint=folder.checkpoint("locate"),
+                **how,
+            ),
+        )
         if curves and ranking.heads:
-            fresh, place = source.draw(model, task, seed=source.seed + 1), folder.checkpoint("curves")
+            fresh = source.draw(model, task, seed=source.seed + 1)
             folder.result(
-                "curves", lambda: ablation_curves(model, fresh, ranking.heads, checkpoint=place, **how)
+                "curves",
+                lambda: ablation_curves(
+                    model, fresh, ranking.heads, checkpoint=folder.checkpoint("curves"), **how
+                ),
             )
 
 
@@ -337,13 +362,6 @@ def _say_scores(results: Results, top: int) -> Iterator[str]:
     yield from notices(results["evidence"], results["head_vote"])
 
 
-def _report_scores(results: Results, path: Path) -> None:
-    from icl_kernel_lens.report.heads import write_report
-
-    votes = [results[name] for name in ("head_vote", "head_vote_span_max") if name in results]
-    write_report(path, results["evidence"], votes, results.get("accuracy"))
-
-
 def _say_located(results: Results, top: int) -> Iterator[str]:
     yield from described(results, top)
     if "curves" not in results:
@@ -351,13 +369,16 @@ def _say_located(results: Results, top: int) -> Iterator[str]:
         yield f"Necessity and sufficiency: not measured{why}"
 
 
-def _report_located(results: Results, path: Path) -> None:
+def _report_heads(results: Results, path: Path) -> None:
+    """The page on a scoring or a locating run; votes that the run did not save are taken anew from its evidence."""
+    from icl_kernel_lens import head_vote
     from icl_kernel_lens.report.heads import write_report
-    from icl_kernel_lens.scores.vote import head_vote
 
     evidence = results["evidence"]
-    votes = [head_vote(evidence, pooling="label"), head_vote(evidence, pooling="span_max")]
-    write_report(path, evidence, votes, None, ranking=results["ranking"], curves=results.get("curves"))
+    votes = [results[name] for name in ("head_vote", "head_vote_span_max") if name in results]
+    votes = votes or [head_vote(evidence, pooling="label"), head_vote(evidence, pooling="span_max")]
+    found = {name: results.get(name) for name in ("accuracy", "ranking", "curves")}
+    write_report(path, evidence, votes, **found)
 
 
 def _say_theory(results: Results, _: int) -> Iterator[str]:
@@ -367,7 +388,6 @@ def _say_theory(results: Results, _: int) -> Iterator[str]:
 
 
 def _report_theory(results: Results, path: Path) -> None:
-    from icl_kernel_lens.files import write_atomically
     from icl_kernel_lens.report.theory import study_page
     from icl_kernel_lens.theory.study import Study
 
@@ -390,41 +410,38 @@ COMMANDS = {
     "score": Command(
         score,
         (
-            Saved("evidence", "results.evidence", figures=("attention_map.png",)),
-            Saved("accuracy", "results.task_accuracy"),
-            Saved("head_vote", "results.head_scores", "heads.csv", ("head_map.png", "head_map.svg")),
-            Saved("head_vote_span_max", "results.head_scores"),
+            Saved("evidence", figures=("attention_map.png",)),
+            Saved("accuracy"),
+            Saved("head_vote", "heads.csv", ("head_map.png", "head_map.svg")),
+            Saved("head_vote_span_max"),
         ),
         _say_scores,
-        _report_scores,
+        _report_heads,
     ),
     "patch": Command(
         patch,
-        (
-            Saved.whole("patch_labels", "results.patch_effects"),
-            Saved.whole("knock_out", "results.patch_effects"),
-        ),
+        (Saved.whole("patch_labels"), Saved.whole("knock_out")),
     ),
     "locate": Command(
         locate,
         (
-            Saved("evidence", "results.evidence"),
-            Saved("ranking", "results.head_ranking", "heads.csv", ("ranking.png", "ranking.svg")),
-            Saved.whole("curves", "results.ablation_curves"),
+            Saved("evidence"),
+            Saved("ranking", "heads.csv", ("ranking.png", "ranking.svg")),
+            Saved.whole("curves"),
         ),
         _say_located,
-        _report_located,
+        _report_heads,
     ),
     "theory": Command(
         theory,
         (
-            Saved.whole("theorem", "theory.theorem", figure=_theorem_figure),
-            Saved("letter", "theory.theorem"),
-            Saved("terms", "theory.theorem"),
-            Saved.whole("variants", "theory.variants"),
-            Saved.whole("variants_small", "theory.variants"),
-            Saved.whole("concentration", "theory.concentration"),
-            *(Saved.whole(name, "theory.experiment") for name in EXPERIMENTS),
+            Saved.whole("theorem", figure=_theorem_figure),
+            Saved("letter"),
+            Saved("terms"),
+            Saved.whole("variants"),
+            Saved.whole("variants_small"),
+            Saved.whole("concentration"),
+            *map(Saved.whole, EXPERIMENTS),
         ),
         _say_theory,
         _report_theory,

@@ -124,7 +124,7 @@ class Source:
 
     def draw(self, model: Any, task: Task | TopicsTask, **more: Any) -> PromptSet:
         """Draw prompts of the task for the model; `more` (the seed, for example) comes before what is here."""
-        options = {
+        own = {
             "demos": self.demos,
             "count": self.prompts,
             "seed": self.seed,
@@ -132,7 +132,7 @@ class Source:
             "balanced": self.balanced,
             "prepend_bos": self.prepend_bos,
         }
-        return task.prompts(model, **(options | more))
+        return task.prompts(model, **(own | more))
 
     def identity(self, model: Any, prompts: PromptSet, **settings: Any) -> dict[str, str]:
         """What decides every number of a run, in words: two runs with the same give the same results."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ class Saved:
     """One result of a command, in the file NAME.safetensors, and what is made of it."""
 
     name: str
-    module: str
-    """Where its class is declared."""
     table: str | None = None
     """The file of its table."""
     figures: tuple[str, ...] = ()
@@ -33,9 +30,9 @@ class Saved:
     """Draws it, with the other results at hand."""
 
     @classmethod
-    def whole(cls, name: str, module: str, **more: Any) -> Saved:
+    def whole(cls, name: str, **more: Any) -> Saved:
         """A result with a table and a figure that bear its name."""
-        return cls(name, module, f"{name}.csv", (f"{name}.png", f"{name}.svg"), **more)
+        return cls(name, f"{name}.csv", (f"{name}.png", f"{name}.svg"), **more)
 
 
 def described(results: Results, top: int) -> Iterator[str]:
@@ -62,12 +59,10 @@ class Command:
 
     def load(self, folder: Path, files: Iterable[str]) -> Results:
         """The results among `files` of a folder."""
-        from icl_kernel_lens.results.base import Result
+        from icl_kernel_lens import load
 
-        there = [one for one in self.saves if f"{one.name}{SUFFIX}" in files]
-        for one in there:
-            import_module(f"icl_kernel_lens.{one.module}")  # which makes its class known
-        return {one.name: Result.load(folder / f"{one.name}{SUFFIX}") for one in there}
+        paths = {one.name: folder / f"{one.name}{SUFFIX}" for one in self.saves}
+        return {name: load(path) for name, path in paths.items() if path.name in files}
 
     def present(self, results: Results, folder: Path, top: int) -> None:
         """Print the results, and write their tables, figures and report into a folder."""

@@ -90,19 +90,12 @@ def write_report(
     if curves is not None:
         _curves(page, curves)
     _votes(page, scores, notices(evidence, main))
-    page.heading("Where does the answer position look?")
-    _chart(page, evidence)
+    page.heading("Where does the answer position look?").chart(evidence.figure())
     if evidence.prompts.strings and not main.mean().isnan().all():
-        view = evidence.token_view(list(main.top(MOST_HEADS)["head"]))
-        page.tokens(view.tokens, view.values, view.labels, view.caption)
-    page.heading("How it was measured")
-    page.table(["setting", "value"], [*_settings(evidence), *main.settings.items(), *_criteria(ranking)])
+        page.tokens(evidence.token_view(list(main.top(MOST_HEADS)["head"])))
+    settings = [*_settings(evidence), *main.settings.items(), *_criteria(ranking)]
+    page.heading("How it was measured").table(["setting", "value"], settings)
     return write_atomically(path, page.html())
-
-
-def _chart(page: Page, result: Evidence | HeadScores | HeadRanking | AblationCurves) -> None:
-    figure = result.figure()
-    page.chart(figure.spec(), figure.still())
 
 
 def _in_context(page: Page, accuracy: TaskAccuracy | None, *, has_truth: bool) -> None:
@@ -114,41 +107,34 @@ def _in_context(page: Page, accuracy: TaskAccuracy | None, *, has_truth: bool) -
             else "Not measured: the prompts have no true labels."
         )
         return
-    page.text(accuracy.verdict())
     rows = [
         [_words(row["condition"]), f"{row['accuracy']:.1%}", f"{row['low']:.1%} – {row['high']:.1%}"]
         for row in accuracy.to_dataframe().to_dict("records")
     ]
-    page.table(["condition", "accuracy", "95 % interval"], rows)
-    for name, why in accuracy.reasons.items():
-        page.text(f"{_words(name)}: not measured ({why}).")
+    page.text(accuracy.verdict()).table(["condition", "accuracy", "95 % interval"], rows)
+    page.text(*(f"{_words(name)}: not measured ({why})." for name, why in accuracy.reasons.items()))
 
 
 def _located(page: Page, ranking: HeadRanking) -> None:
-    page.heading("Located heads")
-    page.text(
+    count = Counter(ranking.classes.values())
+    page.heading("Located heads").text(
         LOCATING.format(
             choosing=ranking.settings.get("choosing", "not recorded"),
             prompts=len(ranking.agreement),
             sets=len(ranking.demo_set.unique()),
             margin=ranking.criteria.margin,
             effect=ranking.criteria.effect,
-        )
-    )
-    page.text(
+        ),
         f"Confirmed kernel heads: {', '.join(map(str, ranking.heads))}."
         if ranking.heads
-        else "No kernel head confirmed."
-    )
-    page.text(f"The band: {ranking.band}." if ranking.band else "The band: none.")
-    for note in ranking.notes:
-        page.text(f"{_capital(note)}.")
-    count = Counter(ranking.classes.values())
-    page.table(
+        else "No kernel head confirmed.",
+        f"The band: {ranking.band or 'none'}.",
+        *(f"{_capital(note)}." for note in ranking.notes),
+    ).table(
         ["class", "heads"],
         [[f"{name}: {means}", str(count[name])] for name, means in CLASS_MEANS.items() if count[name]],
     )
-    _chart(page, ranking)
+    page.chart(ranking.figure())
     _located_table(page, ranking)
     page.text(LOCATED_LIMITS)
 
@@ -169,10 +155,18 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
         ]
         for row in measured.head(k).to_dict("records")
     ]
-    columns = ["head", "class", "agreement", "strongest control", "above it, interval", "label shift"]
-    columns += ["had they gone with the words", "drop (interval)", "drop, equal mass"]
     page.table(
-        columns,
+        [
+            "head",
+            "class",
+            "agreement",
+            "strongest control",
+            "above it, interval",
+            "label shift",
+            "had they gone with the words",
+            "drop (interval)",
+            "drop, equal mass",
+        ],
         rows,
         f"{len(rows)} of the {len(measured)} heads that were singled out; the others are in the table of all heads "
         "(heads.csv, or HeadRanking.table()). Label shift: total variation of the weights when labels are permuted. "
@@ -182,17 +176,6 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
 
 
 def _curves(page: Page, curves: AblationCurves) -> None:
-    page.heading("Are they needed, and are they enough?")
-    page.text(
-        CURVES.format(
-            prompts=len(curves.base),
-            seed=curves.run.prompts.seed,
-            right="the true label" if curves.default_reference == "truth" else "the uncut answer",
-        )
-    )
-    for note in curves.notes():
-        page.text(f"{_capital(note)}.")
-    _chart(page, curves)
     rows = [
         [
             row["cut"],
@@ -203,7 +186,15 @@ def _curves(page: Page, curves: AblationCurves) -> None:
         ]
         for row in curves.table().to_dict("records")
     ]
-    page.table(
+    page.heading("Are they needed, and are they enough?").text(
+        CURVES.format(
+            prompts=len(curves.base),
+            seed=curves.run.prompts.seed,
+            right="the true label" if curves.default_reference == "truth" else "the uncut answer",
+        ),
+        *(f"{_capital(note)}." for note in curves.notes()),
+    )
+    page.chart(curves.figure()).table(
         ["cut edges", "side", "heads", "right (interval)", "random sets: median (95 % of them)"],
         rows,
         f"Random sets for each number of heads: {curves.different_sets()} different.",
@@ -211,26 +202,23 @@ def _curves(page: Page, curves: AblationCurves) -> None:
 
 
 def _votes(page: Page, scores: Sequence[HeadScores], caveats: Sequence[str]) -> None:
-    page.heading("Which heads vote like the answer?")
     main = scores[0]
     pooling = main.settings["pooling"]
     what = POOLINGS[pooling.removesuffix("_without_first")]
-    page.text(
+    page.heading("Which heads vote like the answer?").text(
         READING.format(
             pooling=what + (", position 0 left out" if pooling.endswith("_without_first") else ""),
             whose="the model's own answer" if main.settings["against"] == "model" else "the true label",
-        )
+        ),
+        *caveats,
     )
-    for caveat in caveats:
-        page.text(caveat)
-    _chart(page, main)
+    page.chart(main.figure())
     for result in scores:
         _score_table(page, result)
     page.text(LIMITS)
 
 
 def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:
-    columns = ["head", scores.name, "95 % interval", "strongest control", "above it", *scores.companions]
     rows = [
         [
             row["head"],
@@ -244,9 +232,15 @@ def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:
     ]
     settings = ", ".join(f"{name} {value}" for name, value in scores.settings.items())
     reasons = "".join(f" Not scored: {why} ({count} cells)." for why, count in scores.reasons.items())
-    page.heading(f"{_capital(scores.title)} (pooling {scores.settings['pooling']})")
-    page.table(
-        [_words(column) for column in columns],
+    page.heading(f"{_capital(scores.title)} (pooling {scores.settings['pooling']})").table(
+        [
+            "head",
+            _words(scores.name),
+            "95 % interval",
+            "strongest control",
+            "above it",
+            *map(_words, scores.companions),
+        ],
         rows,
         f"{_capital(scores.unit)}; {len(scores.values)} prompts; {settings}. "
         f"The {len(rows)} heads furthest above their controls.{reasons}",
@@ -279,8 +273,7 @@ def _criteria(ranking: HeadRanking | None) -> list[tuple[str, str]]:
 
 def _settings(evidence: Evidence) -> list[tuple[str, str]]:
     run, prompts = evidence.run, evidence.prompts
-    info = run.prompts
-    template = info.template
+    info, template = run.prompts, run.prompts.template
     return [
         ("model", f"{run.model} ({run.layers} layers × {run.heads} heads)"),
         ("loaded from", f"{run.source or 'an object of the user'}" + (f" @ {run.revision}" if run.revision else "")),

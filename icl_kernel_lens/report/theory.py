@@ -17,7 +17,7 @@ def study_page(study: Study) -> Page:
     page = Page(f"The theory on {theorem.world.name}")
 
     def chart(name: str) -> None:
-        page.chart(figures[name].spec(), figures[name].still())
+        page.chart(figures[name])
 
     page.heading("Theorem 1 measured")
     page.text(

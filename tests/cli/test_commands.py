@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import icl_kernel_lens
 from icl_kernel_lens import Evidence, HeadRef, HeadScores, PatchEffects, head_vote, load_model, load_task
 from icl_kernel_lens.cli import main
 from icl_kernel_lens.cli.commands import COMMANDS
@@ -17,7 +18,6 @@ from icl_kernel_lens.models.load import MINI
 from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.run.checkpoint import Checkpoint
-from icl_kernel_lens.scores import in_context
 from icl_kernel_lens.theory.study import Study
 from icl_kernel_lens.worlds.topics import model
 
@@ -130,7 +130,7 @@ def test_an_interrupted_run_leaves_earlier_results_whole(tmp_path, capsys, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(in_context, "in_context_accuracy", interrupted)
+        patch.setattr(icl_kernel_lens, "in_context_accuracy", interrupted)
         assert score(out, "--seed", 5, "--overwrite") == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     assert contents(out) == before
