@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from icl_kernel_lens.models.fast import fast_attention
     from icl_kernel_lens.models.load import load_model
     from icl_kernel_lens.prompts.corruptions import corrupt
-    from icl_kernel_lens.prompts.example import Template
     from icl_kernel_lens.prompts.promptset import PromptSet
+    from icl_kernel_lens.prompts.template import Template
     from icl_kernel_lens.readouts.logit_attribution import direct_logit_attribution
     from icl_kernel_lens.results.criteria import Criteria
     from icl_kernel_lens.results.evidence import Evidence
@@ -86,8 +86,8 @@ _MODULES = {
     "models.fast": "fast_attention",
     "models.load": "load_model",
     "prompts.corruptions": "corrupt",
-    "prompts.example": "Template",
     "prompts.promptset": "PromptSet",
+    "prompts.template": "Template",
     "readouts.logit_attribution": "direct_logit_attribution",
     "results.criteria": "Criteria",
     "results.evidence": "Evidence",

@@ -2,9 +2,10 @@
 
 from icl_kernel_lens.prompts.build import build_prompts, rebuilt
 from icl_kernel_lens.prompts.corruptions import corrupt
-from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.prompts.example import Episode, Example
 from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import PromptInfo, PromptSet, TokenRole
+from icl_kernel_lens.prompts.template import Template
 
 __all__ = [
     "Episode",

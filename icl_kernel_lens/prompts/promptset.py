@@ -20,7 +20,8 @@ from torch import Tensor
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.fields import TRANSIENT, Mismatch, check, digest, encode
-from icl_kernel_lens.prompts.example import Episode, Template
+from icl_kernel_lens.prompts.example import Episode
+from icl_kernel_lens.prompts.template import Template
 
 ScoreOn = Literal["first_token", "sequence"]
 

@@ -13,8 +13,9 @@ from itertools import accumulate
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models.adapter import ModelAdapter
-from icl_kernel_lens.prompts.example import Episode, Template
+from icl_kernel_lens.prompts.example import Episode
 from icl_kernel_lens.prompts.promptset import TEXT_ROLES, TokenRole
+from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.prompts.tokenizer import Offsets, check_tokenizer, encode
 
 TEST, OUTSIDE = -1, -2

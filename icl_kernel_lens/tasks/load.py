@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.prompts.example import Template
+from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.presets import PRESETS, Preset
 from icl_kernel_lens.tasks.records import READERS
 from icl_kernel_lens.tasks.task import Task

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models.adapter import ModelAdapter
-from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.prompts.example import Episode, Example
 from icl_kernel_lens.prompts.promptset import TEXT_ROLES
 from icl_kernel_lens.prompts.spans import input_layout, locate_prompts
+from icl_kernel_lens.prompts.template import Template
 
 
 class Layout(NamedTuple):

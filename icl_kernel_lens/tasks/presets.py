@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from icl_kernel_lens.prompts.example import Template
+from icl_kernel_lens.prompts.template import Template
 
 REVIEW = Template("Review: {text}\nSentiment: {label}")
 PAIR = Template("Premise: {text}\nHypothesis: {text2}\nEntailment: {label}")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.prompts.example import Example, Template
+from icl_kernel_lens.prompts.example import Example
+from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.presets import PRESETS, Preset
 
 READERS = (".jsonl", ".csv", ".tsv", ".parquet")

@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
 from icl_kernel_lens.prompts.build import build_prompts
-from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.prompts.example import Episode, Example
 from icl_kernel_lens.prompts.promptset import PromptInfo, PromptSet, ScoreOn
+from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.matching import episodes_of_one_length
 
 

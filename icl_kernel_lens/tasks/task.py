@@ -14,7 +14,8 @@ from typing import Any
 
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.models.adapter import ModelAdapter
-from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.prompts.example import Episode, Example
+from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.matching import (
     class_counts,
     demos_of_one_length,

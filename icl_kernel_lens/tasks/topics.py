@@ -21,7 +21,8 @@ from itertools import combinations
 from typing import ClassVar, Literal
 
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.prompts.example import Episode, Example, Template
+from icl_kernel_lens.prompts.example import Episode, Example
+from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.source import MakesPrompts, shared_sets
 
 TOPICS: dict[str, tuple[str, ...]] = {
