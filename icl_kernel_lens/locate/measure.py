@@ -1,4 +1,4 @@
-"""Turns one half's numbers into columns, verdicts, classes and the band, by their intervals: pure, on tensors.
+"""Turns one half's numbers into columns, verdicts and the band, by their intervals: pure, on tensors.
 
 The band is the smallest run of layers that holds a share of the effect of the confirmed heads.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +24,7 @@ from icl_kernel_lens.numbers.intervals import (
     wilson,
 )
 from icl_kernel_lens.numbers.votes import credit, hard_vote, kernel_regression, normalised
-from icl_kernel_lens.results.criteria import Band, Criteria, HeadClass
+from icl_kernel_lens.results.criteria import Band, Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import COLUMNS
 
@@ -275,37 +274,6 @@ def _adjusted(p: PerHead) -> PerHead:
 
 def _verdict(*, yes: Tensor, no: Tensor) -> PerHead:
     return torch.where(yes, 1.0, torch.where(no, 0.0, torch.nan))
-
-
-def classify(
-    columns: Mapping[str, Float[Tensor, "layer head"]], selected: Mapping[str, Tensor], criteria: Criteria
-) -> list[HeadClass]:
-    """Say every head's class, in order of layer and head (see `HeadClass`)."""
-    looked_at = torch.stack(list(selected.values())).any(0).flatten().tolist()
-    flat = {name: values.flatten().tolist() for name, values in columns.items()}
-    return [
-        _class({name: values[at] for name, values in flat.items()}, criteria) if seen else "neither"
-        for at, seen in enumerate(looked_at)
-    ]
-
-
-def _class(head: Mapping[str, float], criteria: Criteria) -> HeadClass:
-    """The first class whose rule holds."""
-    votes, invariant, matters = head["votes"], head["invariant"], head["matters"]
-    moved = invariant == 0 and head["label_attention"] >= criteria.label_attention
-    kernel = votes == 1 and invariant == 1
-    # Not measured: in the choosing half the answer did not need it.
-    unmeasured = isnan(head["logit_diff_drop"])
-    rules: dict[HeadClass, bool] = {
-        "echo": moved and head["echo_low"] > criteria.follows,
-        "word preference": moved and max(head["words_low"], head["preferred_low"]) > criteria.follows,
-        "kernel head": kernel and matters == 1,
-        "shadow": kernel and matters == 0,
-        "driver": abs(matters) == 1 and (votes == 0 or invariant == 0 or matters == -1),
-        "neither": votes == 0 and (matters == 0 or unmeasured),
-        "undetermined": True,
-    }
-    return next(name for name, holds in rules.items() if holds)
 
 
 def smallest_run(effect: Float[Tensor, "draw layer"], share: float) -> Int[Tensor, "draw 2"]:

@@ -21,7 +21,8 @@ from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.evidence.reading import read
 from icl_kernel_lens.interventions.cuts import knock_out
 from icl_kernel_lens.interventions.validate import check_intervened
-from icl_kernel_lens.locate.measure import FEWEST, Fidelity, classify, find_band, report, select
+from icl_kernel_lens.locate.classes import classify
+from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import as_adapter, attention_layers
 from icl_kernel_lens.prompts.corruptions import corrupt
 from icl_kernel_lens.prompts.promptset import PromptSet

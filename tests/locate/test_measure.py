@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from icl_kernel_lens import Criteria
-from icl_kernel_lens.locate.measure import Fidelity, classify, find_band, report, select, smallest_run
+from icl_kernel_lens.locate.classes import classify
+from icl_kernel_lens.locate.measure import Fidelity, find_band, report, select, smallest_run
 
 PROMPTS = 200
 QUESTIONS = {
