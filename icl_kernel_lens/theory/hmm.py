@@ -18,9 +18,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.theory.checks import TheoryError, at_least, probabilities, tokens_in_range
+from icl_kernel_lens.theory.checks import at_least, probabilities, require, tokens_in_range
 
-NEG_INF = float("-inf")
 _SAFE = 1e-280
 """Products of scaled probabilities above this have lost nothing to underflow."""
 _CHUNK = 4_000_000
@@ -42,12 +41,18 @@ def log_matmul(
     out = product.log() + shift
     small = product < _SAFE
     if small.any():
-        possible = (flat > NEG_INF).double() @ (right > 0).double() > 0
+        possible = (~flat.isneginf()).double() @ (right > 0).double() > 0
         again = (small & possible).any(-1).nonzero().flatten()
         log_right = right.log()
         for rows in again.split(max(1, _CHUNK // right.numel())):
             out[rows] = torch.logsumexp(flat[rows, :, None] + log_right, 1)
     return out.reshape(*log_left.shape[:-1], right.shape[-1])
+
+
+def normalised(log_weights: Float64[Tensor, "*row outcome"]) -> Float64[Tensor, "*row outcome"]:
+    """Logarithms of weights as shares of their sum; NaN where all weights are 0."""
+    total = torch.logsumexp(log_weights, -1, keepdim=True)
+    return (log_weights - total).exp().masked_fill(total.isneginf(), float("nan"))
 
 
 def make_generator(seed: int | torch.Generator) -> torch.Generator:
@@ -59,10 +64,8 @@ def draw(weights: Float64[Tensor, "row outcome"], generator: torch.Generator) ->
     """One outcome a row, by inverting the cumulative sum; outcomes of probability 0 are never drawn."""
     total = weights.cumsum(-1)
     uniform = torch.rand(len(weights), 1, generator=generator, dtype=torch.float64) * total[:, -1:]
-    found = (total <= uniform).sum(-1)
-    outcomes = weights.shape[1]
-    last = outcomes - 1 - (weights > 0).flip(-1).to(torch.int64).argmax(-1)
-    return torch.minimum(found, last)
+    last = weights.shape[1] - 1 - (weights > 0).flip(-1).to(torch.int64).argmax(-1)
+    return torch.minimum((total <= uniform).sum(-1), last)
 
 
 def distinct(
@@ -105,18 +108,18 @@ class HMM:
         for name, dims in (("initial", 1), ("transition", 2), ("emission", 2)):
             object.__setattr__(self, name, probabilities(getattr(self, name), name, dims))
         states = len(self.initial)
-        if self.transition.shape != (states, states) or len(self.emission) != states:
-            raise TheoryError(
-                f"initial, transition and emission must speak of the same states; initial has {states}, transition "
-                f"is {tuple(self.transition.shape)}, emission {tuple(self.emission.shape)}.",
-                code="theory-world",
-            )
-        if self.unreachable and not self.allow_unreachable:
-            raise TheoryError(
-                f"every state must be reachable from `initial`; {list(self.unreachable)} of {states} are not. They "
-                "cannot change any probability: remove them, or pass allow_unreachable=True to keep them.",
-                code="theory-world",
-            )
+        require(
+            self.transition.shape == (states, states) and len(self.emission) == states,
+            f"initial, transition and emission must speak of the same states; initial has {states}, transition "
+            f"is {tuple(self.transition.shape)}, emission {tuple(self.emission.shape)}.",
+            code="theory-world",
+        )
+        require(
+            self.allow_unreachable or not self.unreachable,
+            f"every state must be reachable from `initial`; {list(self.unreachable)} of {states} are not. They "
+            "cannot change any probability: remove them, or pass allow_unreachable=True to keep them.",
+            code="theory-world",
+        )
 
     @property
     def states(self) -> int:
@@ -131,11 +134,9 @@ class HMM:
         """States that no path of positive probability from `initial` reaches."""
         seen = self.initial > 0
         moves = (self.transition > 0).double()
-        while True:
-            more = seen | (seen.double() @ moves > 0)
-            if bool((more == seen).all()):
-                return tuple(int(s) for s in (~seen).nonzero().flatten())
-            seen = more
+        for _ in range(self.states):
+            seen = seen | (seen.double() @ moves > 0)
+        return tuple((~seen).nonzero().flatten().tolist())
 
     def sample_with_states(
         self,
@@ -194,9 +195,7 @@ class HMM:
         `next_state=True`: P(s_{t+1} | o_0 … o_t), the state after the move. NaN from the token on that
         makes the sequence impossible: there is nothing to condition on.
         """
-        alpha = self.log_forward(tokens)
-        total = torch.logsumexp(alpha, -1, keepdim=True)
-        found = (alpha - total).exp().masked_fill(total.isneginf(), float("nan"))
+        found = normalised(self.log_forward(tokens))
         return found @ self.transition if next_state else found
 
     def predict(self, tokens: Int64[Tensor, "sequence length"]) -> Float64[Tensor, "sequence symbol"]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.theory.checks import TheoryError, at_least, tokens_in_range
+from icl_kernel_lens.theory.checks import at_least, require, tokens_in_range
 from icl_kernel_lens.theory.hmm import HMM, log_matmul
 from icl_kernel_lens.theory.mixture import TaskMixture
 
@@ -47,28 +47,11 @@ def log_start_rows(
     return rows[parent]
 
 
-def log_inputs(log_rows: Float64[Tensor, "input task state"]) -> Float64[Tensor, "input task"]:
-    """log P(x | θ) = log start_θᵀ T_x 1."""
-    return torch.logsumexp(log_rows, -1)
-
-
-def log_answers(
-    world: TaskMixture, log_rows: Float64[Tensor, "input task state"]
-) -> Float64[Tensor, "input task symbol"]:
-    """log P(x, Y | θ) = log start_θᵀ T_x B: the joint of input and answer."""
-    return log_matmul(log_rows, world.hmm.emission)
-
-
 def log_joint(
     world: TaskMixture, inputs: Int64[Tensor, "input position"]
 ) -> Float64[Tensor, "input task symbol"]:
-    """log P(x, Y | θ) of inputs."""
-    return log_answers(world, log_start_rows(world, inputs))
-
-
-def log_pre(world: TaskMixture, log_inputs: Float64[Tensor, "input task"]) -> Float64[Tensor, " input"]:
-    """log P(x | p_pre) = log Σ_θ p(θ) P(x | θ)."""
-    return torch.logsumexp(log_inputs + world.prior.log(), -1)
+    """log P(x, Y | θ) = log start_θᵀ T_x B: the joint of input and answer."""
+    return log_matmul(log_start_rows(world, inputs), world.hmm.emission)
 
 
 def all_sequences(
@@ -80,12 +63,12 @@ def all_sequences(
     """
     at_least(length, 1, "length")
     count = symbols**length
-    if count > at_most:
-        raise TheoryError(
-            f"{symbols} symbols make {count:,} inputs of length {length}, more than the {at_most:,} that are "
-            "enumerated. Sample them (samples=…), shorten input_length, or raise the limit.",
-            code="theory-too-many",
-        )
+    require(
+        count <= at_most,
+        f"{symbols} symbols make {count:,} inputs of length {length}, more than the {at_most:,} that are "
+        "enumerated. Sample them (samples=…), shorten input_length, or raise the limit.",
+        code="theory-too-many",
+    )
     place = symbols ** torch.arange(length - 1, -1, -1)
     return torch.arange(count)[:, None] // place % symbols
 
@@ -103,15 +86,15 @@ class Inputs:
     tokens: Int64[Tensor, "input position"]
     log_rows: Float64[Tensor, "input task state"]
     log_given_task: Float64[Tensor, "input task"]
-    """log P(x | θ)."""
+    """log P(x | θ) = log start_θᵀ T_x 1."""
     log_pre: Float64[Tensor, " input"]
-    """log P(x | p_pre)."""
+    """log P(x | p_pre) = log Σ_θ p(θ) P(x | θ)."""
 
     @classmethod
     def of(cls, world: TaskMixture, tokens: Int64[Tensor, "input position"]) -> Inputs:
         rows = log_start_rows(world, tokens)
-        given = log_inputs(rows)
-        return cls(tokens, rows, given, log_pre(world, given))
+        given = torch.logsumexp(rows, -1)
+        return cls(tokens, rows, given, torch.logsumexp(given + world.prior.log(), -1))
 
 
 def enumerate_inputs(world: TaskMixture, *, at_most: int = ENUMERATE_AT_MOST) -> Inputs:

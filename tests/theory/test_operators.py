@@ -11,7 +11,7 @@ from theory.test_kernel import some_inputs
 from icl_kernel_lens.theory.operators import (
     Inputs,
     enumerate_inputs,
-    log_answers,
+    log_joint,
     log_start_rows,
     operator,
     sequence_index,
@@ -23,7 +23,7 @@ def test_operators_by_listing(world):
     tokens = torch.tensor(listed)
     inputs = Inputs.of(world, tokens)
     full = operator(world.hmm, tokens)
-    joint = log_answers(world, inputs.log_rows).exp()
+    joint = log_joint(world, tokens).exp()
     for i, x in enumerate(listed):
         torch.testing.assert_close(full[i], f64(oracle.operator(world.hmm, x)), **EXACT)
         rows = f64(oracle.start_rows(world, x))

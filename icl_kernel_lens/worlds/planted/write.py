@@ -61,9 +61,8 @@ def written(plan: PlantedPlan) -> HandWeights:
     pairs = _pairs(plan.form)
     positions = torch.zeros(plan.longest, s.size, dtype=double)
     if plan.form == "plain":
-        turned = torch.zeros(plan.longest, ROTARY, dtype=double)
+        turned = positions[:, s["position"]]
         turned[:, pairs[0]], turned[:, pairs[1]] = steps.cos(), steps.sin()
-        positions[:, s["position"]] = turned
 
     shape = (plan.layers, plan.heads_per_layer)
     q, k, v = (torch.zeros(*shape, s.size, d_head, dtype=double) for _ in range(3))
