@@ -5,7 +5,7 @@ Han, Wang, Zhao, Ji, "Understanding Emergent In-Context Learning from a Kernel R
 
     hmm          hidden Markov models               mixture      tasks merged into one, prompts, delimiter
     presets      worlds with known parameters, GINC's generator (Xie et al., 2022) too
-    operators    T_x                                kernel       K, as features
+    kernel       K, as features of the operators T_x
     bayes        P(Y | prompt), and how the posterior finds the task
     regression   kernel regression, with other operators, moments and readouts too
     theorem      Theorem 1 measured                 study        all of that on one world
@@ -27,9 +27,16 @@ from icl_kernel_lens.theory.experiments.attention_kernels import softmax_kernels
 from icl_kernel_lens.theory.experiments.chosen_demos import representative, retrieve_similar
 from icl_kernel_lens.theory.experiments.labels import label_noise, output_format
 from icl_kernel_lens.theory.hmm import HMM
-from icl_kernel_lens.theory.kernel import VARIANTS, OperatorKernel, Variant, fit_kernel, operator_features
+from icl_kernel_lens.theory.kernel import (
+    VARIANTS,
+    Inputs,
+    OperatorKernel,
+    Variant,
+    enumerate_inputs,
+    fit_kernel,
+    operator_features,
+)
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture, WorldInfo
-from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs
 from icl_kernel_lens.theory.presets import PRESETS, Ginc, draw_ginc, han2025, preset, random_world
 from icl_kernel_lens.theory.regression import (
     PopulationRegression,

@@ -29,9 +29,8 @@ from icl_kernel_lens.charts.theory import Series, concentration_figure
 from icl_kernel_lens.results.base import Result, long_form
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.checks import at_least, require, rising
-from icl_kernel_lens.theory.hmm import distinct, log_matmul, normalised, of_each
+from icl_kernel_lens.theory.hmm import all_sequences, distinct, log_matmul, normalised, of_each
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture, WorldInfo
-from icl_kernel_lens.theory.operators import all_sequences, log_joint, log_start_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +82,7 @@ def log_examples(
 ) -> Float64[Tensor, "example task task"]:
     """log M[θ, θ'] of each demonstration and its delimiter: from a start in θ to the next start in θ'."""
     each, where = distinct(torch.cat([inputs, answers[:, None]], 1))
-    found = log_matmul(log_start_rows(world, each), world.restart)
+    found = log_matmul(world.log_start_rows(each), world.restart)
     return (found + each.shape[1] * math.log1p(-world.delimiter_rate) + math.log(world.delimiter_rate))[where]
 
 
@@ -118,7 +117,7 @@ def answered(
     Float64[Tensor, "prompt given"],
 ]:
     """P(Y | task weights, x_test), the posterior over tasks once x_test is seen, and log Σ_θ w(θ) P(x_test | θ)."""
-    joint = of_each(lambda inputs: log_joint(world, inputs), test_inputs)
+    joint = of_each(world.log_joint, test_inputs)
     given_task = torch.logsumexp(joint, -1)
     seen = log_weights + given_task[:, None]
     posterior = normalised(seen)
@@ -155,7 +154,7 @@ def task_prediction(
     world: TaskMixture, inputs: Int64[Tensor, "input position"]
 ) -> Float64[Tensor, "task input symbol"]:
     """P(Y | x, θ), what a predictor that knows the task says. NaN where P(x | θ) = 0."""
-    return normalised(log_joint(world, inputs)).transpose(0, 1)
+    return normalised(world.log_joint(inputs)).transpose(0, 1)
 
 
 def true_prediction(world: TaskMixture, prompts: Prompts) -> Float64[Tensor, "prompt symbol"]:
@@ -216,10 +215,11 @@ def task_divergences(
     at_least(length, 1, "length")
     if samples is not None:
         return _sampled_divergences(world, length, samples, seed)
-    if length == 1:
-        joint = log_matmul(world.start.log()[None], world.hmm.emission)
-    else:
-        joint = log_joint(world, all_sequences(world.symbols, length - 1))
+    joint = (
+        log_matmul(world.start.log()[None], world.hmm.emission)
+        if length == 1
+        else world.log_joint(all_sequences(world.symbols, length - 1))
+    )
     laws = joint.transpose(0, 1).flatten(1)
     values = torch.stack([divergences_from(law, laws) for law in laws])
     return TaskDivergences(length, values, torch.zeros_like(values), world.kl_threshold)

@@ -37,12 +37,12 @@ def probabilities(values: object, name: str, dims: int) -> Tensor:
         code="theory-numbers",
     )
     bad = ~found.isfinite()
-    if bad.any():
-        raise TheoryError(
-            f"{name} must be finite; {int(bad.sum())} entries are not, the first at {_first(bad)}. "
-            "A logarithm of probabilities or a division by zero may have been passed.",
-            code="theory-numbers",
-        )
+    require(
+        not bad.any(),
+        f"{name} must be finite; {int(bad.sum())} entries are not, the first at {_first(bad)}. "
+        "A logarithm of probabilities or a division by zero may have been passed.",
+        code="theory-numbers",
+    )
     if (found < 0).any():
         at = _first(found < 0)
         raise TheoryError(
@@ -94,4 +94,5 @@ def rising(numbers: Sequence[Any]) -> bool:
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:
-    return tuple(int(i) for i in mask.nonzero()[0])
+    """Where it is first true; () if nowhere."""
+    return tuple(mask.nonzero()[:1].flatten().tolist())

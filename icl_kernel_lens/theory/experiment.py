@@ -91,8 +91,9 @@ class Experiment(Result):
         self, measure: str, *, level: float = 0.95, draws: int = 1000, seed: int = 0
     ) -> tuple[Float64[Tensor, "setting series"], Float64[Tensor, "setting series"]]:
         """Bootstrap interval of the mean, trials drawn with replacement. The world is the same in all."""
-        trials = torch.arange(self.trials)
-        return cluster_bootstrap(self.values[measure], trials, level=level, draws=draws, seed=seed)
+        return cluster_bootstrap(
+            self.values[measure], torch.arange(self.trials), level=level, draws=draws, seed=seed
+        )
 
     def table(self) -> pd.DataFrame:
         """Long form: one row a setting, series and measure, with mean, interval and the share scored."""

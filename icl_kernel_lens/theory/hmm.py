@@ -2,6 +2,7 @@
 
     P(o[0:l] | p_0) = p_0ᵀ diag(b_{o_0}) T diag(b_{o_1}) T … diag(b_{o_{l-1}}) 1     Han et al. (2025), Eq. 3
                                                        (the operator identity of Jaeger, 2000)
+    T_x = Π_k diag(b_{x_k}) T,        T_x[s, s'] = P(x, next state s' | s)          Eq. 4
 
 State s_t emits o_t and *then* moves to s_{t+1}: T[s, s'] = P(s' | s), b_o[s] = B[s, o] = P(o | s).
 Everything is summed in log space, so an impossible sequence has log-probability −inf and an improbable one
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from icl_kernel_lens.theory.checks import at_least, probabilities, require, tokens_in_range
 
+ENUMERATE_AT_MOST = 300_000
+"""Sequences that are enumerated without being asked twice; beyond, sample."""
 _SAFE = 1e-280
 """Products of scaled probabilities above this have lost nothing to underflow."""
 _CHUNK = 4_000_000
@@ -80,6 +83,31 @@ def of_each(function: Callable[[Tensor], Tensor], sequences: Int64[Tensor, "*row
     """A function of every sequence (its first axis), computed once for equal ones."""
     each, where = distinct(sequences)
     return function(each)[where]
+
+
+def all_sequences(
+    symbols: int, length: int, *, at_most: int = ENUMERATE_AT_MOST
+) -> Int64[Tensor, "input position"]:
+    """Every sequence, in lexicographic order: sequence i spells i in base `symbols`.
+
+    Raises: TheoryError: more than `at_most` of them.
+    """
+    at_least(length, 1, "length")
+    count = symbols**length
+    require(
+        count <= at_most,
+        f"{symbols} symbols make {count:,} inputs of length {length}, more than the {at_most:,} that are "
+        "enumerated. Sample them (samples=…), shorten input_length, or raise the limit.",
+        code="theory-too-many",
+    )
+    place = symbols ** torch.arange(length - 1, -1, -1)
+    return torch.arange(count)[:, None] // place % symbols
+
+
+def sequence_index(symbols: int, tokens: Int64[Tensor, "input position"]) -> Int64[Tensor, " input"]:
+    """The row of `all_sequences` that each sequence is."""
+    place = symbols ** torch.arange(tokens.shape[1] - 1, -1, -1)
+    return (tokens * place).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,3 +229,11 @@ class HMM:
     def predict(self, tokens: Int64[Tensor, "sequence length"]) -> Float64[Tensor, "sequence symbol"]:
         """P(o_l | o[0:l]): the next symbol. NaN for an impossible sequence."""
         return self.filter(tokens, next_state=True)[:, -1] @ self.emission
+
+    def operator(self, tokens: Int64[Tensor, "input position"]) -> Float64[Tensor, "input state state"]:
+        """T_x in full (Eq. 4). For small models; `TaskMixture.log_start_rows` is what everything else uses."""
+        tokens_in_range(tokens, self.symbols)
+        found = torch.eye(self.states, dtype=torch.float64).expand(len(tokens), -1, -1)
+        for token in tokens.T:
+            found = (found * self.emission.T[token][:, None]) @ self.transition
+        return found

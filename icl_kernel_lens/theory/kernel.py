@@ -28,9 +28,14 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from icl_kernel_lens.theory.checks import TheoryError, at_least, require, tokens_in_range
-from icl_kernel_lens.theory.hmm import distinct, make_generator
+from icl_kernel_lens.theory.hmm import (
+    ENUMERATE_AT_MOST,
+    all_sequences,
+    distinct,
+    make_generator,
+    sequence_index,
+)
 from icl_kernel_lens.theory.mixture import TaskMixture
-from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs, sequence_index
 
 EPS = torch.finfo(torch.float64).eps
 SPAN_TOLERANCE = 1e-6
@@ -71,6 +76,32 @@ VARIANTS: tuple[Variant, ...] = tuple(
     for readout in ("sum", "ratio")
 )
 """The twelve cells of the comparison: three operators, two moments, two readouts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Inputs with their operators' start rows: computed once, used by kernels of several variants and tasks."""
+
+    tokens: Int64[Tensor, "input position"]
+    log_rows: Float64[Tensor, "input task state"]
+    log_given_task: Float64[Tensor, "input task"]
+    """log P(x | θ) = log start_θᵀ T_x 1."""
+    log_pre: Float64[Tensor, " input"]
+    """log P(x | p_pre) = log Σ_θ p(θ) P(x | θ)."""
+
+    @classmethod
+    def of(cls, world: TaskMixture, tokens: Int64[Tensor, "input position"]) -> Inputs:
+        rows = world.log_start_rows(tokens)
+        given = torch.logsumexp(rows, -1)
+        return cls(tokens, rows, given, torch.logsumexp(given + world.prior.log(), -1))
+
+
+def enumerate_inputs(world: TaskMixture, *, at_most: int = ENUMERATE_AT_MOST) -> Inputs:
+    """Every input of the world's length, in the order of `all_sequences`.
+
+    Raises: TheoryError: more than `at_most` of them.
+    """
+    return Inputs.of(world, all_sequences(world.symbols, world.input_length, at_most=at_most))
 
 
 def operator_features(
@@ -195,9 +226,7 @@ def fit_kernel(
             a moment that is zero.
     """
     variant = variant or Variant()
-    if variant.needs_task:
-        task = _needed(task)
-    world.check_task(task)
+    world.check_task(_needed(task) if variant.needs_task else task)
     halves = None
     if samples is None:
         inputs = enumerate_inputs(world) if inputs is None else inputs

@@ -28,7 +28,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from icl_kernel_lens.theory.checks import at_least, probabilities, require, tokens_in_range
-from icl_kernel_lens.theory.hmm import HMM, draw, make_generator
+from icl_kernel_lens.theory.hmm import HMM, draw, log_matmul, make_generator
 
 
 @dataclass(frozen=True)
@@ -211,20 +211,36 @@ class TaskMixture:
         State s speaks (emits a symbol, moves by T); state s + `states` only emits the delimiter and
         moves to a start, so A1 holds with probability 1. For checks: twice the states, nothing else gained.
         """
-        rate, states = self.delimiter_rate, self.hmm.states
+        rate = self.delimiter_rate
 
         def split(into: Tensor) -> Tensor:
             return torch.cat([(1 - rate) * into, rate * into], -1)
 
-        emission = torch.zeros(2 * states, self.symbols + 1, dtype=torch.float64)
-        emission[:states, :-1] = self.hmm.emission
-        emission[states:, -1] = 1.0
         return HMM(
             initial=split(self.hmm.initial),
             transition=torch.cat([split(self.hmm.transition), split(self.restart @ self.start)]),
-            emission=emission,
+            emission=torch.block_diag(self.hmm.emission, torch.ones(self.hmm.states, 1, dtype=torch.float64)),
             allow_unreachable=self.hmm.allow_unreachable,
         )
+
+    def log_start_rows(self, tokens: Int64[Tensor, "input position"]) -> Float64[Tensor, "input task state"]:
+        """log start_θᵀ T_x: log P(x, next state | θ). Equal prefixes are computed once.
+
+        Nothing else is needed of the operators T_x (Eq. 4): task × state numbers instead of state × state.
+        """
+        tokens_in_range(tokens, self.symbols)
+        log_emission = self.hmm.emission.log().T
+        rows = self.start.log()[None]
+        parent = torch.zeros(len(tokens), dtype=torch.int64)
+        for token in tokens.T:
+            step, parent_of = torch.unique(torch.stack([parent, token]), dim=1, return_inverse=True)
+            rows = log_matmul(rows[step[0]] + log_emission[step[1]][:, None], self.hmm.transition)
+            parent = parent_of
+        return rows[parent]
+
+    def log_joint(self, inputs: Int64[Tensor, "input position"]) -> Float64[Tensor, "input task symbol"]:
+        """log P(x, Y | θ) = log start_θᵀ T_x B: the joint of input and answer."""
+        return log_matmul(self.log_start_rows(inputs), self.hmm.emission)
 
     def sample_prompts(
         self, count: int, demos: int, *, seed: int | torch.Generator, task: int | None = None

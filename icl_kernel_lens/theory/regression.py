@@ -28,9 +28,17 @@ from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.bayes import check_counts
 from icl_kernel_lens.theory.checks import TheoryError, at_least, require, tokens_in_range
 from icl_kernel_lens.theory.hmm import log_matmul
-from icl_kernel_lens.theory.kernel import EPS, VARIANTS, OperatorKernel, Readout, Variant, fit_kernel
+from icl_kernel_lens.theory.kernel import (
+    EPS,
+    VARIANTS,
+    Inputs,
+    OperatorKernel,
+    Readout,
+    Variant,
+    enumerate_inputs,
+    fit_kernel,
+)
 from icl_kernel_lens.theory.mixture import TaskMixture, WorldInfo
-from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,8 +115,7 @@ def kernel_regression(
     reasons: dict[Reason, int] = {}
     taken = torch.zeros_like(total, dtype=torch.bool)
     for why, cells in refused.items():
-        if (cells & ~taken).any():
-            reasons[why] = int((cells & ~taken).sum())
+        reasons[why] = int((cells & ~taken).sum())
         taken = taken | cells
     return Regression(
         counts=counts,
@@ -120,7 +127,7 @@ def kernel_regression(
         negative_share=(first(known.clamp(max=0).abs()) / size).masked_fill(
             refused[Reason.OUTSIDE], float("nan")
         ),
-        reasons=reasons,
+        reasons={why: count for why, count in reasons.items() if count},
     )
 
 

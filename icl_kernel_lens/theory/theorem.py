@@ -34,9 +34,14 @@ from icl_kernel_lens.theory.bayes import (
     true_prediction,
 )
 from icl_kernel_lens.theory.checks import TheoryError, at_least, require
-from icl_kernel_lens.theory.kernel import OperatorKernel, Variant, fit_kernel, operator_features
+from icl_kernel_lens.theory.kernel import (
+    OperatorKernel,
+    Variant,
+    enumerate_inputs,
+    fit_kernel,
+    operator_features,
+)
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture, WorldInfo
-from icl_kernel_lens.theory.operators import enumerate_inputs
 from icl_kernel_lens.theory.regression import GUARD, Negative, kernel_regression
 
 if TYPE_CHECKING:
@@ -259,8 +264,8 @@ class TheoremResult(Result):
             code="nothing-scored",
         )
         values, log_n = values[:, use], at[use].log()
-        trials = len(values)
-        times = torch.cat([torch.ones(1, trials).double(), bootstrap_counts(trials, draws, seed)])
+        once = torch.ones(1, len(values), dtype=torch.float64)
+        times = torch.cat([once, bootstrap_counts(len(values), draws, seed)])
         means = (times @ values.nan_to_num(0.0)) / (times @ (~values.isnan()).double())
         slopes = slope(log_n, means.log())
         edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)

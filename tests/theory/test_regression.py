@@ -15,9 +15,8 @@ from theory.test_kernel import exact_kernel
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.theory.checks import TheoryError
 from icl_kernel_lens.theory.hmm import HMM
-from icl_kernel_lens.theory.kernel import Variant, fit_kernel
+from icl_kernel_lens.theory.kernel import Inputs, Variant, fit_kernel
 from icl_kernel_lens.theory.mixture import TaskMixture
-from icl_kernel_lens.theory.operators import Inputs
 from icl_kernel_lens.theory.presets import random_world
 from icl_kernel_lens.theory.regression import (
     VariantTable,

@@ -12,9 +12,8 @@ from icl_kernel_lens.theory.bayes import bayesian_prediction, same_first_answer
 from icl_kernel_lens.theory.checks import at_least, require, rising
 from icl_kernel_lens.theory.experiment import Experiment, change, collect, scored
 from icl_kernel_lens.theory.hmm import distinct
-from icl_kernel_lens.theory.kernel import OperatorKernel, fit_kernel, operator_features
+from icl_kernel_lens.theory.kernel import Inputs, OperatorKernel, fit_kernel, operator_features
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
-from icl_kernel_lens.theory.operators import Inputs
 from icl_kernel_lens.theory.regression import prediction_from_all
 
 TEMPERATURES = tuple(float(10 ** (i / 3)) for i in range(-9, 7))

@@ -16,9 +16,14 @@ from icl_kernel_lens.theory.bayes import bayesian_prediction, task_prediction, t
 from icl_kernel_lens.theory.checks import at_least, require, rising
 from icl_kernel_lens.theory.experiment import BAYES, KERNEL, VOTE, Experiment, change, collect
 from icl_kernel_lens.theory.hmm import distinct, draw, make_generator
-from icl_kernel_lens.theory.kernel import OperatorKernel, fit_kernel, operator_features
+from icl_kernel_lens.theory.kernel import (
+    Inputs,
+    OperatorKernel,
+    enumerate_inputs,
+    fit_kernel,
+    operator_features,
+)
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
-from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs, log_joint
 from icl_kernel_lens.theory.regression import prediction_from_all
 
 Similarity = Literal["likelihood", "kernel"]
@@ -119,7 +124,7 @@ def _compare(
     at_test, at_demo = where[: len(asked)], where[len(asked) :].unflatten(0, (len(asked), -1))
     known = task_prediction(world, each)
     if by == "likelihood":
-        features = torch.logsumexp(log_joint(world, each) + world.prior.log()[:, None], 1).softmax(-1)
+        features = torch.logsumexp(world.log_joint(each) + world.prior.log()[:, None], 1).softmax(-1)
     else:
         features = kernel.features(each)
     features = features / features.norm(dim=-1, keepdim=True)
@@ -161,12 +166,10 @@ def bias_and_variance(
     guess: Float64[Tensor, "trial draw symbol"], truth: Float64[Tensor, "trial symbol"]
 ) -> tuple[Float64[Tensor, " trial"], Float64[Tensor, " trial"]]:
     """bias², corrected for the finite number of draws, so that it may be below 0; and variance."""
-    made = (~guess.isnan().any(-1)).double()
-    count = made.sum(1)
+    count = (~guess.isnan().any(-1)).double().sum(1)
     count = count.masked_fill(count < 2, math.nan)
-    known = guess.nan_to_num(0.0) * made[..., None]
-    mean = known.sum(1) / count[:, None]
-    variance = ((known - mean[:, None]).square().sum(-1) * made).sum(1) / (count - 1)
+    mean = guess.nanmean(1)
+    variance = (guess - mean[:, None]).square().sum(-1).nansum(1) / (count - 1)
     return (mean - truth).square().sum(-1) - variance / count, variance
 
 

@@ -23,7 +23,6 @@ from icl_kernel_lens.theory.experiment import BAYES, KERNEL, Experiment, collect
 from icl_kernel_lens.theory.hmm import log_matmul, make_generator, of_each
 from icl_kernel_lens.theory.kernel import fit_kernel
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
-from icl_kernel_lens.theory.operators import log_start_rows
 from icl_kernel_lens.theory.regression import prediction_from_all
 
 FORMATS = ("as pre-trained", "exchanged", "new symbols")
@@ -56,9 +55,9 @@ def noisy_prediction(
     def log_steps(world: TaskMixture, inputs: Tensor, answers: Tensor) -> Tensor:
         outside = answers >= world.symbols
         told = torch.cat([inputs, answers.clamp(max=world.symbols - 1)[:, None]], 1)
-        clean = of_each(lambda each: log_matmul(log_start_rows(world, each), world.restart), told)
+        clean = of_each(lambda each: log_matmul(world.log_start_rows(each), world.restart), told)
         after = world.hmm.transition @ world.restart
-        wrong = of_each(lambda each: log_matmul(log_start_rows(world, each), after), inputs)
+        wrong = of_each(lambda each: log_matmul(world.log_start_rows(each), after), inputs)
         clean = clean.masked_fill(outside[:, None, None], -math.inf)
         return torch.logaddexp(clean + log_clean, wrong + log_noise)
 

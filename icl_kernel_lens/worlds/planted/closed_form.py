@@ -138,27 +138,22 @@ class PlantedPlan(PlantedWorld):
     def weights(self, prompts: PromptSet) -> Float[Tensor, "prompt layer head demo"]:
         """Every head's attention from the answer position to the label positions, in closed form."""
         found = self._run(prompts, idle=True).weights
-        rows = [found[ref] for ref in self.all_heads]
-        return torch.stack(rows, 1).unflatten(1, (self.layers, self.heads_per_layer))
+        rows = torch.stack([found[ref] for ref in self.all_heads], 1)
+        return rows.unflatten(1, (self.layers, self.heads_per_layer))
 
     def logits(self, prompts: PromptSet, without: Sequence[HeadRef] = ()) -> Float[Tensor, "prompt label"]:
         """The labels' logits, with the label edges of some heads cut and the rest renormalised."""
         return self._run(prompts, without=without).votes
 
-    def kernel(self, prompts: PromptSet, bandwidth: float) -> Float[Tensor, "prompt demo"]:
-        """The Gaussian kernel's weights of the demonstrations, which sum to 1."""
-        return (self._view(prompts).alike / bandwidth**2).softmax(-1)
-
     def effects(self, prompts: PromptSet) -> Float[Tensor, "prompt layer head"]:
         """Logit difference as each head's label edges are cut, minus the clean one."""
         clean = self.logits(prompts)
         answer = clean.argmax(1)
-        effect = clean.new_zeros(len(prompts), self.layers, self.heads_per_layer)
-        for ref, head in self.all_heads.items():
-            if head.strength:
-                cut = self.logits(prompts, [ref])
-                effect[:, ref.layer, ref.head] = difference(cut, answer) - difference(clean, answer)
-        return effect
+        cut = [
+            self.logits(prompts, [ref]) if head.strength else clean for ref, head in self.all_heads.items()
+        ]
+        effects = [difference(votes, answer) - difference(clean, answer) for votes in cut]
+        return torch.stack(effects, 1).unflatten(1, (self.layers, self.heads_per_layer))
 
     def facts(self, prompts: PromptSet | None = None) -> pd.DataFrame:
         """Of every head, by the closed form: effect, agreement, best simple explanation, class, and if it is clear.

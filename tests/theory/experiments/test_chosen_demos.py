@@ -16,8 +16,7 @@ from icl_kernel_lens.theory.experiments.chosen_demos import (
     rank_correlation,
     retrieve_similar,
 )
-from icl_kernel_lens.theory.kernel import fit_kernel, operator_features
-from icl_kernel_lens.theory.operators import enumerate_inputs
+from icl_kernel_lens.theory.kernel import enumerate_inputs, fit_kernel, operator_features
 
 
 def test_bias_and_variance_are_the_error():
