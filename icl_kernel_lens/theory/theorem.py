@@ -264,8 +264,7 @@ class TheoremResult(Result):
             code="nothing-scored",
         )
         values, log_n = values[:, use], at[use].log()
-        once = torch.ones(1, len(values), dtype=torch.float64)
-        times = torch.cat([once, bootstrap_counts(len(values), draws, seed)])
+        times = torch.cat([torch.ones(1, len(values)).double(), bootstrap_counts(len(values), draws, seed)])
         means = (times @ values.nan_to_num(0.0)) / (times @ (~values.isnan()).double())
         slopes = slope(log_n, means.log())
         edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)

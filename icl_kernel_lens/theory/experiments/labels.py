@@ -182,6 +182,7 @@ def label_noise(
     shift = torch.randint(1, max(2, world.symbols), prompts.answers.shape, generator=generator)
     wrong = (prompts.answers + shift) % world.symbols
     series = (KERNEL, BAYES, f"{BAYES}, told the share")
+    no_posterior = torch.full((trials,), math.nan, dtype=torch.float64)
     cells = []
     for share in shares:
         changed = replace(prompts, answers=torch.where(chance < share, wrong, prompts.answers))
@@ -189,10 +190,7 @@ def label_noise(
         # Wrong labels differ from the true one: evenly random ones, of which 1/m are right, in proportion.
         even = min(1.0, share * world.symbols / max(1, world.symbols - 1))
         guesses = (
-            (
-                prediction_from_all(weights, changed.answers, world.symbols),
-                torch.full_like(bayes.posterior[:, 0], math.nan),
-            ),
+            (prediction_from_all(weights, changed.answers, world.symbols), no_posterior),
             (bayes.prediction[:, 0], bayes.posterior_with_input[:, 0]),
             noisy_prediction(world, changed, even),
         )

@@ -138,8 +138,9 @@ class PlantedPlan(PlantedWorld):
     def weights(self, prompts: PromptSet) -> Float[Tensor, "prompt layer head demo"]:
         """Every head's attention from the answer position to the label positions, in closed form."""
         found = self._run(prompts, idle=True).weights
-        rows = torch.stack([found[ref] for ref in self.all_heads], 1)
-        return rows.unflatten(1, (self.layers, self.heads_per_layer))
+        return torch.stack([found[ref] for ref in self.all_heads], 1).unflatten(
+            1, (self.layers, self.heads_per_layer)
+        )
 
     def logits(self, prompts: PromptSet, without: Sequence[HeadRef] = ()) -> Float[Tensor, "prompt label"]:
         """The labels' logits, with the label edges of some heads cut and the rest renormalised."""
