@@ -9,8 +9,7 @@ import torch
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.models.planted_build import Form
-from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
-from icl_kernel_lens.worlds.planted.judged import Judged
+from icl_kernel_lens.worlds.planted.closed_form import Judged, PlantedPlan
 from icl_kernel_lens.worlds.planted.roles import KERNELS, HeadRole, PlantedClass, PlantedHead
 
 ENDANGERED = (*KERNELS, "echo")

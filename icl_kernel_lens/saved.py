@@ -16,7 +16,7 @@ from icl_kernel_lens.results import (
     task_accuracy,  # noqa: F401
 )
 from icl_kernel_lens.results.base import Result
-from icl_kernel_lens.theory import concentration, experiment, theorem, variants  # noqa: F401
+from icl_kernel_lens.theory import bayes, experiment, regression, theorem  # noqa: F401
 
 
 def load(path: str | Path) -> Result:

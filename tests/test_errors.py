@@ -65,8 +65,10 @@ def sites() -> dict[str, set[str]]:
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         inside = {node: function for function in functions for node in ast.walk(function)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and (name := last_name(node.func)) in error_classes():
+            if isinstance(node, ast.Call) and (name := last_name(node.func)) in error_classes() | {"require"}:
                 given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+                if node in inside and inside[node].name == "require":
+                    continue  # which raises with the code that it is given
                 codes = {text for value in given for text in texts(value)} or codes_of_class(name)
                 if not codes and any(isinstance(value, ast.Name) for value in given):
                     codes = texts(inside[node]) & set(CODES)  # one of several, chosen in this function

@@ -328,7 +328,7 @@ def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, pr
     """
     from icl_kernel_lens.charts.emergence import emergence_curve
     from icl_kernel_lens.run.folder import explained
-    from icl_kernel_lens.worlds.topics.model import MiniTraining
+    from icl_kernel_lens.worlds.topics.train import MiniTraining
     from icl_kernel_lens.worlds.topics.train import train_mini as train
 
     settings = replace(MiniTraining(), steps=steps, seed=seed, threads=threads)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from icl_kernel_lens.charts.page import Page
 from icl_kernel_lens.theory.study import Study
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def study_page(study: Study) -> Page:
@@ -27,7 +22,10 @@ def study_page(study: Study) -> Page:
     chart("theorem")
     for text in study.differences():
         page.text(text)
-    page.table(*_cells(theorem.beside_paper() if theorem.world.name == "han2025" else theorem.table()))
+    table = theorem.beside_paper() if theorem.world.name == "han2025" else theorem.table()
+    page.table(
+        list(table), [[f"{n:.0f}", *(f"{x:.3f}" for x in row)] for n, *row in table.to_numpy().tolist()]
+    )
     page.heading("Which operator, moment and readout")
     for name in ("variants", "variants_small"):
         if name in figures:
@@ -40,11 +38,3 @@ def study_page(study: Study) -> Page:
         for text in found.findings:
             page.text(text)
     return page
-
-
-def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    columns = list(table.columns)
-    return columns, [
-        [str(int(row[c])) if c == "n" else f"{row[c]:.3f}" for c in columns]
-        for row in table.to_dict("records")
-    ]

@@ -1,30 +1,39 @@
-"""Exact Bayesian prediction on prompts of any number of demonstrations.
+"""Exact Bayesian prediction on prompts of any number of demonstrations, and how the posterior finds the task.
 
     P(Y | x_1, y_1, …, x_n, y_n, x_test)  ∝  Σ_θ w_n(θ) P(x_test, Y | θ)
     w_n(θ') = Σ_θ w_{n-1}(θ) M_n[θ, θ'],     M_i[θ, θ'] = (1 − ε_r)^{l+1} ε_r · start_θᵀ T_{x_i y_i} R[:, θ']
 
 with w_0 the prior and R the restart matrix: the forward pass of the world's HMM, kept only at the
 delimiters. With tasks that never mix M is diagonal and this is Π_i P(x_i, y_i | θ). Answers are symbols: the
-prediction is conditional on the answer not being the delimiter. How the posterior finds the task: `concentration`.
+prediction is conditional on the answer not being the delimiter.
+
+    ε_KL = inf_{θ ≠ θ'} KL(P(o[0:l] | θ') ‖ P(o[0:l] | θ))  >  ln(1 / (ε_r ε_d))       A2 of Han et al. (2025)
+
+A2 is what the proof of Theorem 1 needs. With this delimiter, whose rate is the same in all states, any divergence
+above 0 suffices in the end, unless the delimiter switches tasks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.theory.checks import TheoryError, rising
-from icl_kernel_lens.theory.hmm import distinct, log_matmul, of_each
-from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
-from icl_kernel_lens.theory.operators import log_joint, log_start_rows
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.theory import Series, concentration_figure
+from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.run_info import versions
+from icl_kernel_lens.theory.checks import at_least, require, rising
+from icl_kernel_lens.theory.hmm import all_sequences, distinct, log_matmul, normalised, of_each
+from icl_kernel_lens.theory.mixture import Prompts, TaskMixture, WorldInfo
 
-LogSteps = Callable[[TaskMixture, Tensor, Tensor], Tensor]
-"""World, inputs and answers of demonstrations → log M of each (demonstration × task × task)."""
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +58,21 @@ class BayesPrediction:
 def check_counts(counts: Sequence[int] | None, demos: int) -> tuple[int, ...]:
     """The numbers of demonstrations asked for; None asks for 0 … all."""
     found = tuple(range(demos + 1)) if counts is None else tuple(int(n) for n in counts)
-    if not found or min(found) < 0 or max(found) > demos or not rising(found):
-        raise TheoryError(
-            f"numbers of demonstrations must rise from 0 or more to at most the {demos} of the prompts; got {found}.",
-            code="number-range",
-        )
+    require(
+        len(found) > 0 and min(found) >= 0 and max(found) <= demos and rising(found),
+        f"numbers of demonstrations must rise from 0 or more to at most the {demos} of the prompts; got {found}.",
+        code="number-range",
+    )
     return found
+
+
+def count_problems(counts: Sequence[int], shape: torch.Size, least: int) -> Iterator[str]:
+    """What is wrong with a result of one row a trial and one column a number of demonstrations."""
+    trials, columns = shape
+    if not trials or not columns or len(counts) != columns:
+        yield f"it must hold trials, one column a number of demonstrations; {counts} are {columns} columns of {trials}"
+    if not rising(counts) or min(counts) < least:
+        yield f"numbers of demonstrations must rise from {least} or more; they are {counts}"
 
 
 def log_examples(
@@ -64,14 +82,17 @@ def log_examples(
 ) -> Float64[Tensor, "example task task"]:
     """log M[θ, θ'] of each demonstration and its delimiter: from a start in θ to the next start in θ'."""
     each, where = distinct(torch.cat([inputs, answers[:, None]], 1))
-    found = log_matmul(log_start_rows(world, each), world.restart)
+    found = log_matmul(world.log_start_rows(each), world.restart)
     return (found + each.shape[1] * math.log1p(-world.delimiter_rate) + math.log(world.delimiter_rate))[where]
 
 
 def log_carried(
-    world: TaskMixture, prompts: Prompts, log_steps: LogSteps
+    world: TaskMixture, prompts: Prompts, log_steps: Callable[[TaskMixture, Tensor, Tensor], Tensor]
 ) -> Float64[Tensor, "prompt given task"]:
-    """The prior carried through the first n demonstrations, n = 0 … all, each a step log M[θ, θ']."""
+    """The prior carried through the first n demonstrations, n = 0 … all.
+
+    `log_steps` makes of the world, and of demonstrations' inputs and answers, log M[θ, θ'] of each.
+    """
     weights = [world.prior.log().expand(len(prompts), -1)]
     if prompts.demos:
         steps = log_steps(world, prompts.inputs.flatten(0, 1), prompts.answers.flatten())
@@ -96,7 +117,7 @@ def answered(
     Float64[Tensor, "prompt given"],
 ]:
     """P(Y | task weights, x_test), the posterior over tasks once x_test is seen, and log Σ_θ w(θ) P(x_test | θ)."""
-    joint = of_each(lambda inputs: log_joint(world, inputs), test_inputs)
+    joint = of_each(world.log_joint, test_inputs)
     given_task = torch.logsumexp(joint, -1)
     seen = log_weights + given_task[:, None]
     posterior = normalised(seen)
@@ -129,24 +150,17 @@ def bayesian_prediction(
     )
 
 
-def normalised(log_weights: Float64[Tensor, "*row outcome"]) -> Float64[Tensor, "*row outcome"]:
-    """Logarithms of weights as shares of their sum; NaN where all weights are 0."""
-    total = torch.logsumexp(log_weights, -1, keepdim=True)
-    return (log_weights - total).exp().masked_fill(total.isneginf(), float("nan"))
-
-
 def task_prediction(
     world: TaskMixture, inputs: Int64[Tensor, "input position"]
 ) -> Float64[Tensor, "task input symbol"]:
     """P(Y | x, θ), what a predictor that knows the task says. NaN where P(x | θ) = 0."""
-    return normalised(log_joint(world, inputs)).transpose(0, 1)
+    return normalised(world.log_joint(inputs)).transpose(0, 1)
 
 
 def true_prediction(world: TaskMixture, prompts: Prompts) -> Float64[Tensor, "prompt symbol"]:
     """P(Y | x_test, θ*) of each prompt."""
-    assert prompts.tasks is not None
     each, where = distinct(prompts.test_inputs)
-    return task_prediction(world, each)[prompts.tasks, where]
+    return task_prediction(world, each)[prompts.true_tasks, where]
 
 
 def same_first_answer(
@@ -155,3 +169,189 @@ def same_first_answer(
     """1 where both have the same first answer (ties go to the lower symbol), NaN where one has none."""
     same = (guess.nan_to_num(0.0).argmax(-1) == truth.argmax(-1)).double()
     return same.masked_fill((guess + truth).isnan().any(-1), float("nan"))
+
+
+@dataclass(frozen=True, eq=False)
+class TaskDivergences(Result):
+    """KL(P(o[0:length] | θ) ‖ P(o[0:length] | θ')) in nats, against what A2 asks."""
+
+    length: int
+    values: Float64[Tensor, "task rival"]
+    """Row θ, column θ'; +inf where θ emits what θ' never does."""
+    standard_error: Float64[Tensor, "task rival"]
+    """0 when exact."""
+    threshold: float
+    """ln(1 / (ε_r ε_d))."""
+
+    def _problems(self) -> Iterator[str]:
+        if not len(self.values) or self.values.shape[0] != self.values.shape[1]:
+            yield f"divergences are of each task from each; their shape is {tuple(self.values.shape)}"
+
+    @property
+    def eps_kl(self) -> float:
+        """The least divergence of two distinct tasks; +inf for a single task."""
+        apart = ~torch.eye(len(self.values), dtype=torch.bool)
+        return float(self.values[apart].min()) if apart.any() else math.inf
+
+    @property
+    def holds(self) -> bool:
+        """Whether A2 holds: ε_KL above the threshold."""
+        return self.eps_kl > self.threshold
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.holds else "does not hold"
+        return f"ε_KL = {self.eps_kl:.3g}, threshold {self.threshold:.3g} nats: A2 {verdict}"
+
+
+def task_divergences(
+    world: TaskMixture, length: int | None = None, *, samples: int | None = None, seed: int = 0
+) -> TaskDivergences:
+    """How far apart the tasks are, on sequences of `length` symbols (None: one input and answer).
+
+    Exact by enumeration; with `samples`, the mean of log-ratios over that many sequences a task.
+    Does not show: that tasks below the threshold of A2 cannot be told apart; it is what the proof needs.
+    """
+    length = world.input_length + 1 if length is None else length
+    at_least(length, 1, "length")
+    if samples is not None:
+        return _sampled_divergences(world, length, samples, seed)
+    joint = (
+        log_matmul(world.start.log()[None], world.hmm.emission)
+        if length == 1
+        else world.log_joint(all_sequences(world.symbols, length - 1))
+    )
+    laws = joint.transpose(0, 1).flatten(1)
+    values = torch.stack([divergences_from(law, laws) for law in laws])
+    return TaskDivergences(length, values, torch.zeros_like(values), world.kl_threshold)
+
+
+def divergences_from(
+    log_p: Float64[Tensor, " outcome"], log_q: Float64[Tensor, "law outcome"]
+) -> Float64[Tensor, " law"]:
+    """Σ p (log p − log q) for each q, with 0 log 0 = 0; +inf where p is possible and q is not."""
+    terms = log_p.exp() * (log_p - log_q)
+    return terms.masked_fill(log_q.isneginf(), math.inf).masked_fill(log_p.isneginf(), 0.0).sum(-1)
+
+
+def _sampled_divergences(world: TaskMixture, length: int, samples: int, seed: int) -> TaskDivergences:
+    at_least(samples, 2, "samples")
+    generator = torch.Generator().manual_seed(seed)
+    means, errors = [], []
+    for task, start in enumerate(world.start):
+        drawn, _ = world.hmm.sample_with_states(
+            samples, length, seed=generator, initial=start.expand(samples, -1)
+        )
+        each, where = distinct(drawn)
+        logs = torch.stack(
+            [world.hmm.log_probability(each, other.expand(len(each), -1))[where] for other in world.start]
+        )
+        ratio = logs[task] - logs
+        means.append(ratio.mean(-1))
+        error = ratio.nan_to_num().std(-1) / math.sqrt(samples)
+        errors.append(error.masked_fill(ratio.isinf().any(-1), 0.0))
+    return TaskDivergences(length, torch.stack(means), torch.stack(errors), world.kl_threshold)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Concentration(Result):
+    """How the posterior closes in on the task that demonstrations are drawn from."""
+
+    main = "posterior"
+    counts: tuple[int, ...]
+    tasks: Int64[Tensor, " trial"]
+    """θ* of each trial."""
+    posterior: Float64[Tensor, "trial n"]
+    """P(θ* | n demonstrations)."""
+    log_odds: Float64[Tensor, "trial n"]
+    """log P(θ*) / P(any other), given n demonstrations; +inf where the others are impossible."""
+    divergences: TaskDivergences
+    world: WorldInfo
+    seed: int
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def _problems(self) -> Iterator[str]:
+        yield from count_problems(self.counts, self.posterior.shape, 0)
+        if ((self.tasks < 0) | (self.tasks >= len(self.divergences.values))).any():
+            yield f"tasks lie in 0…{len(self.divergences.values) - 1}; they are {self.tasks.unique().tolist()}"
+
+    def coords(self) -> dict[str, Sequence[Any]]:
+        return {"n": list(self.counts)}
+
+    @property
+    def bound(self) -> Float64[Tensor, " n"]:
+        """n (ε_KL − ln 1/(ε_r ε_d)): the growth of the log-odds that the proof's bound allows.
+
+        Vacuous where it is not above 0: then the bound does not say that the task is found.
+        """
+        eps_kl, threshold = self.divergences.eps_kl, self.divergences.threshold
+        # ε_KL = ∞ says that a rival will be ruled out at some time, a threshold of ∞ that the task can be lost.
+        slope = -math.inf if threshold == math.inf else eps_kl - threshold
+        return torch.tensor([n * slope if n else 0.0 for n in self.counts], dtype=torch.float64)
+
+    def table(self) -> pd.DataFrame:
+        """One row per number of demonstrations."""
+        # Order statistics, so that +inf is one of the values and not arithmetic.
+        rank = (torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64) * (len(self.log_odds) - 1)).round().long()
+        low, middle, high = self.log_odds.sort(0).values[rank]
+        columns = {
+            "posterior": self.posterior.mean(0),
+            "posterior_least": self.posterior.min(0).values,
+            "log_odds_10": low,
+            "log_odds_50": middle,
+            "log_odds_90": high,
+            "ruled_out": self.log_odds.isposinf().double().mean(0),
+            "bound": self.bound,
+        }
+        return long_form(["n"], columns, coords=self.coords())
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long form: one row a trial and number of demonstrations."""
+        return super().to_dataframe().rename(columns={"tasks": "task"})
+
+    def figure(self) -> Figure:
+        """The log-odds beside the bound, and the divergences beside the threshold."""
+        table, bound, apart = self.table(), self.bound, self.divergences
+        odds, low, high = (
+            torch.tensor(table[f"log_odds_{at}"].tolist(), dtype=torch.float64) for at in (50, 10, 90)
+        )
+        lines = [Series("median; 10 to 90 % of trials", self.counts, odds, low, high)]
+        if int(bound.isfinite().sum()) > 1:
+            lines.append(Series("bound: n (ε_KL − threshold)", self.counts, bound))
+            why = "" if apart.eps_kl > apart.threshold else "; the bound does not rise: it says nothing"
+        elif apart.threshold == math.inf:
+            why = "; the threshold is infinite, a task can be lost at a delimiter: no bound"
+        else:
+            why = ", for every task gives examples that the others cannot; the bound, infinite with it, is not drawn"
+        return concentration_figure(
+            lines,
+            apart.values,
+            apart.threshold,
+            subtitle=f"{self.world.name}: {len(self.posterior)} trials; {apart}{why}",
+            name=f"posterior concentration on {self.world.name}",
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Concentration({self.world.name}: {len(self.posterior)} trials; {self.divergences})\n"
+            + self.table().to_string(index=False, float_format=lambda x: f"{x:.4g}")
+        )
+
+
+def posterior_concentration(
+    world: TaskMixture, counts: Sequence[int] = (0, 1, 2, 4, 8, 16), *, trials: int = 300, seed: int = 0
+) -> Concentration:
+    """The posterior of the true task against the number of demonstrations, over `trials` prompts."""
+    prompts = world.sample_prompts(trials, max(counts), seed=seed)
+    weights = log_task_weights(world, prompts)[:, list(check_counts(counts, prompts.demos))]
+    index = prompts.true_tasks[:, None, None].expand(-1, weights.shape[1], 1)
+    own = weights.gather(-1, index).squeeze(-1)
+    others = torch.logsumexp(weights.scatter(-1, index, -math.inf), -1)
+    return Concentration(
+        counts=tuple(counts),
+        tasks=prompts.true_tasks,
+        posterior=(own - torch.logsumexp(weights, -1)).exp(),
+        log_odds=own - others,
+        divergences=task_divergences(world),
+        world=world.describe(),
+        seed=seed,
+    )

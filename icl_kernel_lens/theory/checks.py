@@ -18,26 +18,31 @@ class TheoryError(LensError, ValueError):
     """A world, a prompt or a kernel is not one the theory speaks of."""
 
 
+def require(holds: bool, message: str, *, code: str) -> None:
+    """Raises: TheoryError: what the message says must hold does not."""
+    if not holds:
+        raise TheoryError(message, code=code)
+
+
 def probabilities(values: object, name: str, dims: int) -> Tensor:
     """A float64 copy whose last axis is checked to hold probabilities.
 
     Raises: TheoryError: wrong number of axes, empty, not finite, negative, or a sum other than 1.
     """
     found = torch.as_tensor(values, dtype=torch.float64).detach().clone()
-    if found.ndim != dims or 0 in found.shape:
-        kind = "a vector" if dims == 1 else "a matrix"
-        raise TheoryError(
-            f"{name} must be {kind} with at least one entry; its shape is {tuple(found.shape)}. "
-            "Pass one probability per state (and a row per state for a matrix).",
-            code="theory-numbers",
-        )
+    require(
+        found.ndim == dims and 0 not in found.shape,
+        f"{name} must be a {'vector' if dims == 1 else 'matrix'} with at least one entry; its shape is "
+        f"{tuple(found.shape)}. Pass one probability per state (and a row per state for a matrix).",
+        code="theory-numbers",
+    )
     bad = ~found.isfinite()
-    if bad.any():
-        raise TheoryError(
-            f"{name} must be finite; {int(bad.sum())} entries are not, the first at {_first(bad)}. "
-            "A logarithm of probabilities or a division by zero may have been passed.",
-            code="theory-numbers",
-        )
+    require(
+        not bad.any(),
+        f"{name} must be finite; {int(bad.sum())} entries are not, the first at {_first(bad)}. "
+        "A logarithm of probabilities or a division by zero may have been passed.",
+        code="theory-numbers",
+    )
     if (found < 0).any():
         at = _first(found < 0)
         raise TheoryError(
@@ -62,12 +67,12 @@ def probabilities(values: object, name: str, dims: int) -> Tensor:
 
 def tokens_in_range(tokens: Tensor, symbols: int, name: str = "tokens") -> None:
     """Raises: TheoryError: nothing to read, or a token that is no symbol."""
-    if tokens.numel() == 0:
-        raise TheoryError(
-            f"{name} must hold at least one sequence of at least one token; their shape is {tuple(tokens.shape)}. "
-            "The empty sequence has probability 1 under every world and says nothing.",
-            code="theory-prompts",
-        )
+    require(
+        tokens.numel() > 0,
+        f"{name} must hold at least one sequence of at least one token; their shape is {tuple(tokens.shape)}. "
+        "The empty sequence has probability 1 under every world and says nothing.",
+        code="theory-prompts",
+    )
     bad = (tokens < 0) | (tokens >= symbols)
     if bad.any():
         at = _first(bad)
@@ -80,8 +85,7 @@ def tokens_in_range(tokens: Tensor, symbols: int, name: str = "tokens") -> None:
 
 def at_least(value: int, least: int, name: str) -> None:
     """Refuse a number below the least there may be."""
-    if value < least:
-        raise TheoryError(f"{name} must be at least {least}; got {value}.", code="number-range")
+    require(value >= least, f"{name} must be at least {least}; got {value}.", code="number-range")
 
 
 def rising(numbers: Sequence[Any]) -> bool:
@@ -90,4 +94,5 @@ def rising(numbers: Sequence[Any]) -> bool:
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:
-    return tuple(int(i) for i in mask.nonzero()[0])
+    """Where it is first true; () if nowhere."""
+    return tuple(mask.nonzero()[:1].flatten().tolist())

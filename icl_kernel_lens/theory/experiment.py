@@ -91,23 +91,17 @@ class Experiment(Result):
         self, measure: str, *, level: float = 0.95, draws: int = 1000, seed: int = 0
     ) -> tuple[Float64[Tensor, "setting series"], Float64[Tensor, "setting series"]]:
         """Bootstrap interval of the mean, trials drawn with replacement. The world is the same in all."""
-        values = self.values[measure]
-        low, high = cluster_bootstrap(
-            values.flatten(1), torch.arange(len(values)), level=level, draws=draws, seed=seed
+        return cluster_bootstrap(
+            self.values[measure], torch.arange(self.trials), level=level, draws=draws, seed=seed
         )
-        return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
 
     def table(self) -> pd.DataFrame:
         """Long form: one row a setting, series and measure, with mean, interval and the share scored."""
-        import pandas as pd
-
-        frames = []
-        for measure, values in self.values.items():
-            low, high = self.interval(measure)
-            columns = {"mean": self.mean(measure), "low": low, "high": high, "scored": scored(values)}
-            frames.append(long_form(("setting", "series"), columns, coords=self.coords()))
-            frames[-1].insert(2, "measure", measure)
-        return pd.concat(frames, ignore_index=True)
+        values = torch.stack(list(self.values.values()), 1)
+        low, high = cluster_bootstrap(values, torch.arange(self.trials), draws=1000)
+        columns = {"mean": values.nanmean(0), "low": low, "high": high, "scored": scored(values)}
+        names = {"measure": list(self.measures), **self.coords()}
+        return long_form(list(names), columns, coords=names)[["setting", "series", "measure", *columns]]
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: one row a trial, setting and series, one column a measure."""

@@ -2,6 +2,7 @@
 
     P(o[0:l] | p_0) = p_0ᵀ diag(b_{o_0}) T diag(b_{o_1}) T … diag(b_{o_{l-1}}) 1     Han et al. (2025), Eq. 3
                                                        (the operator identity of Jaeger, 2000)
+    T_x = Π_k diag(b_{x_k}) T,        T_x[s, s'] = P(x, next state s' | s)          Eq. 4
 
 State s_t emits o_t and *then* moves to s_{t+1}: T[s, s'] = P(s' | s), b_o[s] = B[s, o] = P(o | s).
 Everything is summed in log space, so an impossible sequence has log-probability −inf and an improbable one
@@ -18,9 +19,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.theory.checks import TheoryError, at_least, probabilities, tokens_in_range
+from icl_kernel_lens.theory.checks import at_least, probabilities, require, tokens_in_range
 
-NEG_INF = float("-inf")
+ENUMERATE_AT_MOST = 300_000
+"""Sequences that are enumerated without being asked twice; beyond, sample."""
 _SAFE = 1e-280
 """Products of scaled probabilities above this have lost nothing to underflow."""
 _CHUNK = 4_000_000
@@ -42,12 +44,18 @@ def log_matmul(
     out = product.log() + shift
     small = product < _SAFE
     if small.any():
-        possible = (flat > NEG_INF).double() @ (right > 0).double() > 0
+        possible = (~flat.isneginf()).double() @ (right > 0).double() > 0
         again = (small & possible).any(-1).nonzero().flatten()
         log_right = right.log()
         for rows in again.split(max(1, _CHUNK // right.numel())):
             out[rows] = torch.logsumexp(flat[rows, :, None] + log_right, 1)
     return out.reshape(*log_left.shape[:-1], right.shape[-1])
+
+
+def normalised(log_weights: Float64[Tensor, "*row outcome"]) -> Float64[Tensor, "*row outcome"]:
+    """Logarithms of weights as shares of their sum; NaN where all weights are 0."""
+    total = torch.logsumexp(log_weights, -1, keepdim=True)
+    return (log_weights - total).exp().masked_fill(total.isneginf(), float("nan"))
 
 
 def make_generator(seed: int | torch.Generator) -> torch.Generator:
@@ -59,10 +67,8 @@ def draw(weights: Float64[Tensor, "row outcome"], generator: torch.Generator) ->
     """One outcome a row, by inverting the cumulative sum; outcomes of probability 0 are never drawn."""
     total = weights.cumsum(-1)
     uniform = torch.rand(len(weights), 1, generator=generator, dtype=torch.float64) * total[:, -1:]
-    found = (total <= uniform).sum(-1)
-    outcomes = weights.shape[1]
-    last = outcomes - 1 - (weights > 0).flip(-1).to(torch.int64).argmax(-1)
-    return torch.minimum(found, last)
+    last = weights.shape[1] - 1 - (weights > 0).flip(-1).to(torch.int64).argmax(-1)
+    return torch.minimum((total <= uniform).sum(-1), last)
 
 
 def distinct(
@@ -77,6 +83,31 @@ def of_each(function: Callable[[Tensor], Tensor], sequences: Int64[Tensor, "*row
     """A function of every sequence (its first axis), computed once for equal ones."""
     each, where = distinct(sequences)
     return function(each)[where]
+
+
+def all_sequences(
+    symbols: int, length: int, *, at_most: int = ENUMERATE_AT_MOST
+) -> Int64[Tensor, "input position"]:
+    """Every sequence, in lexicographic order: sequence i spells i in base `symbols`.
+
+    Raises: TheoryError: more than `at_most` of them.
+    """
+    at_least(length, 1, "length")
+    count = symbols**length
+    require(
+        count <= at_most,
+        f"{symbols} symbols make {count:,} inputs of length {length}, more than the {at_most:,} that are "
+        "enumerated. Sample them (samples=…), shorten input_length, or raise the limit.",
+        code="theory-too-many",
+    )
+    place = symbols ** torch.arange(length - 1, -1, -1)
+    return torch.arange(count)[:, None] // place % symbols
+
+
+def sequence_index(symbols: int, tokens: Int64[Tensor, "input position"]) -> Int64[Tensor, " input"]:
+    """The row of `all_sequences` that each sequence is."""
+    place = symbols ** torch.arange(tokens.shape[1] - 1, -1, -1)
+    return (tokens * place).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,18 +136,18 @@ class HMM:
         for name, dims in (("initial", 1), ("transition", 2), ("emission", 2)):
             object.__setattr__(self, name, probabilities(getattr(self, name), name, dims))
         states = len(self.initial)
-        if self.transition.shape != (states, states) or len(self.emission) != states:
-            raise TheoryError(
-                f"initial, transition and emission must speak of the same states; initial has {states}, transition "
-                f"is {tuple(self.transition.shape)}, emission {tuple(self.emission.shape)}.",
-                code="theory-world",
-            )
-        if self.unreachable and not self.allow_unreachable:
-            raise TheoryError(
-                f"every state must be reachable from `initial`; {list(self.unreachable)} of {states} are not. They "
-                "cannot change any probability: remove them, or pass allow_unreachable=True to keep them.",
-                code="theory-world",
-            )
+        require(
+            self.transition.shape == (states, states) and len(self.emission) == states,
+            f"initial, transition and emission must speak of the same states; initial has {states}, transition "
+            f"is {tuple(self.transition.shape)}, emission {tuple(self.emission.shape)}.",
+            code="theory-world",
+        )
+        require(
+            self.allow_unreachable or not self.unreachable,
+            f"every state must be reachable from `initial`; {list(self.unreachable)} of {states} are not. They "
+            "cannot change any probability: remove them, or pass allow_unreachable=True to keep them.",
+            code="theory-world",
+        )
 
     @property
     def states(self) -> int:
@@ -131,11 +162,9 @@ class HMM:
         """States that no path of positive probability from `initial` reaches."""
         seen = self.initial > 0
         moves = (self.transition > 0).double()
-        while True:
-            more = seen | (seen.double() @ moves > 0)
-            if bool((more == seen).all()):
-                return tuple(int(s) for s in (~seen).nonzero().flatten())
-            seen = more
+        for _ in range(self.states):
+            seen = seen | (seen.double() @ moves > 0)
+        return tuple((~seen).nonzero().flatten().tolist())
 
     def sample_with_states(
         self,
@@ -194,11 +223,17 @@ class HMM:
         `next_state=True`: P(s_{t+1} | o_0 … o_t), the state after the move. NaN from the token on that
         makes the sequence impossible: there is nothing to condition on.
         """
-        alpha = self.log_forward(tokens)
-        total = torch.logsumexp(alpha, -1, keepdim=True)
-        found = (alpha - total).exp().masked_fill(total.isneginf(), float("nan"))
+        found = normalised(self.log_forward(tokens))
         return found @ self.transition if next_state else found
 
     def predict(self, tokens: Int64[Tensor, "sequence length"]) -> Float64[Tensor, "sequence symbol"]:
         """P(o_l | o[0:l]): the next symbol. NaN for an impossible sequence."""
         return self.filter(tokens, next_state=True)[:, -1] @ self.emission
+
+    def operator(self, tokens: Int64[Tensor, "input position"]) -> Float64[Tensor, "input state state"]:
+        """T_x in full (Eq. 4). For small models; `TaskMixture.log_start_rows` is what everything else uses."""
+        tokens_in_range(tokens, self.symbols)
+        found = torch.eye(self.states, dtype=torch.float64).expand(len(tokens), -1, -1)
+        for token in tokens.T:
+            found = (found * self.emission.T[token][:, None]) @ self.transition
+        return found

@@ -27,10 +27,15 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.theory.checks import TheoryError, at_least, tokens_in_range
-from icl_kernel_lens.theory.hmm import distinct, make_generator, of_each
+from icl_kernel_lens.theory.checks import TheoryError, at_least, require, tokens_in_range
+from icl_kernel_lens.theory.hmm import (
+    ENUMERATE_AT_MOST,
+    all_sequences,
+    distinct,
+    make_generator,
+    sequence_index,
+)
 from icl_kernel_lens.theory.mixture import TaskMixture
-from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs, sequence_index
 
 EPS = torch.finfo(torch.float64).eps
 SPAN_TOLERANCE = 1e-6
@@ -71,6 +76,32 @@ VARIANTS: tuple[Variant, ...] = tuple(
     for readout in ("sum", "ratio")
 )
 """The twelve cells of the comparison: three operators, two moments, two readouts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Inputs with their operators' start rows: computed once, used by kernels of several variants and tasks."""
+
+    tokens: Int64[Tensor, "input position"]
+    log_rows: Float64[Tensor, "input task state"]
+    log_given_task: Float64[Tensor, "input task"]
+    """log P(x | θ) = log start_θᵀ T_x 1."""
+    log_pre: Float64[Tensor, " input"]
+    """log P(x | p_pre) = log Σ_θ p(θ) P(x | θ)."""
+
+    @classmethod
+    def of(cls, world: TaskMixture, tokens: Int64[Tensor, "input position"]) -> Inputs:
+        rows = world.log_start_rows(tokens)
+        given = torch.logsumexp(rows, -1)
+        return cls(tokens, rows, given, torch.logsumexp(given + world.prior.log(), -1))
+
+
+def enumerate_inputs(world: TaskMixture, *, at_most: int = ENUMERATE_AT_MOST) -> Inputs:
+    """Every input of the world's length, in the order of `all_sequences`.
+
+    Raises: TheoryError: more than `at_most` of them.
+    """
+    return Inputs.of(world, all_sequences(world.symbols, world.input_length, at_most=at_most))
 
 
 def operator_features(
@@ -131,21 +162,17 @@ class OperatorKernel:
     def features(self, inputs: Int64[Tensor, "input position"]) -> Float64[Tensor, "input direction"]:
         """φ(x). NaN for an input that cannot occur, or whose v(x) the design's span does not hold."""
         tokens_in_range(inputs, self.world.symbols, "inputs")
-        if inputs.shape[1] != self.world.input_length:
-            raise TheoryError(
-                f"inputs must have {self.world.input_length} symbols, as those of the design; these have "
-                f"{inputs.shape[1]}.",
-                code="theory-prompts",
-            )
+        require(
+            inputs.shape[1] == self.world.input_length,
+            f"inputs must have {self.world.input_length} symbols, as those of the design; these have "
+            f"{inputs.shape[1]}.",
+            code="theory-prompts",
+        )
         if self.enumerated:
             return self.table[sequence_index(self.world.symbols, inputs)]
-
-        def phi(each: Tensor) -> Tensor:
-            return self.project(
-                operator_features(Inputs.of(self.world, each), self.variant.divide, self.task)
-            )
-
-        return of_each(phi, inputs)
+        each, where = distinct(inputs)
+        rows = operator_features(Inputs.of(self.world, each), self.variant.divide, self.task)
+        return self.project(rows)[where]
 
     def project(self, rows: Float64[Tensor, "input feature"]) -> Float64[Tensor, "input direction"]:
         """φ of v(x); NaN where the design's span does not hold v(x)."""
@@ -175,7 +202,7 @@ class OperatorKernel:
         found = torch.einsum("pd,pnd->pn", test, demos)
         size = test.norm(dim=-1)[:, None] * demos.norm(dim=-1)
         floor = max(1e-12, EPS * self.condition) if floor is None else floor
-        return torch.where(found.abs() <= floor * size, torch.zeros((), dtype=torch.float64), found)
+        return found.masked_fill(found.abs() <= floor * size, 0.0)
 
 
 def fit_kernel(
@@ -199,10 +226,7 @@ def fit_kernel(
             a moment that is zero.
     """
     variant = variant or Variant()
-    if variant.needs_task:
-        task = _needed(task)
-    if task is not None and not 0 <= task < world.tasks:
-        raise TheoryError(f"task must lie between 0 and {world.tasks - 1}; got {task}.", code="number-range")
+    world.check_task(_needed(task) if variant.needs_task else task)
     halves = None
     if samples is None:
         inputs = enumerate_inputs(world) if inputs is None else inputs
@@ -248,19 +272,19 @@ def _design(
     if centred:
         rows = rows - (weight / weight.sum()) @ rows
     design = weight.sqrt()[:, None] * rows
-    if not design.isfinite().all():
-        raise TheoryError(
-            "v(x) must be finite; some input's is beyond 1e308. It is likely under one task and all but impossible under the "
-            'task that this variant divides by. Use divide="pre".',
-            code="theory-kernel",
-        )
+    require(
+        bool(design.isfinite().all()),
+        "v(x) must be finite; some input's is beyond 1e308. It is likely under one task and all but impossible under the "
+        'task that this variant divides by. Use divide="pre".',
+        code="theory-kernel",
+    )
     filled = (design != 0).any(0)
-    if not filled.any():
-        raise TheoryError(
-            "the moment must not be zero; every input's v(x) is the same or none has a probability above 0. "
-            "A covariance of constant features has no inverse: use centred=False.",
-            code="theory-kernel",
-        )
+    require(
+        bool(filled.any()),
+        "the moment must not be zero; every input's v(x) is the same or none has a probability above 0. "
+        "A covariance of constant features has no inverse: use centred=False.",
+        code="theory-kernel",
+    )
     return design, filled
 
 
@@ -271,11 +295,9 @@ def _sampling_error(
     left: Float64[Tensor, "used direction"],
 ) -> float:
     """Half of how far the moments of the two halves of the sample are apart, in units of the whole's."""
-    moments = []
-    for half in halves:
-        whitened = (half[used] / half.sum() / weight[used]).sqrt()[:, None] * left
-        moments.append(whitened.T @ whitened)
-    return float(torch.linalg.matrix_norm(moments[0] - moments[1], 2)) / 2
+    first, second = halves[:, used] / halves.sum(1, keepdim=True)
+    gap = (left * ((first - second) / weight[used])[:, None]).T @ left
+    return float(torch.linalg.matrix_norm(gap, 2)) / 2
 
 
 def _sharpen(

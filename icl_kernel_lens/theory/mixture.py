@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from icl_kernel_lens.theory.checks import TheoryError, at_least, probabilities, tokens_in_range
-from icl_kernel_lens.theory.hmm import HMM, draw, make_generator
+from icl_kernel_lens.theory.checks import at_least, probabilities, require, tokens_in_range
+from icl_kernel_lens.theory.hmm import HMM, draw, log_matmul, make_generator
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ class Prompts:
     def demos(self) -> int:
         return self.inputs.shape[1]
 
+    @property
+    def true_tasks(self) -> Int64[Tensor, " prompt"]:
+        """θ* of prompts of which it is known: those that a world drew."""
+        assert self.tasks is not None
+        return self.tasks
+
 
 @dataclass(frozen=True, eq=False)
 class TaskMixture:
@@ -94,29 +100,30 @@ class TaskMixture:
             object.__setattr__(self, name, probabilities(getattr(self, name), name, dims))
         at_least(self.input_length, 1, "input_length")
         tasks, states = len(self.prior), self.hmm.states
-        if self.start.shape != (tasks, states) or self.restart.shape != (states, tasks):
-            raise TheoryError(
-                f"start must be task × state and restart state × task; with {tasks} tasks in prior and {states} "
-                f"states they are {tuple(self.start.shape)} and {tuple(self.restart.shape)}.",
-                code="theory-world",
-            )
-        if not (self.prior > 0).all():
-            raise TheoryError(
-                f"every task must have a prior above 0; task {int(self.prior.argmin())} has 0. Leave it out.",
-                code="theory-world",
-            )
-        if not torch.allclose(self.hmm.initial, self.prior @ self.start, rtol=0, atol=1e-12):
-            raise TheoryError(
-                "hmm.initial must be the pre-training start p_pre = Σ_θ prior_θ start_θ; they differ by up to "
-                f"{float((self.hmm.initial - self.prior @ self.start).abs().max()):.3g}. TaskMixture.merge does this.",
-                code="theory-world",
-            )
-        if not 0 < self.delimiter_rate < 1:
-            raise TheoryError(
-                f"delimiter_rate must lie strictly between 0 and 1; got {self.delimiter_rate}. At 0 no "
-                "prompt with a demonstration is possible, at 1 none with an input.",
-                code="number-range",
-            )
+        require(
+            self.start.shape == (tasks, states) and self.restart.shape == (states, tasks),
+            f"start must be task × state and restart state × task; with {tasks} tasks in prior and {states} "
+            f"states they are {tuple(self.start.shape)} and {tuple(self.restart.shape)}.",
+            code="theory-world",
+        )
+        require(
+            bool((self.prior > 0).all()),
+            f"every task must have a prior above 0; task {int(self.prior.argmin())} has 0. Leave it out.",
+            code="theory-world",
+        )
+        off = float((self.hmm.initial - self.prior @ self.start).abs().max())
+        require(
+            off <= 1e-12,
+            f"hmm.initial must be the pre-training start p_pre = Σ_θ prior_θ start_θ; they differ by up to {off:.3g}. "
+            "TaskMixture.merge does this.",
+            code="theory-world",
+        )
+        require(
+            0 < self.delimiter_rate < 1,
+            f"delimiter_rate must lie strictly between 0 and 1; got {self.delimiter_rate}. At 0 no "
+            "prompt with a demonstration is possible, at 1 none with an input.",
+            code="number-range",
+        )
 
     @classmethod
     def merge(
@@ -135,24 +142,22 @@ class TaskMixture:
         `leak`: the chance that a move goes to any state of any task instead. `switch`: the chance that a
         delimiter is followed by a task drawn anew from the prior, instead of the task whose block the state is in.
         """
-        if not tasks or len({task.symbols for task in tasks}) != 1:
-            raise TheoryError(
-                "tasks must be at least one hidden Markov model over the same symbols; their numbers of symbols "
-                f"are {[task.symbols for task in tasks]}.",
-                code="theory-world",
-            )
+        require(
+            len({task.symbols for task in tasks}) == 1,
+            "tasks must be at least one hidden Markov model over the same symbols; their numbers of symbols "
+            f"are {[task.symbols for task in tasks]}.",
+            code="theory-world",
+        )
         for what, value in (("leak", leak), ("switch", switch)):
-            if not 0 <= value <= 1:
-                raise TheoryError(f"{what} must be a probability; got {value}.", code="theory-numbers")
-        count = len(tasks)
-        prior = torch.full((count,), 1 / count, dtype=torch.float64) if prior is None else prior
+            require(0 <= value <= 1, f"{what} must be a probability; got {value}.", code="theory-numbers")
+        if prior is None:
+            prior = torch.full((len(tasks),), 1 / len(tasks), dtype=torch.float64)
         block = torch.block_diag(*(task.transition for task in tasks))
-        states = len(block)
         start = torch.block_diag(*(task.initial[None] for task in tasks))
         own = torch.block_diag(*(torch.ones(task.states, 1, dtype=torch.float64) for task in tasks))
         hmm = HMM(
             initial=prior @ start,
-            transition=(1 - leak) * block + leak / states,
+            transition=(1 - leak) * block + leak / len(block),
             emission=torch.cat([task.emission for task in tasks]),
             allow_unreachable=any(task.allow_unreachable for task in tasks),
         )
@@ -180,24 +185,19 @@ class TaskMixture:
         """The delimiter's token: the number after the last symbol."""
         return self.symbols
 
-    @cached_property
-    def example_ends(self) -> Bool[Tensor, "task state"]:
-        """The states that may stand where the delimiter is emitted, after x and y of task θ."""
-        here = self.start > 0
-        moves = (self.hmm.transition > 0).double()
-        for _ in range(self.input_length + 1):
-            here = here.double() @ moves > 0
-        return here
-
     @property
     def eps_r(self) -> float:
         """ε_r: the least probability with which a state emits the delimiter."""
         return self.delimiter_rate
 
-    @property
+    @cached_property
     def eps_d(self) -> float:
         """ε_d: the least probability that the delimiter after an example of θ leads back to θ's start."""
-        return float(self.restart.T[self.example_ends].min())
+        ends = self.start > 0
+        moves = (self.hmm.transition > 0).double()
+        for _ in range(self.input_length + 1):
+            ends = ends.double() @ moves > 0
+        return float(self.restart.T[ends].min())
 
     @property
     def kl_threshold(self) -> float:
@@ -211,20 +211,36 @@ class TaskMixture:
         State s speaks (emits a symbol, moves by T); state s + `states` only emits the delimiter and
         moves to a start, so A1 holds with probability 1. For checks: twice the states, nothing else gained.
         """
-        rate, states = self.delimiter_rate, self.hmm.states
+        rate = self.delimiter_rate
 
         def split(into: Tensor) -> Tensor:
             return torch.cat([(1 - rate) * into, rate * into], -1)
 
-        emission = torch.zeros(2 * states, self.symbols + 1, dtype=torch.float64)
-        emission[:states, :-1] = self.hmm.emission
-        emission[states:, -1] = 1.0
         return HMM(
             initial=split(self.hmm.initial),
             transition=torch.cat([split(self.hmm.transition), split(self.restart @ self.start)]),
-            emission=emission,
+            emission=torch.block_diag(self.hmm.emission, torch.ones(self.hmm.states, 1, dtype=torch.float64)),
             allow_unreachable=self.hmm.allow_unreachable,
         )
+
+    def log_start_rows(self, tokens: Int64[Tensor, "input position"]) -> Float64[Tensor, "input task state"]:
+        """log start_θᵀ T_x: log P(x, next state | θ). Equal prefixes are computed once.
+
+        Nothing else is needed of the operators T_x (Eq. 4): task × state numbers instead of state × state.
+        """
+        tokens_in_range(tokens, self.symbols)
+        log_emission = self.hmm.emission.log().T
+        rows = self.start.log()[None]
+        parent = torch.zeros(len(tokens), dtype=torch.int64)
+        for token in tokens.T:
+            step, parent_of = torch.unique(torch.stack([parent, token]), dim=1, return_inverse=True)
+            rows = log_matmul(rows[step[0]] + log_emission[step[1]][:, None], self.hmm.transition)
+            parent = parent_of
+        return rows[parent]
+
+    def log_joint(self, inputs: Int64[Tensor, "input position"]) -> Float64[Tensor, "input task symbol"]:
+        """log P(x, Y | θ) = log start_θᵀ T_x B: the joint of input and answer."""
+        return log_matmul(self.log_start_rows(inputs), self.hmm.emission)
 
     def sample_prompts(
         self, count: int, demos: int, *, seed: int | torch.Generator, task: int | None = None
@@ -236,10 +252,7 @@ class TaskMixture:
         """
         at_least(count, 1, "count")
         at_least(demos, 0, "demos")
-        if task is not None and not 0 <= task < self.tasks:
-            raise TheoryError(
-                f"task must lie between 0 and {self.tasks - 1}; got {task}.", code="number-range"
-            )
+        self.check_task(task)
         generator = make_generator(seed)
         law = self.prior if task is None else torch.eye(self.tasks, dtype=torch.float64)[task]
         tasks = draw(law.expand(count, -1), generator)
@@ -265,14 +278,22 @@ class TaskMixture:
         drawn = drawn.reshape(len(tasks), count, -1)
         return drawn[..., :-1], drawn[..., -1]
 
+    def check_task(self, task: int | None) -> None:
+        """Raises: TheoryError: a number that no task has; None names none."""
+        require(
+            task is None or 0 <= task < self.tasks,
+            f"task must lie between 0 and {self.tasks - 1}; got {task}.",
+            code="number-range",
+        )
+
     def check_prompts(self, prompts: Prompts) -> None:
         """Raises: TheoryError: no prompts, inputs of another length, or tokens out of range."""
-        if len(prompts) == 0 or prompts.test_inputs.shape[1] != self.input_length:
-            raise TheoryError(
-                f"prompts must hold test inputs of {self.input_length} symbols; theirs have shape "
-                f"{tuple(prompts.test_inputs.shape)}. A prompt without a test input asks nothing.",
-                code="theory-prompts",
-            )
+        require(
+            len(prompts) > 0 and prompts.test_inputs.shape[1] == self.input_length,
+            f"prompts must hold test inputs of {self.input_length} symbols; theirs have shape "
+            f"{tuple(prompts.test_inputs.shape)}. A prompt without a test input asks nothing.",
+            code="theory-prompts",
+        )
         tokens_in_range(prompts.test_inputs, self.symbols, "test inputs")
         if prompts.demos:
             tokens_in_range(prompts.inputs, self.symbols, "inputs of demonstrations")
@@ -292,19 +313,19 @@ class TaskMixture:
         """
         step, length = self.input_length + 2, tokens.shape[1]
         demos, rest = divmod(length - self.input_length, step)
-        if len(tokens) == 0 or demos < 0 or rest:
-            raise TheoryError(
-                f"a prompt must have n·{step} + {self.input_length} tokens for some n ≥ 0; these rows have {length} "
-                f"({len(tokens)} rows). Input, answer and delimiter of a demonstration are {step} tokens here.",
-                code="theory-prompts",
-            )
+        require(
+            len(tokens) > 0 and demos >= 0 and not rest,
+            f"a prompt must have n·{step} + {self.input_length} tokens for some n ≥ 0; these rows have {length} "
+            f"({len(tokens)} rows). Input, answer and delimiter of a demonstration are {step} tokens here.",
+            code="theory-prompts",
+        )
         split = tokens[:, : demos * step].reshape(len(tokens), demos, step)
-        if not (split[..., -1] == self.delimiter).all():
-            raise TheoryError(
-                f"every demonstration must end with the delimiter, token {self.delimiter}; some end with another. "
-                f"Each takes {step} tokens: {self.input_length} of input, one answer, the delimiter.",
-                code="theory-prompts",
-            )
+        require(
+            bool((split[..., -1] == self.delimiter).all()),
+            f"every demonstration must end with the delimiter, token {self.delimiter}; some end with another. "
+            f"Each takes {step} tokens: {self.input_length} of input, one answer, the delimiter.",
+            code="theory-prompts",
+        )
         found = Prompts(
             inputs=split[..., : self.input_length],
             answers=split[..., self.input_length],

@@ -3,25 +3,45 @@
     ŷ(x) = Σ_i e(y_i) K(x, x_i) / Σ_i K(x, x_i)                    Han et al. (TMLR 2025), Eq. 6
     E_θ[e(y) K(x_test, x)] / E_θ[K(x_test, x)]                     its limit on demonstrations of task θ
 
-Ratios that would be noise are refused: NaN, with the reason counted.
+Ratios that would be noise are refused: NaN, with the reason counted. `compare_variants` takes the limit with every
+operator, moment and readout, and tells which of them make the identity behind Theorem 1 exact.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.theory import variants_figure
 from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.bayes import check_counts
-from icl_kernel_lens.theory.checks import TheoryError, tokens_in_range
-from icl_kernel_lens.theory.kernel import EPS, OperatorKernel, Readout
-from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs, log_answers
+from icl_kernel_lens.theory.checks import TheoryError, at_least, require, tokens_in_range
+from icl_kernel_lens.theory.hmm import log_matmul
+from icl_kernel_lens.theory.kernel import (
+    EPS,
+    VARIANTS,
+    Inputs,
+    OperatorKernel,
+    Readout,
+    Variant,
+    enumerate_inputs,
+    fit_kernel,
+)
+from icl_kernel_lens.theory.mixture import TaskMixture, WorldInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ACCURACY = 1e-10
 """Ratios of expectations whose estimated rounding error is larger than this are refused."""
@@ -29,6 +49,7 @@ GUARD = 1e-3
 """A denominator Σ_i K_i below this share of Σ_i |K_i| is refused."""
 Negative = Literal["refuse", "keep"]
 """What becomes of a denominator below 0."""
+READOUTS = {"ratio": "ratio (Eq. 6)", "sum": "(1/n) sum"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +115,7 @@ def kernel_regression(
     reasons: dict[Reason, int] = {}
     taken = torch.zeros_like(total, dtype=torch.bool)
     for why, cells in refused.items():
-        if (cells & ~taken).any():
-            reasons[why] = int((cells & ~taken).sum())
+        reasons[why] = int((cells & ~taken).sum())
         taken = taken | cells
     return Regression(
         counts=counts,
@@ -107,7 +127,7 @@ def kernel_regression(
         negative_share=(first(known.clamp(max=0).abs()) / size).masked_fill(
             refused[Reason.OUTSIDE], float("nan")
         ),
-        reasons=reasons,
+        reasons={why: count for why, count in reasons.items() if count},
     )
 
 
@@ -182,15 +202,14 @@ def population_regression(
     Raises: TheoryError: a kernel whose moment was sampled (the expectation is over all inputs).
     """
     world = kernel.world
-    if not kernel.enumerated:
-        raise TheoryError(
-            "the exact expectation is over all inputs; fit the kernel without samples=….",
-            code="theory-kernel",
-        )
-    if not 0 <= task < world.tasks:
-        raise TheoryError(f"task must lie between 0 and {world.tasks - 1}; got {task}.", code="number-range")
+    require(
+        kernel.enumerated,
+        "the exact expectation is over all inputs; fit the kernel without samples=….",
+        code="theory-kernel",
+    )
+    world.check_task(task)
     inputs = enumerate_inputs(world, at_most=len(kernel.table)) if inputs is None else inputs
-    log_joint = log_answers(world, inputs.log_rows[:, [task]])[:, 0]
+    log_joint = log_matmul(inputs.log_rows[:, task], world.hmm.emission)
     log_probability = inputs.log_given_task[:, task]
     joint, probability = log_joint.exp(), log_probability.exp()
     inside = ~kernel.table.isnan().any(-1)
@@ -221,3 +240,122 @@ def _length(rows: Float64[Tensor, "row entry"]) -> Float64[Tensor, " row"]:
     """‖row‖ without squaring what is beyond 1e154."""
     largest = rows.abs().amax(-1)
     return largest * (rows / largest.masked_fill(largest == 0, 1.0)[:, None]).norm(dim=-1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class VariantTable(Result):
+    """How far each variant is from P(Y | x, θ) with infinitely many demonstrations of task θ."""
+
+    variants: tuple[Variant, ...]
+    tasks: tuple[int, ...]
+    rank: Int64[Tensor, "variant task"]
+    """Of the design; 0 where there is no kernel, and NaN for what rests on it."""
+    condition: Float64[Tensor, "variant task"]
+    mean_distance: Float64[Tensor, "variant task"]
+    """L1, over P(x | θ)."""
+    worst_distance: Float64[Tensor, "variant task"]
+    """L1, over all inputs that θ can give, however rarely."""
+    refused: Float64[Tensor, "variant task"]
+    """P(x | θ) of the inputs without a prediction; the distances leave them out."""
+    why: tuple[tuple[str, ...], ...]
+    """Why there is no kernel, of each variant and task; empty where there is one."""
+    world: WorldInfo
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def _problems(self) -> Iterator[str]:
+        shape = len(self.variants), len(self.tasks)
+        if not all(shape) or tuple(self.rank.shape) != shape:
+            yield f"it must hold variants and tasks; its numbers are {tuple(self.rank.shape)} for {shape}"
+        if len(self.why) != shape[0] or any(len(row) != shape[1] for row in self.why):
+            yield "why must hold a text for each variant and task"
+        if len(set(self.variants)) < shape[0] or len(set(self.tasks)) < shape[1]:
+            yield "variants and tasks must differ from each other"
+        if any((found < 0).any() for found in (self.mean_distance, self.worst_distance)):
+            yield "distances must not be below 0"
+
+    def coords(self) -> dict[str, Sequence[Any]]:
+        return {"variant": [str(variant) for variant in self.variants], "task": list(self.tasks)}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a variant and task."""
+        import pandas as pd
+
+        choices = pd.DataFrame([asdict(variant) for variant in self.variants for _ in self.tasks])
+        numbers = super().to_dataframe().drop(columns="variant")
+        return choices.join(numbers).assign(why=[text for row in self.why for text in row])
+
+    def table(self) -> pd.DataFrame:
+        """One row a variant: means over tasks (of the distance, weighted alike), the worst input, the share refused."""
+        frame = self.to_dataframe()
+        frame["condition"] = frame["condition"].where(frame["rank"] > 0)
+        return (
+            frame.groupby(list(asdict(Variant())), sort=False)
+            .agg(
+                mean_distance=("mean_distance", "mean"),
+                least=("mean_distance", "min"),
+                most=("mean_distance", "max"),
+                worst_input=("worst_distance", "max"),
+                refused=("refused", "mean"),
+                condition=("condition", "max"),
+            )
+            .reset_index()
+        )
+
+    def figure(self) -> Figure:
+        """The distances on a logarithmic axis, one dot a task."""
+        return variants_figure(
+            [str(variant) for variant in self.variants],
+            self.tasks,
+            self.mean_distance,
+            [READOUTS[variant.readout] for variant in self.variants],
+            colours=list(READOUTS.values()),
+            subtitle=f"{self.world.name}: {len(self.tasks)} of {self.world.tasks} tasks, one mark each; left of the "
+            "dashed line (1e-9) is exact",
+            name=f"variants of the kernel on {self.world.name}",
+        )
+
+    def __repr__(self) -> str:
+        table = self.table().to_string(index=False, float_format=lambda x: f"{x:.2g}")
+        return f"VariantTable({self.world.name}: L1 distance to P(Y | x, θ) as n → ∞)\n{table}"
+
+
+def compare_variants(
+    world: TaskMixture, variants: Sequence[Variant] = VARIANTS, *, tasks: Sequence[int] | None = None
+) -> VariantTable:
+    """Which choices make the identity behind Theorem 1 exact: every variant, for every task (or for `tasks`).
+
+    With `[Variant()]` alone: the error of the exact one, beside the condition of its design.
+    """
+    tasks = range(world.tasks) if tasks is None else tasks
+    at_least(min(len(variants), len(tasks)), 1, "the number of variants, and that of tasks,")
+    inputs = enumerate_inputs(world)
+
+    @cache
+    def fit(variant: Variant, task: int | None) -> OperatorKernel | TheoryError:
+        try:
+            return fit_kernel(world, variant, task=task, inputs=inputs)
+        except TheoryError as error:
+            return error
+
+    numbers, why = [], []
+    for variant, task in product(variants, tasks):
+        # The readout does not change the kernel, and one that needs no task serves all of them.
+        kernel = fit(replace(variant, readout="ratio"), task if variant.needs_task else None)
+        if isinstance(kernel, TheoryError):
+            numbers.append((0, math.nan, math.nan, math.nan, 1.0))
+            why.append(kernel.message)
+        else:
+            found = population_regression(replace(kernel, variant=variant), task, inputs=inputs)
+            far = (found.mean_distance, found.worst_distance, found.refused)
+            numbers.append((kernel.rank, kernel.condition, *far))
+            why.append("")
+    columns = torch.tensor(numbers, dtype=torch.float64).T
+    rank, *others = columns.unflatten(1, (len(variants), len(tasks)))
+    return VariantTable(
+        tuple(variants),
+        tuple(tasks),
+        rank.long(),
+        *others,
+        why=tuple(tuple(why[i : i + len(tasks)]) for i in range(0, len(why), len(tasks))),
+        world=world.describe(),
+    )

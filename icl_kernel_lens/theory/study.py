@@ -1,8 +1,11 @@
-"""Everything the theory says of one world: Theorem 1 measured, its variants and terms, the posterior, the experiments."""
+"""Everything the theory says of one world: Theorem 1 measured, its variants and terms, the posterior, the experiments.
+
+Of the paper's world also Table 3 in others of the same law.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,15 +15,16 @@ from tqdm import tqdm
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.results.base import Result
-from icl_kernel_lens.theory.concentration import Concentration, posterior_concentration
+from icl_kernel_lens.theory.bayes import Concentration, posterior_concentration
+from icl_kernel_lens.theory.checks import at_least
 from icl_kernel_lens.theory.experiment import Experiment
 from icl_kernel_lens.theory.experiments.attention_kernels import softmax_kernels
+from icl_kernel_lens.theory.experiments.chosen_demos import representative, retrieve_similar
 from icl_kernel_lens.theory.experiments.labels import label_noise, output_format
-from icl_kernel_lens.theory.experiments.other_worlds import worlds_of_the_paper
-from icl_kernel_lens.theory.experiments.representative_demos import representative
-from icl_kernel_lens.theory.experiments.similar_demos import retrieve_similar
+from icl_kernel_lens.theory.kernel import fit_kernel
 from icl_kernel_lens.theory.mixture import TaskMixture
-from icl_kernel_lens.theory.presets import preset
+from icl_kernel_lens.theory.presets import han2025, preset
+from icl_kernel_lens.theory.regression import VariantTable, compare_variants
 from icl_kernel_lens.theory.theorem import (
     COUNTS,
     LETTER,
@@ -32,7 +36,6 @@ from icl_kernel_lens.theory.theorem import (
     slope,
     theorem_terms,
 )
-from icl_kernel_lens.theory.variants import VariantTable, compare_variants
 
 EXPERIMENTS: Mapping[str, Callable[..., Experiment]] = {
     function.__name__: function
@@ -53,6 +56,11 @@ SMALL = "wide"
 FEW_TASKS, MANY_INPUTS = 2, 2000
 """Variants are compared for so many tasks where there are more inputs than this."""
 LEAST_TRIALS = 10
+THEOREM_MEASURES = {
+    "l1": "L1 distance to exact Bayes",
+    "agree": "same first answer",
+    "linf": "L∞ distance to exact Bayes",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,16 +113,20 @@ class Study:
 
     def differences(self) -> list[str]:
         """In words: ours and the paper's, the rate, the bound. Only what these numbers say."""
-        said = self._beside_the_paper() if self.theorem.world.name == "han2025" else []
         titles: dict[Distance, str] = {"l1": "L1", "linf": "L∞"}
-        for name, title in titles.items():
-            said.append(
-                f"Slope of our log {title} distance: {self.theorem.rate(name)}; the theorem's is −0.5."
-            )
-        said.append(f"The bound of Eq. 7: {self.terms}.")
-        for why, cells in self.theorem.reasons.items():
-            said.append(f"No prediction, because {why.message}: {cells} of {self.theorem.l1.numel()} cells.")
-        return said
+        theorem = self.theorem
+        return [
+            *(self._beside_the_paper() if theorem.world.name == "han2025" else ()),
+            *(
+                f"Slope of our log {title} distance: {theorem.rate(name)}; the theorem's is −0.5."
+                for name, title in titles.items()
+            ),
+            f"The bound of Eq. 7: {self.terms}.",
+            *(
+                f"No prediction, because {why.message}: {cells} of {theorem.l1.numel()} cells."
+                for why, cells in theorem.reasons.items()
+            ),
+        ]
 
     def _beside_the_paper(self) -> list[str]:
         said, table = [], self.theorem.beside_paper().set_index("n")
@@ -123,17 +135,15 @@ class Study:
             ("agree", "agreement", "agreement", "paper_accuracy"),
         )
         for name, title, ours, papers in columns:
-            low, high = (
-                dict(zip(self.theorem.counts, edge.tolist(), strict=True))
-                for edge in self.theorem.interval(name)
-            )
-            for n in (n for n in (1, 8, 128) if n in table.index):
-                mean, paper = table[ours][n], table[papers][n]
-                where = "within" if low[n] <= paper <= high[n] else "outside"
-                said.append(
-                    f"n = {n}, {title}: ours {mean:.3f} [{low[n]:.3f}, {high[n]:.3f}], the paper's {paper:.3f}, {where} "
-                    "our interval."
-                )
+            edges = torch.stack(self.theorem.interval(name), 1).tolist()
+            for n, (low, high) in zip(self.theorem.counts, edges, strict=True):
+                if n in (1, 8, 128):
+                    mean, paper = table[ours][n], table[papers][n]
+                    where = "within" if low <= paper <= high else "outside"
+                    said.append(
+                        f"n = {n}, {title}: ours {mean:.3f} [{low:.3f}, {high:.3f}], the paper's {paper:.3f}, {where} "
+                        "our interval."
+                    )
         log_n, log_distance = (torch.tensor(row[:6]).double().log() for row in (COUNTS, PAPER["distance"]))
         said.append(
             f"Slope of the paper's log distance on log n from n = 1 to 32: {float(slope(log_n, log_distance)):.2f}, steeper "
@@ -149,6 +159,7 @@ class Study:
         if world.name == "han2025":
             table = theorem.beside_paper().merge(table[["n", "scored"]])
             table.insert(len(table.columns) - 1, "l1_letter", self.letter.beside_paper()["l1"])
+        parts = [found for found in self.tabled().values() if not isinstance(found, TheoremResult)]
         lines = [
             f"{world.name}: {world.sizes}, inputs of {world.input_length}; {len(theorem.l1)} trials, seed "
             f"{theorem.settings.seed}; design of rank {theorem.rank}, condition {theorem.condition:.3g}",
@@ -156,10 +167,8 @@ class Study:
             table.to_string(index=False, float_format=lambda x: f"{x:.3f}"),
             "",
             *self.differences(),
+            *(text for found in parts for text in ("", repr(found))),
         ]
-        for found in self.tabled().values():
-            if not isinstance(found, TheoremResult):
-                lines += ["", repr(found)]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -197,3 +206,49 @@ def run_study(
             bar.set_postfix_str(name)
             found[name] = step()
     return Study.of(found)
+
+
+def worlds_of_the_paper(
+    seeds: Sequence[int] = range(6), counts: Sequence[int] = COUNTS, *, trials: int = 100, seed: int = 0
+) -> Experiment:
+    """Table 3 again in other worlds of the same law: how much of it is the world's draw? A trial is a world."""
+    seeds = tuple(seeds)
+    at_least(len(seeds), 2, "worlds")
+
+    def runs(world_seed: int) -> list[TheoremResult]:
+        world = han2025(world_seed)
+        kernel = fit_kernel(world)
+        return [measure_theorem(world, counts, trials, seed, kernel=kernel, **how) for how in ({}, LETTER)]
+
+    means = [
+        [{"l1": run.mean("l1"), "agree": run.agreement(), "linf": run.mean("linf")} for run in runs(one)]
+        for one in seeds
+    ]
+    values = {
+        name: torch.stack([torch.stack([run[name] for run in world], -1) for world in means])
+        for name in THEOREM_MEASURES
+    }
+    findings = []
+    for name, row in (("l1", PAPER["distance"]), ("agree", PAPER["accuracy"])):
+        for k in (0, len(counts) - 1):
+            column = values[name][:, k, 1]
+            low, high = float(column.min()), float(column.max())
+            text = f"n = {counts[k]}, {THEOREM_MEASURES[name]}, nothing refused: {low:.3f} to {high:.3f} over {len(seeds)} worlds"
+            if counts[k] in COUNTS:
+                paper = row[COUNTS.index(counts[k])]
+                side = "below" if paper < low else "above" if paper > high else "within"
+                text += f"; the paper's {paper:.3f} lies {side}"
+            findings.append(text + ".")
+    return Experiment(
+        name="worlds_of_the_paper",
+        question="How much of Table 3 is the draw of the world?",
+        axis="demonstrations n",
+        settings=tuple(float(n) for n in counts),
+        series=("refusing noise", "nothing refused"),
+        measures=THEOREM_MEASURES,
+        values=values,
+        findings=tuple(findings),
+        world=han2025(seeds[0]).describe(),
+        options={"seeds": seeds, "trials": trials, "seed": seed},
+        unit="worlds",
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,18 +24,24 @@ from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.theory import Series, theorem_figure
 from icl_kernel_lens.numbers.intervals import bootstrap_counts, cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, long_form
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.bayes import (
     bayesian_prediction,
     check_counts,
+    count_problems,
     same_first_answer,
     true_prediction,
 )
-from icl_kernel_lens.theory.checks import TheoryError, at_least, rising
-from icl_kernel_lens.theory.kernel import OperatorKernel, Variant, fit_kernel, operator_features
+from icl_kernel_lens.theory.checks import TheoryError, at_least, require
+from icl_kernel_lens.theory.kernel import (
+    OperatorKernel,
+    Variant,
+    enumerate_inputs,
+    fit_kernel,
+    operator_features,
+)
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture, WorldInfo
-from icl_kernel_lens.theory.operators import enumerate_inputs
 from icl_kernel_lens.theory.regression import GUARD, Negative, kernel_regression
 
 if TYPE_CHECKING:
@@ -115,20 +121,19 @@ def theorem_terms(world: TaskMixture, variant: Variant | None = None, *, delta: 
     Raises: TheoryError: δ outside (0, 1), or more inputs than are enumerated.
     """
     variant = variant or Variant()
-    if not 0 < delta < 1:
-        raise TheoryError(
-            f"delta must lie between 0 and 1; got {delta}. For 95 % certainty, pass 0.05.",
-            code="number-range",
-        )
+    require(
+        0 < delta < 1,
+        f"delta must lie between 0 and 1; got {delta}. For 95 % certainty, pass 0.05.",
+        code="number-range",
+    )
     inputs = enumerate_inputs(world)
-    divide = variant.divide
     eta, gaps, pre = 0.0, [], None
     for task in range(world.tasks):
-        if pre is None or divide == "task":
-            rows = operator_features(inputs, divide, task)
+        if pre is None or variant.divide == "task":
+            rows = operator_features(inputs, variant.divide, task)
             eta = max(eta, float(rows.norm(dim=-1).nan_to_num().max()))
-            pre = fit_kernel(world, Variant(divide, "pre", centred=variant.centred), task=task, inputs=inputs)
-        own = fit_kernel(world, Variant(divide, "task", centred=variant.centred), task=task, inputs=inputs)
+            pre = fit_kernel(world, replace(variant, moment="pre"), task=task, inputs=inputs)
+        own = fit_kernel(world, replace(variant, moment="task"), task=task, inputs=inputs)
         gaps.append(inverse_moment_gap(pre, own))
     return TheoremTerms(variant, eta, torch.tensor(gaps, dtype=torch.float64), world.symbols, delta)
 
@@ -207,11 +212,7 @@ class TheoremResult(Result):
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def _problems(self) -> Iterator[str]:
-        trials, counts = self.l1.shape
-        if not trials or not counts or len(self.counts) != counts:
-            yield f"it must hold trials, one column a number of demonstrations; {self.counts} are {counts} columns of {trials}"
-        if not rising(self.counts) or self.counts[0] < 1:
-            yield f"numbers of demonstrations must rise from 1 or more; they are {self.counts}"
+        yield from count_problems(self.counts, self.l1.shape, 1)
         if any(((found < 0) | found.isinf()).any() for found in (self.l1, self.linf, self.task_l1)):
             yield "distances must be finite and not below 0"
         if not self.agree.isnan().logical_or((self.agree == 0) | (self.agree == 1)).all():
@@ -248,22 +249,22 @@ class TheoremResult(Result):
 
         Raises: TheoryError: fewer than two numbers of demonstrations with a distance.
         """
-        if not 0 < level < 1:
-            raise TheoryError(
-                f"level must lie between 0 and 1; got {level}. For 95 %, pass 0.95.", code="number-range"
-            )
+        require(
+            0 < level < 1,
+            f"level must lie between 0 and 1; got {level}. For 95 %, pass 0.95.",
+            code="number-range",
+        )
         at = torch.tensor(self.counts, dtype=torch.float64)
         values = getattr(self, name)
         use = (at >= max(1, least)) & (values.nanmean(0).nan_to_num() > 0)
-        if int(use.sum()) < 2:
-            raise TheoryError(
-                f"a rate needs distances above 0 at two numbers of demonstrations; there are {int(use.sum())} "
-                f"from n = {least} on. Measure at more of them.",
-                code="nothing-scored",
-            )
+        require(
+            int(use.sum()) >= 2,
+            f"a rate needs distances above 0 at two numbers of demonstrations; there are {int(use.sum())} "
+            f"from n = {least} on. Measure at more of them.",
+            code="nothing-scored",
+        )
         values, log_n = values[:, use], at[use].log()
-        trials = len(values)
-        times = torch.cat([torch.ones(1, trials).double(), bootstrap_counts(trials, draws, seed)])
+        times = torch.cat([torch.ones(1, len(values)).double(), bootstrap_counts(len(values), draws, seed)])
         means = (times @ values.nan_to_num(0.0)) / (times @ (~values.isnan()).double())
         slopes = slope(log_n, means.log())
         edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
@@ -272,22 +273,18 @@ class TheoremResult(Result):
 
     def table(self) -> pd.DataFrame:
         """One row per number of demonstrations: the paper's Table 3, and what it leaves unsaid."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            {
-                "n": self.counts,
-                "l1": self.mean("l1").numpy(),
-                "l1_median": self.l1.nanmedian(0).values.numpy(),
-                "linf": self.mean("linf").numpy(),
-                "task_l1": self.mean("task_l1").numpy(),
-                "agree": self.mean("agree").numpy(),
-                "agree_of_all": self.agreement().numpy(),
-                "scored": self.scored.numpy(),
-                "posterior": self.posterior.mean(0).numpy(),
-                "negative_share": self.negative_share.nanmean(0).numpy(),
-            }
-        )
+        columns = {
+            "l1": self.mean("l1"),
+            "l1_median": self.l1.nanmedian(0).values,
+            "linf": self.mean("linf"),
+            "task_l1": self.mean("task_l1"),
+            "agree": self.mean("agree"),
+            "agree_of_all": self.agreement(),
+            "scored": self.scored,
+            "posterior": self.posterior.mean(0),
+            "negative_share": self.negative_share.nanmean(0),
+        }
+        return long_form(["n"], columns, coords=self.coords())
 
     def interval(
         self,
@@ -304,18 +301,10 @@ class TheoremResult(Result):
 
     def beside_paper(self) -> pd.DataFrame:
         """Ours beside the paper's Table 3, for the numbers of demonstrations that both have."""
-        import pandas as pd
-
-        rows = []
-        columns = self.mean("l1"), self.mean("linf"), self.agreement()
-        for i, n in enumerate(self.counts):
-            if n in COUNTS:
-                at = COUNTS.index(n)
-                l1, linf, agreement = (float(column[i]) for column in columns)
-                rows.append([n, l1, linf, PAPER["distance"][at], agreement, PAPER["accuracy"][at]])
-        return pd.DataFrame(
-            rows, columns=["n", "l1", "linf", "paper_distance", "agreement", "paper_accuracy"]
-        )
+        printed = {f"paper_{name}": torch.tensor(row, dtype=torch.float64) for name, row in PAPER.items()}
+        both = self.table().merge(long_form(["n"], printed, coords={"n": COUNTS}), on="n")
+        both = both.rename(columns={"agree_of_all": "agreement"})
+        return both[["n", "l1", "linf", "paper_distance", "agreement", "paper_accuracy"]]
 
     def figure(self, *, letter: TheoremResult | None = None, terms: TheoremTerms | None = None) -> Figure:
         """Distance and agreement against n; beside them the paper's, Eq. 6 by its letter, and the bound's terms.
@@ -324,9 +313,8 @@ class TheoremResult(Result):
         taken as 1; above 1 (the grey area) a bound says nothing, for two predictions are never further apart.
         """
         runs = {OURS: self} | ({BY_LETTER: letter} if letter is not None else {})
-        lines: dict[str, list[Series]] = {}
-        for name in ("l1", "linf", "agree"):
-            lines[name] = [
+        lines = {
+            name: [
                 Series(
                     label,
                     run.counts,
@@ -335,6 +323,8 @@ class TheoremResult(Result):
                 )
                 for label, run in runs.items()
             ]
+            for name in ("l1", "linf", "agree")
+        }
         if self.world.name == "han2025":
             paper = self.beside_paper()
             for name, column in (("l1", "paper_distance"), ("agree", "paper_accuracy")):
@@ -415,23 +405,25 @@ def measure_theorem(
     Raises: TheoryError: numbers that do not rise or are below 1, no trials, too many inputs to enumerate.
     """
     variant = variant or (Variant() if kernel is None else kernel.variant)
-    if kernel is not None and (kernel.world is not world or kernel.variant != variant or variant.needs_task):
-        raise TheoryError(
-            "a kernel fitted before must be of this very world and variant, and of one that needs no task; fit it with "
-            "fit_kernel(world, variant), or leave it out.",
-            code="theory-kernel",
-        )
+    require(
+        kernel is None or (kernel.world is world and kernel.variant == variant and not variant.needs_task),
+        "a kernel fitted before must be of this very world and variant, and of one that needs no task; fit it with "
+        "fit_kernel(world, variant), or leave it out.",
+        code="theory-kernel",
+    )
     at_least(trials, 1, "trials")
-    if not n or min(n) < 1:
-        raise TheoryError(
-            f"n must be numbers of at least one demonstration; got {tuple(n)}.", code="number-range"
-        )
+    require(
+        len(n) > 0 and min(n) >= 1,
+        f"n must be numbers of at least one demonstration; got {tuple(n)}.",
+        code="number-range",
+    )
     counts = check_counts(n, max(n))
     prompts = world.sample_prompts(trials, max(counts), seed=seed)
-    tasks = prompts.tasks
-    assert tasks is not None
+    tasks = prompts.true_tasks
+    if kernel is None and not variant.needs_task:
+        kernel = fit_kernel(world, variant, samples=samples, seed=seed)
     if kernel is None:
-        kernels, weights = _fitted_weights(world, prompts, variant, samples, seed, floor)
+        kernels, weights = _fitted_by_task(world, prompts, variant, samples, seed, floor)
     else:
         kernels, weights = [kernel], kernel.weights(prompts.test_inputs, prompts.inputs, floor=floor)
     found = kernel_regression(
@@ -445,7 +437,6 @@ def measure_theorem(
     )
     bayes = bayesian_prediction(world, prompts, counts)
     gap = (found.prediction - bayes.prediction).abs()
-    index = tasks[:, None, None].expand(-1, len(counts), 1)
     sampling_error = max(kernel.sampling_error for kernel in kernels)
     return TheoremResult(
         counts=counts,
@@ -453,7 +444,7 @@ def measure_theorem(
         linf=gap.max(-1).values,
         agree=same_first_answer(found.prediction, bayes.prediction),
         task_l1=(found.prediction - true_prediction(world, prompts)[:, None]).abs().sum(-1),
-        posterior=bayes.posterior_with_input.gather(-1, index).squeeze(-1),
+        posterior=bayes.posterior_with_input[torch.arange(trials), :, tasks],
         denominator=found.denominator,
         amplification=found.amplification,
         negative_share=found.negative_share,
@@ -466,7 +457,7 @@ def measure_theorem(
     )
 
 
-def _fitted_weights(
+def _fitted_by_task(
     world: TaskMixture,
     prompts: Prompts,
     variant: Variant,
@@ -474,15 +465,11 @@ def _fitted_weights(
     seed: int,
     floor: float | None,
 ) -> tuple[list[OperatorKernel], Float64[Tensor, "prompt demo"]]:
-    """The kernels a variant needs, one for all prompts or one a task, and the demonstrations' weights."""
-    if not variant.needs_task:
-        kernel = fit_kernel(world, variant, samples=samples, seed=seed)
-        return [kernel], kernel.weights(prompts.test_inputs, prompts.inputs, floor=floor)
-    assert prompts.tasks is not None
+    """The kernels of a variant that needs the task, one a task, and the demonstrations' weights."""
     inputs = enumerate_inputs(world) if samples is None else None
     kernels, weights = [], torch.zeros(prompts.answers.shape, dtype=torch.float64)
-    for task in prompts.tasks.unique().tolist():
+    for task in prompts.true_tasks.unique().tolist():
         kernels.append(fit_kernel(world, variant, task=task, samples=samples, seed=seed, inputs=inputs))
-        mine = prompts.tasks == task
+        mine = prompts.true_tasks == task
         weights[mine] = kernels[-1].weights(prompts.test_inputs[mine], prompts.inputs[mine], floor=floor)
     return kernels, weights

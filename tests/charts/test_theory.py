@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from icl_kernel_lens.theory.concentration import posterior_concentration
+from icl_kernel_lens.theory.bayes import posterior_concentration
 from icl_kernel_lens.theory.experiments.labels import label_noise, output_format
 from icl_kernel_lens.theory.presets import preset
+from icl_kernel_lens.theory.regression import compare_variants
 from icl_kernel_lens.theory.theorem import LETTER, PAPER, measure_theorem, theorem_terms
-from icl_kernel_lens.theory.variants import compare_variants
 
 
 def rows(figure):

@@ -19,7 +19,7 @@ from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.run.checkpoint import Checkpoint
 from icl_kernel_lens.theory.study import Study
-from icl_kernel_lens.worlds.topics import model
+from icl_kernel_lens.worlds.topics import train as topics
 
 
 def run(*arguments: object) -> int:
@@ -191,8 +191,8 @@ def test_columns_of_ones_own(tmp_path, capsys):
 
 
 def test_train_mini_from_the_command_line(tmp_path, capsys, monkeypatch):
-    small = model.MiniTraining(layers=1, width=16, heads=2, mlp_width=16, batch_size=2, measure_every=1)
-    monkeypatch.setattr(model, "MiniTraining", lambda: small)
+    small = topics.MiniTraining(layers=1, width=16, heads=2, mlp_width=16, batch_size=2, measure_every=1)
+    monkeypatch.setattr(topics, "MiniTraining", lambda: small)
     assert run("train-mini", "--out", tmp_path / "m", "--steps", 2, "--no-progress") == 0
     assert "held-out accuracy at the last example" in capsys.readouterr().out
     assert json.loads((tmp_path / "m" / "training.json").read_text())["plan"]["steps"] == 2

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from icl_kernel_lens.results.base import Result
-from icl_kernel_lens.theory.concentration import posterior_concentration, task_divergences
+from icl_kernel_lens.theory.bayes import posterior_concentration, task_divergences
 from icl_kernel_lens.theory.experiments.labels import label_noise
 from icl_kernel_lens.theory.presets import preset
+from icl_kernel_lens.theory.regression import compare_variants
 from icl_kernel_lens.theory.theorem import measure_theorem, theorem_terms
-from icl_kernel_lens.theory.variants import compare_variants
 
 
 def theory_examples() -> dict[str, Result]:

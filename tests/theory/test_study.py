@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from icl_kernel_lens.errors import LoadError
-from icl_kernel_lens.theory.presets import preset
+from icl_kernel_lens.theory import study
+from icl_kernel_lens.theory.presets import preset, random_world
 from icl_kernel_lens.theory.study import Study, run_study
+from icl_kernel_lens.theory.theorem import measure_theorem
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +50,18 @@ def test_intervals_are_of_the_means(done):
     wide = result.interval("l1")
     tight = result.interval("l1", level=0.5)
     assert (tight[1] - tight[0] <= wide[1] - wide[0]).all()
+
+
+def test_a_trial_is_a_world(monkeypatch):
+    def small(seed):
+        return random_world("small", 2, 3, 6, 2, seed=seed)
+
+    monkeypatch.setattr(study, "han2025", small)
+    found = study.worlds_of_the_paper((3, 4), (1, 8), trials=12)
+    assert found.trials == 2
+    for j, options in enumerate(({}, study.LETTER)):
+        same = measure_theorem(small(4), (1, 8), trials=12, **options)
+        torch.testing.assert_close(found.values["l1"][1, :, j], same.mean("l1"))
+        torch.testing.assert_close(found.values["agree"][1, :, j], same.agreement())
+    assert "the paper's 1.322 lies" in found.findings[0]
+    assert "2 worlds" in repr(found)

@@ -14,8 +14,7 @@ from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.evidence.reading import answer
 from icl_kernel_lens.models.load import MINI
 from icl_kernel_lens.tasks.topics import vocabulary
-from icl_kernel_lens.worlds.topics.model import MiniTraining
-from icl_kernel_lens.worlds.topics.train import batch_of_documents, train_mini
+from icl_kernel_lens.worlds.topics.train import MiniTraining, batch_of_documents, train_mini
 
 
 def test_prompts_and_training_documents_are_the_same_text(mini):

@@ -9,12 +9,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from icl_kernel_lens.theory.bayes import bayesian_prediction, same_first_answer
-from icl_kernel_lens.theory.checks import TheoryError, at_least, rising
+from icl_kernel_lens.theory.checks import at_least, require, rising
 from icl_kernel_lens.theory.experiment import Experiment, change, collect, scored
 from icl_kernel_lens.theory.hmm import distinct
-from icl_kernel_lens.theory.kernel import OperatorKernel, fit_kernel, operator_features
+from icl_kernel_lens.theory.kernel import Inputs, OperatorKernel, fit_kernel, operator_features
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
-from icl_kernel_lens.theory.operators import Inputs
 from icl_kernel_lens.theory.regression import prediction_from_all
 
 TEMPERATURES = tuple(float(10 ** (i / 3)) for i in range(-9, 7))
@@ -47,11 +46,11 @@ def softmax_kernels(
     Does not show: what a trained head could do by learning other features.
     """
     at_least(min(counts, default=0), 1, "counts")
-    if not rising(counts) or not temperatures or min(temperatures) <= 0:
-        raise TheoryError(
-            f"counts must rise and temperatures be above 0; got {tuple(counts)} and {tuple(temperatures)}.",
-            code="number-range",
-        )
+    require(
+        rising(counts) and min(temperatures, default=0) > 0,
+        f"counts must rise and temperatures be above 0; got {tuple(counts)} and {tuple(temperatures)}.",
+        code="number-range",
+    )
     at_least(trials, 4, "trials")
     prompts = world.sample_prompts(trials, max(counts), seed=seed)
     exact = bayesian_prediction(world, prompts, counts).prediction
@@ -68,15 +67,14 @@ def softmax_kernels(
         return found
 
     without = {name: cell(name, 1.0) for j, name in enumerate(SERIES) if j not in EXPONENTIAL}
-    measures = {f"l1_{n}": f"L1 distance to Bayes, n = {n}" for n in counts}
-    measures |= {f"agree_{n}": f"same first answer as Bayes, n = {n}" for n in counts}
+    measures = {
+        f"{name}_{n}": f"{title}, n = {n}"
+        for name, title in (("l1", "L1 distance to Bayes"), ("agree", "same first answer as Bayes"))
+        for n in counts
+    }
     cells = [[without.get(name) or cell(name, tau) for name in SERIES] for tau in temperatures]
     values = collect(measures, cells)
-    facts, findings = {}, []
-    for n in counts:
-        more, said = _held_out(n, values[f"l1_{n}"], temperatures)
-        facts |= more
-        findings += said
+    held_out = [_held_out(n, values[f"l1_{n}"], temperatures) for n in counts]
     return Experiment(
         name="softmax_kernels",
         question="Which kernel would softmax attention have?",
@@ -85,8 +83,8 @@ def softmax_kernels(
         series=SERIES,
         measures=measures,
         values=values,
-        findings=tuple(findings),
-        facts=facts,
+        findings=tuple(finding for _, findings in held_out for finding in findings),
+        facts={name: number for facts, _ in held_out for name, number in facts.items()},
         world=world.describe(),
         options={"counts": tuple(counts), "trials": trials, "seed": seed},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 from jaxtyping import Float64, Int64
@@ -17,12 +18,11 @@ from icl_kernel_lens.theory.bayes import (
     same_first_answer,
     true_prediction,
 )
-from icl_kernel_lens.theory.checks import TheoryError, rising
+from icl_kernel_lens.theory.checks import require, rising
 from icl_kernel_lens.theory.experiment import BAYES, KERNEL, Experiment, collect, scored
 from icl_kernel_lens.theory.hmm import log_matmul, make_generator, of_each
 from icl_kernel_lens.theory.kernel import fit_kernel
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture
-from icl_kernel_lens.theory.operators import log_start_rows
 from icl_kernel_lens.theory.regression import prediction_from_all
 
 FORMATS = ("as pre-trained", "exchanged", "new symbols")
@@ -49,25 +49,21 @@ def noisy_prediction(
     over tasks. Labels from `world.symbols` on are outside the world: noise to it.
     """
     size = world.symbols if symbols is None else symbols
-    if not 0 <= share <= 1:
-        raise TheoryError(f"the share of noise must be a probability; got {share}.", code="theory-numbers")
+    require(0 <= share <= 1, f"the share of noise must be a probability; got {share}.", code="theory-numbers")
+    log_clean, log_noise = torch.tensor([1 - share, share / size], dtype=torch.float64).log()
 
     def log_steps(world: TaskMixture, inputs: Tensor, answers: Tensor) -> Tensor:
         outside = answers >= world.symbols
         told = torch.cat([inputs, answers.clamp(max=world.symbols - 1)[:, None]], 1)
-        clean = of_each(lambda each: log_matmul(log_start_rows(world, each), world.restart), told)
+        clean = of_each(lambda each: log_matmul(world.log_start_rows(each), world.restart), told)
         after = world.hmm.transition @ world.restart
-        wrong = of_each(lambda each: log_matmul(log_start_rows(world, each), after), inputs)
-        clean = clean.masked_fill(outside[:, None, None], -math.inf) + _log(1 - share)
-        return torch.logaddexp(clean, wrong + _log(share) - math.log(size))
+        wrong = of_each(lambda each: log_matmul(world.log_start_rows(each), after), inputs)
+        clean = clean.masked_fill(outside[:, None, None], -math.inf)
+        return torch.logaddexp(clean + log_clean, wrong + log_noise)
 
     weights = log_carried(world, prompts, log_steps)[:, -1:]
     prediction, posterior, _ = answered(world, weights, prompts.test_inputs)
     return prediction[:, 0], posterior[:, 0]
-
-
-def _log(share: float) -> float:
-    return math.log(share) if share > 0 else -math.inf
 
 
 def output_format(
@@ -85,26 +81,22 @@ def output_format(
     weights = fit_kernel(world).weights(prompts.test_inputs, prompts.inputs)
     truth = true_prediction(world, prompts)
     own = torch.arange(world.symbols)
+    renamings = own, derangement(world.symbols, make_generator(seed + 1)), own + world.symbols
     series = (KERNEL, BAYES, f"{BAYES}, in doubt")
-    cells = []
-    for renamed in (own, derangement(world.symbols, make_generator(seed + 1)), own + world.symbols):
-        changed = replace(prompts, answers=renamed[prompts.answers])
-        cells.append(_format_cells(world, changed, weights, truth, renamed, doubt))
+    cells = [_format_cells(world, prompts, weights, truth, renamed, doubt) for renamed in renamings]
     values = collect(FORMAT_MEASURES, cells)
-    follows, keeps = values["follows"], values["keeps"]
-    findings = []
-    for j, name in enumerate(series):
-        for i, label in enumerate(FORMATS):
-            made = float(scored(follows)[i, j])
-            findings.append(
-                f"{name}, labels {label}: "
-                + (
-                    f"follows in {float(follows[:, i, j].nanmean()):.1%}, keeps the old in "
-                    f"{float(keeps[:, i, j].nanmean()):.1%} ({made:.0%} of prompts have a prediction)."
-                    if made
-                    else "no prediction, every prompt is impossible."
-                )
-            )
+    made = scored(values["follows"])
+    follows, keeps = (values[name].nanmean(0) for name in ("follows", "keeps"))
+    findings = [
+        f"{name}, labels {label}: "
+        + (
+            f"follows in {float(follows[i, j]):.1%}, keeps the old in {float(keeps[i, j]):.1%} "
+            f"({float(made[i, j]):.0%} of prompts have a prediction)."
+            if made[i, j] > 0
+            else "no prediction, every prompt is impossible."
+        )
+        for (j, name), (i, label) in product(enumerate(series), enumerate(FORMATS))
+    ]
     return Experiment(
         name="output_format",
         question="Which labels does the prediction use when the demonstrations' are renamed?",
@@ -127,7 +119,8 @@ def _format_cells(
     renamed: Int64[Tensor, " symbol"],
     doubt: float,
 ) -> list[dict[str, Float64[Tensor, " prompt"]]]:
-    """The measures of every way to predict from demonstrations with these labels, over twice as many symbols."""
+    """The measures of every way to predict from demonstrations with renamed labels, over twice as many symbols."""
+    prompts = replace(prompts, answers=renamed[prompts.answers])
     symbols, zeros = 2 * world.symbols, torch.zeros_like(truth)
     on_labels = torch.zeros(len(prompts), symbols, dtype=torch.float64).scatter_(1, prompts.answers, 1.0)
     rest = torch.ones(symbols, dtype=torch.bool).index_fill(0, renamed, False)
@@ -175,10 +168,12 @@ def label_noise(
     Kernel regression cannot know: in expectation it moves by the share towards the labels' mean, whose first answer is
     the same until noise outweighs it.
     """
-    if any(not 0 <= share <= 1 for share in shares) or not rising(shares) or not shares:
-        raise TheoryError(f"shares must rise within 0 and 1; got {tuple(shares)}.", code="number-range")
+    require(
+        len(shares) > 0 and all(0 <= share <= 1 for share in shares) and rising(shares),
+        f"shares must rise within 0 and 1; got {tuple(shares)}.",
+        code="number-range",
+    )
     prompts = world.sample_prompts(trials, n, seed=seed)
-    assert prompts.tasks is not None
     generator = make_generator(seed + 1)
     weights = fit_kernel(world).weights(prompts.test_inputs, prompts.inputs)
     truth = true_prediction(world, prompts)
@@ -187,6 +182,7 @@ def label_noise(
     shift = torch.randint(1, max(2, world.symbols), prompts.answers.shape, generator=generator)
     wrong = (prompts.answers + shift) % world.symbols
     series = (KERNEL, BAYES, f"{BAYES}, told the share")
+    no_posterior = torch.full((trials,), math.nan, dtype=torch.float64)
     cells = []
     for share in shares:
         changed = replace(prompts, answers=torch.where(chance < share, wrong, prompts.answers))
@@ -194,10 +190,7 @@ def label_noise(
         # Wrong labels differ from the true one: evenly random ones, of which 1/m are right, in proportion.
         even = min(1.0, share * world.symbols / max(1, world.symbols - 1))
         guesses = (
-            (
-                prediction_from_all(weights, changed.answers, world.symbols),
-                torch.full_like(bayes.posterior[:, 0], math.nan),
-            ),
+            (prediction_from_all(weights, changed.answers, world.symbols), no_posterior),
             (bayes.prediction[:, 0], bayes.posterior_with_input[:, 0]),
             noisy_prediction(world, changed, even),
         )
@@ -206,21 +199,23 @@ def label_noise(
                 {
                     "l1": (guess - truth).abs().sum(-1),
                     "agree": same_first_answer(guess, truth),
-                    "posterior": posterior.gather(1, prompts.tasks[:, None])[:, 0],
+                    "posterior": posterior.gather(1, prompts.true_tasks[:, None])[:, 0],
                 }
                 for guess, posterior in guesses
             ]
         )
     values = collect(NOISE_MEASURES, cells)
     made = scored(values["l1"])
-    findings = []
-    for j, name in enumerate(series):
-        said = [
-            f"{share:.0%}: L1 {float(values['l1'][:, i, j].nanmean()):.3f}, agrees "
-            f"{float(values['agree'][:, i, j].nanmean()):.1%}, {float(made[i, j]):.0%} predicted"
+    l1, agree = (values[name].nanmean(0) for name in ("l1", "agree"))
+    findings = [
+        f"{name}, by share of wrong labels: "
+        + "; ".join(
+            f"{share:.0%}: L1 {float(l1[i, j]):.3f}, agrees {float(agree[i, j]):.1%}, {float(made[i, j]):.0%} predicted"
             for i, share in enumerate(shares)
-        ]
-        findings.append(f"{name}, by share of wrong labels: {'; '.join(said)}.")
+        )
+        + "."
+        for j, name in enumerate(series)
+    ]
     return Experiment(
         name="label_noise",
         question="How much label noise do kernel regression and Bayes bear?",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,17 +17,6 @@ from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.worlds.planted.check import check_plan
-from icl_kernel_lens.worlds.planted.judged import (
-    Judged,
-    Run,
-    View,
-    agreement_with,
-    difference,
-    echoes,
-    expected_class,
-    label_scores,
-    simple_explanations,
-)
 from icl_kernel_lens.worlds.planted.roles import (
     ABOVE,
     CLEAR,
@@ -38,6 +27,7 @@ from icl_kernel_lens.worlds.planted.roles import (
     ROLES,
     SAMPLE,
     SUNK,
+    HeadRole,
     PlantedClass,
     PlantedHead,
 )
@@ -45,6 +35,97 @@ from icl_kernel_lens.worlds.planted.world import PlantedWorld
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class View(NamedTuple):
+    """What the answer position has to do with: tokens, kernel exponents at h = 1, one-hot labels, the test's class."""
+
+    tokens: Tensor
+    alike: Tensor
+    labels: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row of `facts`."""
+
+    head: str
+    layer: int
+    index: int
+    role: str
+    gain: float
+    bandwidth: float
+    effect: float
+    agreement: float
+    control: float
+    findable: bool
+    expected: PlantedClass
+    clear: bool
+
+
+class Run(NamedTuple):
+    weights: Mapping[HeadRef, Tensor]
+    votes: Tensor
+
+
+def label_scores(head: PlantedHead, view: View, formed: Tensor) -> Tensor:
+    """Scores of the label positions, above their common score."""
+    match head.role:
+        case "driver":
+            return torch.zeros_like(view.alike)
+        case "anti_kernel":
+            return -view.alike / head.width**2
+        case "echo":
+            centred = formed - formed.mean(-1, keepdim=True)
+            return (view.labels * centred[:, None]).sum(-1) / head.width
+        case "word_preference":
+            assert head.label is not None
+            return view.labels[..., head.label] / head.width**2
+    return view.alike / head.width**2
+
+
+def difference(scores: Tensor, answer: Tensor) -> Tensor:
+    """The answer's logit minus the mean of the others'."""
+    own = scores.gather(1, answer[:, None]).squeeze(1)
+    return own - (scores.sum(1) - own) / (scores.shape[1] - 1)
+
+
+def agreement_with(weights: Tensor, labels: Tensor, answer: Tensor) -> Tensor:
+    """How often each head's vote is the answer; ties count in part. Weights are (prompt, head, demo)."""
+    votes = weights @ labels
+    tops = (votes >= votes.amax(-1, keepdim=True) - 1e-9).double()
+    hit = tops.gather(-1, answer[:, None, None].expand(-1, tops.shape[1], 1)).squeeze(-1)
+    return (hit / tops.sum(-1)).mean(0)
+
+
+def echoes(weights: Tensor, labels: Tensor, answer: Tensor) -> bool:
+    """Whether labels that equal the answer have at least twice the weight of any other, in nine prompts of ten."""
+    same = labels.gather(-1, answer[:, None, None].expand(-1, labels.shape[1], 1)).squeeze(-1) > 0
+    told = same.any(1) & ~same.all(1)
+    least = weights.masked_fill(~same, torch.inf).amin(1)[told]
+    most = weights.masked_fill(same, 0.0).amax(1)[told]
+    return bool((least >= 2 * most).double().mean() >= 0.9)
+
+
+def simple_explanations(labels: Tensor, answer: Tensor) -> float:
+    """The best agreement with the answer of anything that looks at no input."""
+    alone = torch.zeros(len(labels), 3, labels.shape[1], dtype=torch.float64)
+    alone[:, 0], alone[:, 1, 0], alone[:, 2, -1] = 1.0, 1.0, 1.0  # label prior, first and last label
+    commonest = float(answer.bincount().max() / len(answer))
+    return max(commonest, float(agreement_with(alone, labels, answer).max()))
+
+
+def expected_class(role: HeadRole, effect: float) -> PlantedClass:
+    """The class that a role has at this effect, as a share of the clean logit difference."""
+    if role == "echo":
+        return "echo"
+    if role == "word_preference":
+        return "word preference"
+    matters = abs(effect) >= MATTERS
+    if role in KERNELS:
+        return "kernel head" if matters else "shadow"
+    return "driver" if matters else "neither"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,27 +138,23 @@ class PlantedPlan(PlantedWorld):
     def weights(self, prompts: PromptSet) -> Float[Tensor, "prompt layer head demo"]:
         """Every head's attention from the answer position to the label positions, in closed form."""
         found = self._run(prompts, idle=True).weights
-        rows = [found[ref] for ref in self.all_heads]
-        return torch.stack(rows, 1).unflatten(1, (self.layers, self.heads_per_layer))
+        return torch.stack([found[ref] for ref in self.all_heads], 1).unflatten(
+            1, (self.layers, self.heads_per_layer)
+        )
 
     def logits(self, prompts: PromptSet, without: Sequence[HeadRef] = ()) -> Float[Tensor, "prompt label"]:
         """The labels' logits, with the label edges of some heads cut and the rest renormalised."""
         return self._run(prompts, without=without).votes
 
-    def kernel(self, prompts: PromptSet, bandwidth: float) -> Float[Tensor, "prompt demo"]:
-        """The Gaussian kernel's weights of the demonstrations, which sum to 1."""
-        return (self._view(prompts).alike / bandwidth**2).softmax(-1)
-
     def effects(self, prompts: PromptSet) -> Float[Tensor, "prompt layer head"]:
         """Logit difference as each head's label edges are cut, minus the clean one."""
         clean = self.logits(prompts)
         answer = clean.argmax(1)
-        effect = clean.new_zeros(len(prompts), self.layers, self.heads_per_layer)
-        for ref, head in self.all_heads.items():
-            if head.strength:
-                cut = self.logits(prompts, [ref])
-                effect[:, ref.layer, ref.head] = difference(cut, answer) - difference(clean, answer)
-        return effect
+        cut = [
+            self.logits(prompts, [ref]) if head.strength else clean for ref, head in self.all_heads.items()
+        ]
+        effects = [difference(votes, answer) - difference(clean, answer) for votes in cut]
+        return torch.stack(effects, 1).unflatten(1, (self.layers, self.heads_per_layer))
 
     def facts(self, prompts: PromptSet | None = None) -> pd.DataFrame:
         """Of every head, by the closed form: effect, agreement, best simple explanation, class, and if it is clear.
@@ -104,7 +181,7 @@ class PlantedPlan(PlantedWorld):
         chance = torch.zeros_like(agreement)
         for _ in range(PERMUTATIONS):
             order = torch.rand(view.labels.shape[:2], generator=g).argsort(-1)
-            permuted = view.labels.gather(1, order[..., None].expand_as(view.labels))
+            permuted = view.labels.take_along_dim(order[..., None], 1)
             chance += agreement_with(weights, permuted, answer) / PERMUTATIONS
         control = chance.clamp(min=simple_explanations(view.labels, answer))
         rows = []
@@ -162,22 +239,23 @@ class PlantedPlan(PlantedWorld):
         import pandas as pd
 
         expected, clear = self.expected, self.clear
-        rows = []
-        for ref, head in self.all_heads.items():
-            effect = self._known[ref].effect if head.strength else 0.0
-            loss = f"without its label edges {effect:.0%} of the logit difference goes"
-            rows.append(
-                {
-                    "head": str(ref),
-                    "role": head.role,
-                    "gain": head.strength,
-                    "bandwidth": head.width,
-                    "effect": effect,
-                    "expected": expected[ref],
-                    "clear": clear[ref],
-                    "why": f"{ROLES[head.role].does}; {loss if head.strength else 'no effect'}",
-                }
-            )
+        effects = {ref: self._known[ref].effect for ref, head in self.all_heads.items() if head.strength}
+        losses = {
+            ref: f"without its label edges {e:.0%} of the logit difference goes" for ref, e in effects.items()
+        }
+        rows = [
+            {
+                "head": str(ref),
+                "role": head.role,
+                "gain": head.strength,
+                "bandwidth": head.width,
+                "effect": effects.get(ref, 0.0),
+                "expected": expected[ref],
+                "clear": clear[ref],
+                "why": f"{ROLES[head.role].does}; {losses.get(ref, 'no effect')}",
+            }
+            for ref, head in self.all_heads.items()
+        ]
         return pd.DataFrame(rows)
 
     def _view(self, prompts: PromptSet) -> View:
@@ -199,9 +277,8 @@ class PlantedPlan(PlantedWorld):
     @cached_property
     def samples(self) -> tuple[View, View]:
         """What sinks are set by, and what classes are told by."""
-        return self._view(self.prompts(count=200, seed=123_456)), self._view(
-            self.prompts(count=SAMPLE, seed=987_654)
-        )
+        drawn = self.prompts(count=200, seed=123_456), self.prompts(count=SAMPLE, seed=987_654)
+        return self._view(drawn[0]), self._view(drawn[1])
 
     def with_heads(self, *more: PlantedHead) -> PlantedPlan:
         """The same plan with more heads; what depends on the world alone is not computed again."""
@@ -211,7 +288,7 @@ class PlantedPlan(PlantedWorld):
         return longer
 
     @cached_property
-    def sinks(self) -> Mapping[HeadRef, float]:
+    def sinks(self) -> dict[HeadRef, float]:
         """BOS's score in each head that leaves a share there, above the labels' common score."""
         sinks: dict[HeadRef, float] = {}
         self.forward(self.samples[0], sinks, calibrate=True)
@@ -220,7 +297,7 @@ class PlantedPlan(PlantedWorld):
     def forward(
         self,
         view: View,
-        sinks: Mapping[HeadRef, float],
+        sinks: dict[HeadRef, float],
         *,
         without: Sequence[HeadRef] = (),
         idle: bool = False,
@@ -232,8 +309,7 @@ class PlantedPlan(PlantedWorld):
         formed[torch.arange(count), view.test] = self.direct
         taken_back = torch.zeros_like(formed)
         nothing = torch.zeros_like(view.alike)
-        last = nothing.clone()
-        last[:, -1] = 1.0
+        last = torch.eye(demos, dtype=torch.float64)[-1].expand(count, -1)
         weights: dict[HeadRef, Tensor] = {}
         for layer in range(self.layers):
             before, kept = formed, taken_back
@@ -243,7 +319,6 @@ class PlantedPlan(PlantedWorld):
                     scores = label_scores(head, view, before)
                     if calibrate:
                         share = math.log(self.sink / (1 - self.sink)) if self.sink else -math.inf
-                        assert isinstance(sinks, dict)
                         sinks[ref] = max(float(scores.logsumexp(-1).median()) + share, -self.above(head))
                     others = torch.tensor([sinks[ref], math.log(demos + 1) - self.above(head)]).double()
                     row = torch.cat([scores, others.expand(count, -1)], -1).softmax(-1)[:, :demos]

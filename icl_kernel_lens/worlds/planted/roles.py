@@ -60,29 +60,26 @@ class RoleWords(NamedTuple):
     """What a role does, in words, and its default gain and bandwidth (NaN: has none)."""
 
     does: str
-    gain: float
-    bandwidth: float
+    gain: float = math.nan
+    bandwidth: float = math.nan
 
 
-_NONE = math.nan
 ROLES: Mapping[HeadRole, RoleWords] = {
     "kernel": RoleWords("attends to labels by a Gaussian kernel of their inputs, writes them", 3.0, 0.35),
     "unread_kernel": RoleWords(
-        "attends to labels by a Gaussian kernel of their inputs, writes nothing", _NONE, 0.35
+        "attends to labels by a Gaussian kernel of their inputs, writes nothing", bandwidth=0.35
     ),
     "cancelled_kernel": RoleWords("is a kernel head whose output a later head takes back", 3.0, 0.35),
-    "canceller": RoleWords(
-        "attends to its own position, takes back what cancelled kernels wrote", _NONE, _NONE
-    ),
+    "canceller": RoleWords("attends to its own position, takes back what cancelled kernels wrote"),
     "anti_kernel": RoleWords("attends to labels of unlike inputs, writes against them", 3.0, 0.35),
-    "driver": RoleWords("attends to all labels alike, writes them", 6.0, _NONE),
-    "uniform": RoleWords("attends to all positions alike", 0.0, _NONE),
-    "last_label": RoleWords("attends to the last label", 0.0, _NONE),
-    "first_token": RoleWords("attends to the first token, writes nothing", _NONE, _NONE),
+    "driver": RoleWords("attends to all labels alike, writes them", 6.0),
+    "uniform": RoleWords("attends to all positions alike", 0.0),
+    "last_label": RoleWords("attends to the last label", 0.0),
+    "first_token": RoleWords("attends to the first token, writes nothing"),
     "echo": RoleWords("attends to labels that equal the answer formed so far", 0.0, 0.3),
     "word_preference": RoleWords("attends to one fixed label word", 0.0, 0.4),
-    "carrier": RoleWords("copies the previous token's feature, no vote", _NONE, _NONE),
-    "idle": RoleWords("has small random weights on subspaces that nothing else reads", _NONE, _NONE),
+    "carrier": RoleWords("copies the previous token's feature, no vote"),
+    "idle": RoleWords("has small random weights on subspaces that nothing else reads"),
 }
 KERNELS = ("kernel", "unread_kernel", "cancelled_kernel")
 SUNK = (*KERNELS, "anti_kernel", "driver", "echo", "word_preference")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ class Stream:
 
     labels: int
     paired: bool
-    subspaces: Mapping[str, slice] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def subspaces(self) -> Mapping[str, slice]:
+        """Where each subspace stands, one after another."""
         sizes = {
             "const": 1,
             "is_label": 1,
@@ -35,11 +38,8 @@ class Stream:
             "scratch": SCRATCH,
             "spill": SCRATCH,
         }
-        at, subspaces = 0, {}
-        for name, size in sizes.items():
-            subspaces[name] = slice(at, at + size)
-            at += size
-        object.__setattr__(self, "subspaces", subspaces)
+        ends = accumulate(sizes.values())
+        return {name: slice(end - sizes[name], end) for name, end in zip(sizes, ends, strict=True)}
 
     def __getitem__(self, name: str) -> slice:
         return self.subspaces[name]

@@ -56,8 +56,7 @@ class PlantedWorld:
     def all_heads(self) -> Mapping[HeadRef, PlantedHead]:
         """Every head of the model: those given, carriers in layer 0 and idle heads elsewhere."""
         given = {h.ref: h for h in self.heads}
-        carrier = next((h.ref for h in self.heads if h.role == "carrier"), None)
-        if carrier is None:
+        if not any(h.role == "carrier" for h in self.heads):
             free = next(i for i in range(self.heads_per_layer) if HeadRef(0, i) not in given)
             given[HeadRef(0, free)] = PlantedHead(0, free, "carrier")
         places = (HeadRef(i, j) for i in range(self.layers) for j in range(self.heads_per_layer))
@@ -106,43 +105,41 @@ class PlantedWorld:
         Raises: PromptError: more demonstrations than the context or the inputs hold.
         """
         n = self.demos if demos is None else demos
-        if n < 2 or count < 1 or tests_per_set < 1:
-            raise PromptError(
+        rules = {
+            "number-range": (
+                n >= 2 and count >= 1 and tests_per_set >= 1,
                 "demos must be at least 2 (a prompt shows two classes), count and tests_per_set at least 1; got "
                 f"{n}, {count} and {tests_per_set}.",
-                code="number-range",
-            )
-        if 2 * n + 2 > self.longest:
-            raise PromptError(
+            ),
+            "too-long": (
+                2 * n + 2 <= self.longest,
                 f"a prompt must fit into the model's context; {n} demonstrations make {2 * n + 2} tokens, and the "
                 f"context has {self.longest}. Plant the model with demos={n}, or draw fewer.",
-                code="too-long",
-            )
-        if n + tests_per_set > self.inputs:
-            raise PromptError(
+            ),
+            "task-pool": (
+                n + tests_per_set <= self.inputs,
                 "inputs must not repeat, even where all are of one class; a set needs "
                 f"{n} + {tests_per_set} inputs a class, and the world has {self.inputs}. Plant the model with more "
                 "inputs, or draw fewer.",
-                code="task-pool",
-            )
-        rows, labels, truth, sets = [], [], [], []
-        for group in range(-(-count // tests_per_set)):
-            g = torch.Generator().manual_seed((self.seed * 1_000_003 + seed) * 1_000_003 + group)
-            tokens, demo_labels, tests = self._draw_set(n, tests_per_set, g)
-            rows += tokens.unbind()
-            labels += [demo_labels] * tests_per_set
-            truth += tests.unbind()
-            sets += [group] * tests_per_set
+            ),
+        }
+        for code, (holds, message) in rules.items():
+            if not holds:
+                raise PromptError(message, code=code)
+        first = (self.seed * 1_000_003 + seed) * 1_000_003
+        sets = range(-(-count // tests_per_set))
+        drawn = [self._draw_set(n, tests_per_set, torch.Generator().manual_seed(first + i)) for i in sets]
+        tokens, labels, truth = (torch.cat(parts)[:count] for parts in zip(*drawn, strict=True))
         demo = torch.arange(n)
         spans = torch.stack([1 + 2 * demo, 3 + 2 * demo], -1).expand(count, -1, -1)
         made = PromptSet.from_tokens(
-            torch.stack(rows[:count]),
+            tokens,
             (2 + 2 * demo).expand(count, -1),
-            torch.stack(labels[:count]),
+            labels,
             FIRST_LABEL + torch.arange(self.labels),
-            test_labels=torch.stack(truth[:count]),
+            test_labels=truth,
             demo_spans=spans,
-            demo_set=torch.tensor(sets[:count]),
+            demo_set=torch.tensor(sets).repeat_interleave(tests_per_set)[:count],
         )
         roles = made.roles.clone()
         roles[:, 0] = int(TokenRole.SPECIAL)
@@ -150,7 +147,7 @@ class PlantedWorld:
             made.info,
             task="planted",
             origin="generated",
-            sets=sets[count - 1] + 1,
+            sets=len(sets),
             seed=seed,
             prepend_bos=True,
         )
@@ -158,8 +155,8 @@ class PlantedWorld:
 
     def _draw_set(
         self, demos: int, tests: int, generator: torch.Generator
-    ) -> tuple[Int[Tensor, "test pos"], Int[Tensor, " demo"], Int[Tensor, " test"]]:
-        """One demonstration set with some test inputs: a row of tokens each, the labels shown, the true labels."""
+    ) -> tuple[Int[Tensor, "test pos"], Int[Tensor, "test demo"], Int[Tensor, " test"]]:
+        """One demonstration set with some test inputs, a row each: tokens, the labels shown, the true label."""
         labels = torch.randint(self.labels, (demos,), generator=generator)
         while len(labels.unique()) < 2:
             labels = torch.randint(self.labels, (demos,), generator=generator)
@@ -172,4 +169,4 @@ class PlantedWorld:
         xs = FIRST_LABEL + self.labels + classes * self.inputs + order[classes, rank]
         pairs = torch.stack([xs[:demos], FIRST_LABEL + labels], 1).flatten()
         start = torch.cat([torch.tensor([BOS]), pairs]).expand(tests, -1)
-        return torch.cat([start, xs[demos:, None]], 1), labels, truth
+        return torch.cat([start, xs[demos:, None]], 1), labels.expand(tests, -1), truth

@@ -25,15 +25,14 @@ from icl_kernel_lens.worlds.planted.roles import (
 )
 from icl_kernel_lens.worlds.planted.stream import Stream
 
-
-def _frequencies() -> Tensor:
-    return 10000.0 ** -(torch.arange(0, ROTARY, 2).double() / ROTARY)
+FREQUENCIES = 10000.0 ** -(torch.arange(0, ROTARY, 2).double() / ROTARY)
+"""Of the turns that tell positions."""
 
 
 def _sharpness(context: int) -> float:
     """A score factor that leaves e^−40 to every position but the one meant, 0 or 1 steps before."""
     off = torch.arange(1, context + 1).double()[:, None]
-    gap = (1 - (off * _frequencies()).cos()).sum(-1).min()
+    gap = (1 - (off * FREQUENCIES).cos()).sum(-1).min()
     return 40.0 / float(gap)
 
 
@@ -43,37 +42,35 @@ def written(plan: PlantedPlan) -> HandWeights:
     least = ROTARY + FEATURES + 1
     d_head = plan.d_head or max(least + least % 2, 2 * -(-s.coordinates // (2 * plan.heads_per_layer)))
     width = d_head * plan.heads_per_layer
-    double = torch.float64
 
-    embed = torch.zeros(plan.vocab, s.size, dtype=double)
+    embed = torch.zeros(plan.vocab, s.size, dtype=torch.float64)
     words = slice(FIRST_LABEL, FIRST_LABEL + plan.labels)
     embed[:, s["const"]] = 1.0
     embed[words, s["is_label"]] = 1.0
     embed[BOS, s["is_bos"]] = 1.0
     embed[:, s["feature"]] = plan.features
-    embed[words, s["label"]] = torch.eye(plan.labels, dtype=double)
+    embed[words, s["label"]] = torch.eye(plan.labels, dtype=torch.float64)
     embed[words.stop :, s["vote"]] = (
         plan.direct * torch.nn.functional.one_hot(plan.classes[words.stop :]).double()
     )
     embed[:, s["scratch"]] = plan.scratch
 
-    steps = torch.arange(plan.longest).double()[:, None] * _frequencies()
+    steps = torch.arange(plan.longest).double()[:, None] * FREQUENCIES
     pairs = _pairs(plan.form)
-    positions = torch.zeros(plan.longest, s.size, dtype=double)
+    positions = torch.zeros(plan.longest, s.size, dtype=torch.float64)
     if plan.form == "plain":
-        turned = torch.zeros(plan.longest, ROTARY, dtype=double)
+        turned = positions[:, s["position"]]
         turned[:, pairs[0]], turned[:, pairs[1]] = steps.cos(), steps.sin()
-        positions[:, s["position"]] = turned
 
     shape = (plan.layers, plan.heads_per_layer)
-    q, k, v = (torch.zeros(*shape, s.size, d_head, dtype=double) for _ in range(3))
-    o = torch.zeros(*shape, d_head, s.size, dtype=double)
+    q, k, v = (torch.zeros(*shape, s.size, d_head, dtype=torch.float64) for _ in range(3))
+    o = torch.zeros(*shape, d_head, s.size, dtype=torch.float64)
     for ref, head in plan.all_heads.items():
         _write_head(plan, head, s, q[ref], k[ref], v[ref], o[ref])
 
-    unembed = torch.zeros(s.size, plan.vocab, dtype=double)
+    unembed = torch.zeros(s.size, plan.vocab, dtype=torch.float64)
     for subspace in ("vote", "taken"):
-        unembed[s[subspace], words] = torch.eye(plan.labels, dtype=double)
+        unembed[s[subspace], words] = torch.eye(plan.labels, dtype=torch.float64)
     unembed[s["const"]] = -ABOVE  # the answer over the whole vocabulary is a label
     unembed[s["const"], words] = 0.0
     return HandWeights(
@@ -150,14 +147,13 @@ def _look_back(plan: PlantedPlan, s: Stream, q: Tensor, k: Tensor, *, steps: int
     """Attend to the token so many steps before, by turning the query back."""
     one, two = _pairs(plan.form)
     size = _sharpness(plan.longest)
-    cos, sin = (steps * _frequencies()).cos(), (steps * _frequencies()).sin()
+    cos, sin = (steps * FREQUENCIES).cos(), (steps * FREQUENCIES).sin()
     if plan.form == "plain":
-        at = torch.arange(s["position"].start, s["position"].stop)
-        k[at, torch.arange(ROTARY)] = 1.0
-        q[at[one], torch.arange(ROTARY)[one]] = size * cos
-        q[at[two], torch.arange(ROTARY)[one]] = size * sin
-        q[at[two], torch.arange(ROTARY)[two]] = size * cos
-        q[at[one], torch.arange(ROTARY)[two]] = -size * sin
+        k[s["position"], :ROTARY] = torch.eye(ROTARY, dtype=torch.float64)
+        turn = q[s["position"], :ROTARY]
+        turn[one, one] = turn[two, two] = size * cos.diag()
+        turn[two, one] = size * sin.diag()
+        turn[one, two] = -size * sin.diag()
     else:
         k[s["const"], one] = 1.0
         q[s["const"], one] = size * cos

@@ -1,6 +1,6 @@
-"""Train the bundled mini model on the topics world, until it learns in context.
+"""The bundled mini model, and its training on the topics world until it learns in context.
 
-Every document holds 17 examples, and the loss is the cross-entropy of every label word given all that stands before
+A small Llama with a tokenizer of whole words, in Hugging Face format. Every document holds 17 examples, and the loss is the cross-entropy of every label word given all that stands before
 it, so one run trains for 0 to 16 demonstrations at once, plus the ordinary next-word loss. Where the accuracy leaves
 chance, in-context learning has emerged; the curve is kept in the record.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,76 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.tasks.topics import Document, LabelWords, Split, vocabulary
-from icl_kernel_lens.worlds.topics.model import MiniTraining, mini_model, mini_tokenizer
-from icl_kernel_lens.worlds.training import train
+from icl_kernel_lens.worlds.training import Training, train
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 RECORD_FILE = "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniTraining(Training):
+    """The sizes and the training of the bundled model, which the defaults made."""
+
+    steps: int = 3500
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    layers: int = 3
+    heads: int = 4
+    width: int = 64
+    mlp_width: int = 128
+    context: int = 256
+    text_weight: float = 1.0
+    """Weight of the next-word loss over all words beside the loss on the labels. Without it the labels
+    are not learned in this many steps: predicting a topic's words is what groups them."""
+    examples: int = 17
+    classes: tuple[int, ...] = (2, 3, 4)
+    """Topics per document, drawn evenly. With two alone, the model learns to compare the test input with
+    the last demonstration only; with more, it has to weigh all of them."""
+
+
+def mini_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer in Hugging Face format; it puts `<bos>` first by default."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(vocabulary())}
+    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    core.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def mini_model(settings: MiniTraining) -> LlamaForCausalLM:
+    """An untrained model of these sizes; the caller's random state is left as it was."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=settings.width,
+        intermediate_size=settings.mlp_width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.context,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return LlamaForCausalLM(config)
 
 
 def batch_of_documents(
@@ -38,8 +99,7 @@ def batch_of_documents(
 ) -> tuple[Int[Tensor, "document pos"], Int[Tensor, "document example"]]:
     """Token ids of `count` documents, right-padded, and the position of every label word."""
     ids = {word: i for i, word in enumerate(vocabulary())}
-    rows: list[list[int]] = []
-    label_pos: list[list[int]] = []
+    rows, label_pos = [], []
     for _ in range(count):
         document = Document.draw(rng, split, words, rng.choice(classes))
         row, where = [ids["<bos>"]], []
@@ -48,11 +108,9 @@ def batch_of_documents(
             row += [ids[word] for word in document.example(rng, label).texts[0].split()]
             row += [ids["is"], ids[document.label_words[label]], ids["."]]
             where.append(len(row) - 2)
-        rows.append(row)
+        rows.append(torch.tensor(row))
         label_pos.append(where)
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [ids["<pad>"]] * (longest - len(row)) for row in rows])
-    return tokens, torch.tensor(label_pos)
+    return pad_sequence(rows, batch_first=True, padding_value=ids["<pad>"]), torch.tensor(label_pos)
 
 
 def label_accuracy(

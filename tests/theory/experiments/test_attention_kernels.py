@@ -7,8 +7,7 @@ import torch
 
 from icl_kernel_lens.theory.bayes import bayesian_prediction
 from icl_kernel_lens.theory.experiments.attention_kernels import softmax_kernels
-from icl_kernel_lens.theory.kernel import fit_kernel, operator_features
-from icl_kernel_lens.theory.operators import Inputs, enumerate_inputs
+from icl_kernel_lens.theory.kernel import Inputs, enumerate_inputs, fit_kernel, operator_features
 from icl_kernel_lens.theory.theorem import measure_theorem
 
 

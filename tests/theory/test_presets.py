@@ -7,7 +7,7 @@ import torch
 
 from icl_kernel_lens.theory.bayes import bayesian_prediction
 from icl_kernel_lens.theory.checks import TheoryError
-from icl_kernel_lens.theory.ginc import DELIMITER, draw_ginc
+from icl_kernel_lens.theory.presets import DELIMITER, draw_ginc
 
 
 @pytest.fixture(scope="module")
