@@ -140,9 +140,11 @@ def _hugging_face(w: HandWeights) -> Any:
         case "plain":
             config: Any = transformers.GPT2Config(**common, **gpt)
         case "rotary":
+            # A quarter of a dimension more than asked for: the share is rounded down to whole dimensions.
+            share: dict[str, Any] = {"rotary_pct": (w.rotary_dim + 0.25) / d_head}
             config = transformers.GPTNeoXConfig(
-                # A quarter of a dimension more than asked for: the share is rounded down to whole dimensions.
-                **(common | {"rotary_pct": (w.rotary_dim + 0.25) / d_head}),
+                **common,
+                **share,
                 num_hidden_layers=layers,
                 num_attention_heads=heads,
                 hidden_size=width,
