@@ -63,17 +63,17 @@ COLUMNS: Mapping[str, str] = {
 SELECTED = ("votes", "label_shift", "matters")
 """Why a head was measured again."""
 DESCRIBED = [
-    *(
-        "head",
-        "class",
-        "agreement",
-        "control",
-        "margin_low",
-        "margin_high",
-        "label_shift",
-        "word_bound_shift",
-    ),
-    *("logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high"),
+    "head",
+    "class",
+    "agreement",
+    "control",
+    "margin_low",
+    "margin_high",
+    "label_shift",
+    "word_bound_shift",
+    "logit_diff_drop",
+    "logit_diff_drop_low",
+    "logit_diff_drop_high",
 ]
 """What a ranking's description shows of its table."""
 CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted")

@@ -22,8 +22,15 @@ from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
 _OWN_COLUMNS = {
-    *("prompt", "layer", "head", "value"),
-    *("low", "high", "strongest_control", "control", "above_control"),
+    "prompt",
+    "layer",
+    "head",
+    "value",
+    "low",
+    "high",
+    "strongest_control",
+    "control",
+    "above_control",
 }
 """What the tables call columns of their own."""
 
