@@ -72,7 +72,7 @@ def head_map_figure(
         value=[first._asdict()],
         views=[f"map_{number}" for number in range(len(fields))],
     )
-    chart.params = [pick, *chart.params]
+    chart.params = [pick, *(chart.params if "demos" in data else [])]  # the other one chooses a prompt
     return Figure.styled(
         chart,
         f"{title[:1].upper()}{title[1:]}",
