@@ -313,8 +313,8 @@ def experiment_figure(
             axis=alt.Axis(tickCount=5, format=".2~g"),
         )
         drawn.append(_panel(*_lines(lines, x, y, measure, offset=words)))
-    chart = alt.concat(*drawn, columns=2 if len(drawn) == 4 else 3, spacing=22)
-    return _figure(chart, title, [subtitle], name, wrap=110)
+    columns = 2 if len(drawn) == 4 else 3
+    return _figure(alt.concat(*drawn, columns=columns, spacing=22), title, [subtitle], name, wrap=110)
 
 
 def _setting_words(axis: str, settings: Sequence[Any]) -> alt.X:

@@ -51,7 +51,7 @@ from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layer
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.logits import logit_difference
 from icl_kernel_lens.prompts.promptset import PromptSet
-from icl_kernel_lens.results.patch_effects import Comparison, PatchEffects, Places
+from icl_kernel_lens.results.patch_effects import Estimates, PatchEffects, Places
 from icl_kernel_lens.run.forward import check_differentiable
 from icl_kernel_lens.run.runner import run_prompts
 from icl_kernel_lens.run.variants import (
@@ -361,10 +361,10 @@ def attributed(
     some = replace(patch, cells=patch.cells[torch.cat([drawn, most]).unique()])
     exact = run(adapter, some, checkpoint=folder and folder / "exact", progress=progress)
 
-    def compared(which: Tensor) -> Comparison:
+    def compared(which: Tensor) -> Estimates:
         cells = patch.cells[which]
         effects = exact.effect()[(slice(None), *cells.unbind(1))]
-        return Comparison(tuple(map(tuple, cells.tolist())), estimates[:, which], effects)
+        return Estimates(tuple(map(tuple, cells.tolist())), estimates[:, which], effects)
 
     base = logit_difference(results["base_label_scores"], results["reference"])
     return replace(

@@ -232,8 +232,7 @@ def mean_read(
         places = torch.cat([torch.arange(*span) for span in prompts.label_spans[number].tolist()])
         seen = look_at(adapter, tokens, at, places, ("value",), keep(adapter, tokens, at, shared, own))
         weights = seen.weights[..., places.to(seen.weights.device)]
-        read = torch.einsum("lhk,lhkd->lhd", weights, seen.vectors["value"].to(weights.dtype))
-        return {"read": read.cpu()[None]}
+        return {"read": torch.einsum("lhk,lhkd->lhd", weights, seen.vectors["value"].to(weights)).cpu()[None]}
 
     results, _ = run_prompts(
         prompts,

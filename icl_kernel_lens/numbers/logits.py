@@ -24,8 +24,7 @@ def logit_difference(
     label_scores: Float[Tensor, "*cell label"], reference: Int[Tensor, "*#cell"]
 ) -> Float[Tensor, "*cell"]:
     """The reference class's label logit minus the mean of the others'."""
-    reference = reference.expand(label_scores.shape[:-1])
-    return contrast(label_scores, -1).gather(-1, reference[..., None])[..., 0]
+    return contrast(label_scores, -1).gather(-1, reference.expand(label_scores.shape[:-1])[..., None])[..., 0]
 
 
 def measures(

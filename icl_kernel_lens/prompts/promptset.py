@@ -242,8 +242,8 @@ class PromptSet:
 
     def digest(self) -> str:
         """A digest of tokens, positions, roles, labels and label tokens, whatever the texts and `demo_set` say."""
-        numbers = {name: value for name, value in encode(self)[1].items() if name != "demo_set"}
-        return digest([self.score_on], numbers)[:16]
+        _, numbers = encode(self)
+        return digest([self.score_on], {name: numbers[name] for name in numbers if name != "demo_set"})[:16]
 
     def same_as(self, other: PromptSet) -> bool:
         """Whether these are the same prompts in the same order."""

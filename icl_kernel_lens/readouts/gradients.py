@@ -200,8 +200,7 @@ class _Graph:
                 return attention.attend() + sign * step * self.gradients[attention.layer]
 
             logits = self.run(handle, gradients=False).cpu().double()
-            losses = torch.nn.functional.cross_entropy(logits, self.target.cpu(), reduction="none")
-            return float(losses[at])
+            return float(torch.nn.functional.cross_entropy(logits[at], self.target[at].cpu()))
 
         off = abs((moved(1.0) - moved(-1.0)) / (2 * step) / slope - 1)
         if off > 0.05:

@@ -132,10 +132,11 @@ class Result:
                 'to_xarray needs xarray, which is not installed: pip install "icl-kernel-lens[xarray]".',
                 code="package-missing",
             ) from error
-        found = {}
-        for leaf in self.leaves():
-            tensor, axes = leaf.varying()
-            found[leaf.path] = axes, tensor.numpy(), {"units": leaf.unit} if leaf.unit else {}
+        varying = {leaf.path: (leaf.varying(), leaf.unit) for leaf in self.leaves()}
+        found = {
+            path: (axes, tensor.numpy(), {"units": unit} if unit else {})
+            for path, ((tensor, axes), unit) in varying.items()
+        }
         attrs = {"kind": type(self).__name__, "data": json.dumps(fields.encode(self)[0])}
         coords = {axis: list(names) for axis, names in self.coords().items()}
         return xr.Dataset(found, coords=coords, attrs=attrs)

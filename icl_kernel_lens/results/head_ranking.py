@@ -312,8 +312,9 @@ class HeadRanking(Result):
 
     def choosing_table(self) -> pd.DataFrame:
         """One row a head: what the choosing half said, every p-value by its name, and what it was selected for."""
-        frame = head_table({**self.choosing, **self._selected()})
-        return frame.sort_values("p", kind="stable", ignore_index=True)
+        return head_table({**self.choosing, **self._selected()}).sort_values(
+            "p", kind="stable", ignore_index=True
+        )
 
     def _selected(self) -> dict[str, Tensor]:
         return {f"selected_{name}": chosen for name, chosen in self.selected.items()}

@@ -95,8 +95,9 @@ class LogitAttribution(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: prompt, layer, head, value, and the part of it through label tokens."""
-        parts = {"value": self.heads, "through_labels": self.demos.sum(-1)}
-        return long_form(("prompt", "layer", "head"), parts)
+        return long_form(
+            ("prompt", "layer", "head"), {"value": self.heads, "through_labels": self.demos.sum(-1)}
+        )
 
     def __repr__(self) -> str:
         prompts, layers, heads = self.heads.shape

@@ -39,7 +39,7 @@ _COLUMNS = ("", "prompt", "base", "logit_difference", "effect", "low", "high")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Estimates:
     """First-order estimates beside exact effects of the same cells."""
 
     cells: tuple[tuple[int, ...], ...]
@@ -92,9 +92,9 @@ class PatchEffects(Result):
     settings: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     """Why cells are NaN, and how many."""
-    sample: Comparison | None = None
+    sample: Estimates | None = None
     """Exact effects of cells drawn at random, beside first-order estimates."""
-    largest: Comparison | None = None
+    largest: Estimates | None = None
     """Exact effects of the cells with the largest estimates."""
 
     def _problems(self) -> Iterator[str]:

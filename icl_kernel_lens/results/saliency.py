@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
-from icl_kernel_lens.results.base import Result, head_table
+from icl_kernel_lens.results.base import Result, broken, head_table
 from icl_kernel_lens.results.run_info import RunInfo
 
 FLOWS = ("wp", "pq", "ww")
@@ -33,8 +33,13 @@ class Saliency(Result):
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def _problems(self) -> Iterator[str]:
-        if self.layers.shape[2] != len(FLOWS):
-            yield f"layers must hold {', '.join(FLOWS)}; there are {self.layers.shape[2]}"
+        return broken(
+            {
+                f"layers must hold {', '.join(FLOWS)}; there are {self.layers.shape[2]}": (
+                    self.layers.shape[2] == len(FLOWS)
+                )
+            }
+        )
 
     def coords(self) -> Mapping[str, Sequence[str]]:
         """The kinds of pairs."""

@@ -12,7 +12,7 @@ import pandas as pd
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.stability import stability_figure
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.head_ranking import HeadRanking
 
 
@@ -23,10 +23,13 @@ class Stability(Result):
     rankings: Mapping[str, HeadRanking]
 
     def _problems(self) -> Iterator[str]:
-        if len(self.rankings) < 2:
-            yield f"at least two rankings can be compared; got {len(self.rankings)}"
-        if clash := {"head", "kernel_head_in"} & set(self.rankings):
-            yield f"{', '.join(clash)} is a column of the table, and cannot be a ranking's name"
+        count, clash = len(self.rankings), {"head", "kernel_head_in"} & set(self.rankings)
+        return broken(
+            {
+                f"at least two rankings can be compared; got {count}": count > 1,
+                f"{', '.join(clash)} is a column of the table, and cannot be a ranking's name": not clash,
+            }
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """The long forms of all rankings, the name of each in the column `ranking`."""

@@ -112,5 +112,4 @@ def in_batches(
     adapter: ModelAdapter, variants: Sequence[T], length: int, shared: int, run: Callable[[Sequence[T]], R]
 ) -> Iterator[R]:
     """Runs variants of one prompt in as many passes as memory asks for; a pass that does not fit is halved."""
-    size = prompts_at_once(adapter, length, shared, fast=True)
-    return (result for _, result in in_pieces(variants, size, run))
+    return (r for _, r in in_pieces(variants, prompts_at_once(adapter, length, shared, fast=True), run))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.theory import Series, concentration_figure
-from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.base import Result, broken, long_form
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.checks import at_least, require, rising
 from icl_kernel_lens.theory.hmm import all_sequences, distinct, log_matmul, normalised, of_each
@@ -69,10 +69,16 @@ def check_counts(counts: Sequence[int] | None, demos: int) -> tuple[int, ...]:
 def count_problems(counts: Sequence[int], shape: torch.Size, least: int) -> Iterator[str]:
     """What is wrong with a result of one row a trial and one column a number of demonstrations."""
     trials, columns = shape
-    if not trials or not columns or len(counts) != columns:
-        yield f"it must hold trials, one column a number of demonstrations; {counts} are {columns} columns of {trials}"
-    if not rising(counts) or min(counts) < least:
-        yield f"numbers of demonstrations must rise from {least} or more; they are {counts}"
+    return broken(
+        {
+            f"it must hold trials, one column a number of demonstrations; {counts} are {columns} columns of {trials}": (
+                trials > 0 and columns == len(counts) > 0
+            ),
+            f"numbers of demonstrations must rise from {least} or more; they are {counts}": (
+                rising(counts) and min(counts, default=least) >= least
+            ),
+        }
+    )
 
 
 def log_examples(
@@ -184,8 +190,10 @@ class TaskDivergences(Result):
     """ln(1 / (ε_r ε_d))."""
 
     def _problems(self) -> Iterator[str]:
-        if not len(self.values) or self.values.shape[0] != self.values.shape[1]:
-            yield f"divergences are of each task from each; their shape is {tuple(self.values.shape)}"
+        tasks, rivals = self.values.shape
+        return broken(
+            {f"divergences are of each task from each; their shape is {(tasks, rivals)}": 0 < tasks == rivals}
+        )
 
     @property
     def eps_kl(self) -> float:
@@ -270,9 +278,15 @@ class Concentration(Result):
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def _problems(self) -> Iterator[str]:
+        last = len(self.divergences.values) - 1
         yield from count_problems(self.counts, self.posterior.shape, 0)
-        if ((self.tasks < 0) | (self.tasks >= len(self.divergences.values))).any():
-            yield f"tasks lie in 0…{len(self.divergences.values) - 1}; they are {self.tasks.unique().tolist()}"
+        yield from broken(
+            {
+                f"tasks lie in 0…{last}; they are {self.tasks.unique().tolist()}": bool(
+                    ((self.tasks >= 0) & (self.tasks <= last)).all()
+                )
+            }
+        )
 
     def coords(self) -> dict[str, Sequence[Any]]:
         return {"n": list(self.counts)}

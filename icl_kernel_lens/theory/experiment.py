@@ -14,7 +14,7 @@ from torch import Tensor
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.theory import Series, experiment_figure
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
-from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.base import Result, broken, long_form
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.mixture import WorldInfo
 
@@ -58,14 +58,23 @@ class Experiment(Result):
             yield f"there must be values of each measure; they are of {list(self.values)} and {list(self.measures)}"
             return
         trials, *shape = self._first.shape
-        if not trials or shape != [len(self.settings), len(self.series)] or 0 in shape:
-            yield f"values must be trials × {len(self.settings)} settings × {len(self.series)} series; they are {trials} × {shape}"
-        if any(values.isinf().any() for values in self.values.values()):
-            yield "values must be finite, or NaN where there was no prediction"
-        if any(not isinstance(setting, str) and not math.isfinite(setting) for setting in self.settings):
-            yield f"settings must be finite; they are {self.settings}"
-        if len(set(self.settings)) < len(self.settings) or len(set(self.series)) < len(self.series):
-            yield "settings and series must differ from each other"
+        settings, series = len(self.settings), len(self.series)
+        yield from broken(
+            {
+                f"values must be trials × {settings} settings × {series} series; they are {trials} × {shape}": (
+                    shape == [settings, series] and trials * settings * series > 0
+                ),
+                "values must be finite, or NaN where there was no prediction": not any(
+                    values.isinf().any() for values in self.values.values()
+                ),
+                f"settings must be finite; they are {self.settings}": all(
+                    isinstance(setting, str) or math.isfinite(setting) for setting in self.settings
+                ),
+                "settings and series must differ from each other": (
+                    len(set(self.settings)) == settings and len(set(self.series)) == series
+                ),
+            }
+        )
 
     def coords(self) -> dict[str, Sequence[Any]]:
         return {"setting": list(self.settings), "series": list(self.series)}

@@ -106,8 +106,7 @@ def all_sequences(
 
 def sequence_index(symbols: int, tokens: Int64[Tensor, "input position"]) -> Int64[Tensor, " input"]:
     """The row of `all_sequences` that each sequence is."""
-    place = symbols ** torch.arange(tokens.shape[1] - 1, -1, -1)
-    return (tokens * place).sum(-1)
+    return (tokens * symbols ** torch.arange(tokens.shape[1] - 1, -1, -1)).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from torch import Tensor
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.theory import variants_figure
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.bayes import check_counts
 from icl_kernel_lens.theory.checks import TheoryError, at_least, require, tokens_in_range
@@ -263,15 +263,23 @@ class VariantTable(Result):
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def _problems(self) -> Iterator[str]:
-        shape = len(self.variants), len(self.tasks)
-        if not all(shape) or tuple(self.rank.shape) != shape:
-            yield f"it must hold variants and tasks; its numbers are {tuple(self.rank.shape)} for {shape}"
-        if len(self.why) != shape[0] or any(len(row) != shape[1] for row in self.why):
-            yield "why must hold a text for each variant and task"
-        if len(set(self.variants)) < shape[0] or len(set(self.tasks)) < shape[1]:
-            yield "variants and tasks must differ from each other"
-        if any((found < 0).any() for found in (self.mean_distance, self.worst_distance)):
-            yield "distances must not be below 0"
+        variants, tasks = shape = len(self.variants), len(self.tasks)
+        return broken(
+            {
+                f"it must hold variants and tasks; its numbers are {tuple(self.rank.shape)} for {shape}": (
+                    all(shape) and tuple(self.rank.shape) == shape
+                ),
+                "why must hold a text for each variant and task": (
+                    [len(row) for row in self.why] == [tasks] * variants
+                ),
+                "variants and tasks must differ from each other": (
+                    len(set(self.variants)) == variants and len(set(self.tasks)) == tasks
+                ),
+                "distances must not be below 0": not any(
+                    (found < 0).any() for found in (self.mean_distance, self.worst_distance)
+                ),
+            }
+        )
 
     def coords(self) -> dict[str, Sequence[Any]]:
         return {"variant": [str(variant) for variant in self.variants], "task": list(self.tasks)}

@@ -24,7 +24,7 @@ from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.theory import Series, theorem_figure
 from icl_kernel_lens.numbers.intervals import bootstrap_counts, cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, long_form
+from icl_kernel_lens.results.base import Result, broken, long_form
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.bayes import (
     bayesian_prediction,
@@ -70,10 +70,16 @@ class TheoremTerms(Result):
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def _problems(self) -> Iterator[str]:
-        if not len(self.eps_theta) or (self.eps_theta < 0).any() or not self.eta >= 0:
-            yield "η, and ε_θ of at least one task, must be 0 or more"
-        if not 0 < self.delta < 1 or self.symbols < 1:
-            yield f"delta lies between 0 and 1 and symbols from 1 on; they are {self.delta} and {self.symbols}"
+        return broken(
+            {
+                "η, and ε_θ of at least one task, must be 0 or more": (
+                    len(self.eps_theta) > 0 and not (self.eps_theta < 0).any() and self.eta >= 0
+                ),
+                f"delta lies between 0 and 1 and symbols from 1 on; they are {self.delta} and {self.symbols}": (
+                    0 < self.delta < 1 and self.symbols >= 1
+                ),
+            }
+        )
 
     @property
     def bias(self) -> Float64[Tensor, " task"]:
@@ -213,10 +219,16 @@ class TheoremResult(Result):
 
     def _problems(self) -> Iterator[str]:
         yield from count_problems(self.counts, self.l1.shape, 1)
-        if any(((found < 0) | found.isinf()).any() for found in (self.l1, self.linf, self.task_l1)):
-            yield "distances must be finite and not below 0"
-        if not self.agree.isnan().logical_or((self.agree == 0) | (self.agree == 1)).all():
-            yield "agreement must be 0, 1 or NaN"
+        yield from broken(
+            {
+                "distances must be finite and not below 0": not any(
+                    ((found < 0) | found.isinf()).any() for found in (self.l1, self.linf, self.task_l1)
+                ),
+                "agreement must be 0, 1 or NaN": bool(
+                    (self.agree.isnan() | (self.agree == 0) | (self.agree == 1)).all()
+                ),
+            }
+        )
 
     def coords(self) -> dict[str, Sequence[Any]]:
         return {"n": list(self.counts)}

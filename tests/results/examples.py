@@ -13,7 +13,7 @@ from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result
 from icl_kernel_lens.results.logit_attribution import LogitAttribution
-from icl_kernel_lens.results.patch_effects import Comparison, PatchEffects
+from icl_kernel_lens.results.patch_effects import Estimates, PatchEffects
 from icl_kernel_lens.results.saliency import Saliency
 from icl_kernel_lens.results.stability import Stability
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
@@ -74,7 +74,7 @@ def stability() -> Stability:
 def patch_effects() -> PatchEffects:
     places = {"layer": (0, 1), "head": (0, 1, 2), "offset": (-1, 0)}
     shape = tuple(map(len, places.values()))
-    compared = Comparison(
+    compared = Estimates(
         tuple((0,) * (len(shape) - 1) + (i % shape[-1],) for i in range(3)), drawn(P, 3), drawn(P, 3)
     )
     values = drawn(P, *shape).index_fill(1, torch.tensor(0), float("nan"))

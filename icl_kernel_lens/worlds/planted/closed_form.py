@@ -167,8 +167,7 @@ class PlantedPlan(PlantedWorld):
         import pandas as pd
 
         view = self.samples[1] if prompts is None else self._view(prompts)
-        rows = self.judged(view, tuple(self.all_heads))
-        return pd.DataFrame([asdict(judged) for judged in rows])
+        return pd.DataFrame([asdict(judged) for judged in self.judged(view, tuple(self.all_heads))])
 
     def judged(self, view: View, refs: Sequence[HeadRef]) -> list[Judged]:
         """See `facts`."""

@@ -32,8 +32,7 @@ FREQUENCIES = 10000.0 ** -(torch.arange(0, ROTARY, 2).double() / ROTARY)
 def _sharpness(context: int) -> float:
     """A score factor that leaves e^−40 to every position but the one meant, 0 or 1 steps before."""
     off = torch.arange(1, context + 1).double()[:, None]
-    gap = (1 - (off * FREQUENCIES).cos()).sum(-1).min()
-    return 40.0 / float(gap)
+    return 40.0 / float((1 - (off * FREQUENCIES).cos()).sum(-1).min())
 
 
 def written(plan: PlantedPlan) -> HandWeights:

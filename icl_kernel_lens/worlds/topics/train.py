@@ -131,8 +131,8 @@ def label_accuracy(
     rivals = torch.where(
         answers == answers.amin(1, keepdim=True), answers.amax(1, keepdim=True), answers.amin(1, keepdim=True)
     )
-    right = scores.gather(-1, answers[..., None]) >= scores.gather(-1, rivals[..., None])
-    return right.squeeze(-1).float().mean(0)
+    own, other = (scores.gather(-1, labels[..., None])[..., 0] for labels in (answers, rivals))
+    return (own >= other).float().mean(0)
 
 
 def train_mini(out: Path, settings: MiniTraining | None = None, *, progress: bool = True) -> dict[str, Any]:
