@@ -182,7 +182,7 @@ def label_noise(
     shift = torch.randint(1, max(2, world.symbols), prompts.answers.shape, generator=generator)
     wrong = (prompts.answers + shift) % world.symbols
     series = (KERNEL, BAYES, f"{BAYES}, told the share")
-    no_posterior = torch.full((trials,), math.nan, dtype=torch.float64)
+    no_posterior = torch.full((trials, world.tasks), math.nan, dtype=torch.float64)
     cells = []
     for share in shares:
         changed = replace(prompts, answers=torch.where(chance < share, wrong, prompts.answers))
