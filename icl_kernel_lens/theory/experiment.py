@@ -110,7 +110,9 @@ class Experiment(Result):
         low, high = cluster_bootstrap(values, torch.arange(self.trials), draws=1000)
         columns = {"mean": values.nanmean(0), "low": low, "high": high, "scored": scored(values)}
         names = {"measure": list(self.measures), **self.coords()}
-        return long_form(list(names), columns, coords=names)[["setting", "series", "measure", *columns]]
+        return long_form(list(names), columns, coords=names).reindex(
+            columns=["setting", "series", "measure", *columns]
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: one row a trial, setting and series, one column a measure."""

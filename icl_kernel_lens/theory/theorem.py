@@ -315,8 +315,8 @@ class TheoremResult(Result):
         """Ours beside the paper's Table 3, for the numbers of demonstrations that both have."""
         printed = {f"paper_{name}": torch.tensor(row, dtype=torch.float64) for name, row in PAPER.items()}
         both = self.table().merge(long_form(["n"], printed, coords={"n": COUNTS}), on="n")
-        both = both.rename(columns={"agree_of_all": "agreement"})
-        return both[["n", "l1", "linf", "paper_distance", "agreement", "paper_accuracy"]]
+        columns = ["n", "l1", "linf", "paper_distance", "agreement", "paper_accuracy"]
+        return both.rename(columns={"agree_of_all": "agreement"}).reindex(columns=columns)
 
     def figure(self, *, letter: TheoremResult | None = None, terms: TheoremTerms | None = None) -> Figure:
         """Distance and agreement against n; beside them the paper's, Eq. 6 by its letter, and the bound's terms.

@@ -182,19 +182,16 @@ def label_noise(
     shift = torch.randint(1, max(2, world.symbols), prompts.answers.shape, generator=generator)
     wrong = (prompts.answers + shift) % world.symbols
     series = (KERNEL, BAYES, f"{BAYES}, told the share")
+    no_posterior = torch.full((trials, world.tasks), math.nan, dtype=torch.float64)
     cells = []
     for share in shares:
         changed = replace(prompts, answers=torch.where(chance < share, wrong, prompts.answers))
         bayes = bayesian_prediction(world, changed, [n])
-        posterior = bayes.posterior_with_input[:, 0]
         # Wrong labels differ from the true one: evenly random ones, of which 1/m are right, in proportion.
         even = min(1.0, share * world.symbols / max(1, world.symbols - 1))
         guesses = (
-            (
-                prediction_from_all(weights, changed.answers, world.symbols),
-                torch.full_like(posterior, math.nan),
-            ),
-            (bayes.prediction[:, 0], posterior),
+            (prediction_from_all(weights, changed.answers, world.symbols), no_posterior),
+            (bayes.prediction[:, 0], bayes.posterior_with_input[:, 0]),
             noisy_prediction(world, changed, even),
         )
         cells.append(
@@ -202,9 +199,9 @@ def label_noise(
                 {
                     "l1": (guess - truth).abs().sum(-1),
                     "agree": same_first_answer(guess, truth),
-                    "posterior": found.gather(1, prompts.true_tasks[:, None])[:, 0],
+                    "posterior": posterior.gather(1, prompts.true_tasks[:, None])[:, 0],
                 }
-                for guess, found in guesses
+                for guess, posterior in guesses
             ]
         )
     values = collect(NOISE_MEASURES, cells)
