@@ -2,12 +2,15 @@
 # make test   set up and run the tests
 # make check  lint, format and types;  make examples  run the examples
 # make bench  measure what reading costs, about ten minutes; tables and figure in benchmarks/results/
-# make test-tl4  the tests again, with TransformerLens 4 (which has no HookedTransformer)
+# make test-tl4  with TransformerLens 4 (which has no HookedTransformer), the tests that run a model
 
 PYTHON ?= python3
 VENV ?= .venv
 VENV4 ?= .venv-tl4
 TL4 := 4.3.0
+# What knows no model (numbers, charts, files, theory) is tested once; so are locks and processes, which know no class.
+TL4_TESTS := $(addprefix tests/,models prompts run evidence scores readouts interventions locate worlds cli test_end_to_end.py)
+TL4_SKIP := $(addprefix --ignore=tests/,run/test_folder.py run/test_processes.py cli/test_two_runs.py)
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/icl-kernel-lens score --out demo
@@ -16,7 +19,7 @@ test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-tl4: $(VENV4)/.ready
-	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest -n 2 --dist loadfile $(TL4_TESTS) $(TL4_SKIP)
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
