@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from icl_kernel_lens.cli import main, options
-from icl_kernel_lens.interventions import activations, cuts, patch
+from icl_kernel_lens.interventions import cuts, patch
 from icl_kernel_lens.theory.presets import PRESETS
 
 
@@ -26,7 +26,7 @@ def test_every_command_takes_the_same_model_task_prompts_and_folder(command, cap
 
 def test_words_are_the_librarys():
     assert get_args(options.World) == tuple(PRESETS)
-    assert options.Activation == activations.Activation
+    assert options.Activation == patch.Activation
     assert options.Edges == cuts.Edges
     assert options.Method == patch.Method
     assert options.Direction == patch.Direction
