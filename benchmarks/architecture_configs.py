@@ -349,12 +349,11 @@ CONFIGS: dict[str, Entry] = {
     ),
     "hrm_text": _of(
         "HrmText",
-        "gated, the same layers run in cycles",
-        {**MODERN, "num_hidden_layers": 4},
+        "gated, two stacks of layers run in cycles",
+        MODERN | {"num_hidden_layers": 2},
         head_dim=8,
         H_cycles=1,
         L_cycles=2,
-        num_layers_per_stack=2,
         prefix_lm=False,
     ),
     "hunyuan_v1_dense": _of("HunYuanDenseV1", "grouped, norms of q and k after rotary", HEADS),
@@ -687,6 +686,12 @@ ADDED: dict[str, Entry] = {
             "vocab_size_per_layer_input": VOCAB,
             "hidden_size_per_layer_input": 8,
         },
+    ),
+    "granitemoehybrid_rope": _of(
+        "GraniteMoeHybrid",
+        "hybrid: grouped attention, Mamba-2, experts",
+        CONFIGS["granitemoehybrid"].fields,
+        position_embedding_type="rope",
     ),
 }
 """What came after the list was fixed; counted apart."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import tempfile
 import time
 import traceback
@@ -152,6 +153,11 @@ class Measured:
         found, expected = (
             torch.cat([x.flatten() for x in side]).double() for side in zip(*pairs, strict=True)
         )
+        # A row of which nothing is left is NaN on both sides.
+        base = None if base is None else base.flatten().double()[~expected.isnan()]
+        found, expected = found[~expected.isnan()], expected[~expected.isnan()]
+        if not len(expected):
+            raise NotSeen("nothing is left to be compared")
         scale = expected.abs().max()
         difference = float((found - expected).abs().nan_to_num(0).max() / scale)
         result: dict[str, Any] = {
@@ -161,7 +167,7 @@ class Measured:
         if missing := int(found.isnan().sum()):
             result |= {"outcome": "wrong", "message": f"{missing} of {found.numel()} numbers are NaN"}
         if base is not None:
-            result["effect"] = float((expected - base.flatten().double()).abs().max() / scale)
+            result["effect"] = float((expected - base).abs().max() / scale)
             if result["outcome"] == "exact" and result["effect"] < LEAST:
                 result |= {"outcome": "not compared", "message": "effects are too small to be compared"}
         self.parts[part] = result
@@ -286,7 +292,11 @@ class Comparison:
         for i in range(len(scores)):
             for layer, head in heads:
                 ours = scores[i, layer, head]
-                pairs.append((ours[1:] - ours[:1], relative(expected(i, layer, head))))
+                try:
+                    theirs = relative(expected(i, layer, head))
+                except Exception as error:
+                    raise NotSeen(f"the reference cannot be changed: {_said(error)}") from error
+                pairs.append((ours[1:] - ours[:1], theirs))
         self.measured.compare(part, pairs, base[:, None].expand(-1, len(heads), -1))
 
     def heads(self) -> list[tuple[int, int]]:
@@ -355,8 +365,8 @@ def _loaded(entry: Entry, kind: str) -> Any:
         return load_model(folder, device="cpu", backend="hooked")
 
 
-def _alone(entry: Entry, kind: str, reference: Reference) -> dict[str, str]:
-    """What TransformerLens does with this model without the library."""
+def _alone(entry: Entry, kind: str, reference: Reference) -> dict[str, str | float]:
+    """What TransformerLens does with this model without the library: logits beside Hugging Face's, over their spread."""
     if kind != BRIDGE:
         return {}
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
@@ -368,19 +378,28 @@ def _alone(entry: Entry, kind: str, reference: Reference) -> dict[str, str]:
         )
     except Exception as error:
         return {"build": _said(error)}
-    try:
-        with torch.no_grad():
-            logits = bridge(reference.prompts[0][None], return_type="logits")[0].float()
-    except Exception as error:
-        return {"forward": _said(error)}
-    theirs = reference.seen[0].logits
-    return {"logits": f"{float((logits - theirs).abs().max() / theirs.std()):.1e} from Hugging Face's"}
+    tokens, theirs = reference.prompts[0][None], reference.seen[0].logits
+    ways = {
+        "forward": {},
+        "forward without a cache": {"use_cache": False},
+        "forward with a mask of ones": {"attention_mask": torch.ones_like(tokens)},
+    }
+    found: dict[str, str | float] = {}
+    for way, options in ways.items():
+        try:
+            with torch.no_grad():
+                logits = bridge(tokens, return_type="logits", **options)[0].float()
+        except Exception as error:
+            found[way] = _said(error)
+        else:
+            found[way] = float((logits - theirs).abs().max() / theirs.std())
+    return found
 
 
 def _not_built(result: dict[str, Any]) -> dict[str, Any]:
     """A refusal or an exception that TransformerLens raises alone is none of the library's."""
     alone = result.get("transformer_lens", {})
-    why = alone.get("build") or alone.get("forward")
+    why = next((alone[way] for way in ("build", "forward") if isinstance(alone.get(way), str)), None)
     answers = result["parts"].get("answers", {})
     hooked = result["kind"] == HOOKED and answers.get("code") == "model-backend"
     if why and answers.get("outcome") in ("refused", "crashed"):
@@ -480,9 +499,21 @@ def why(result: dict[str, Any]) -> str:
     """The first sentence of what was said."""
     said = [part["message"] for part in result["parts"].values() if part.get("message")]
     text = result.get("message") or next(iter(dict.fromkeys(said)), "")
-    text = " ".join(text.split()).replace("|", "\\|")
+    text = re.sub(r"\S*tiny-\w+", "this model", " ".join(text.split()).replace("|", "\\|"))
+    text = text.replace(result["model"], "its class").replace("unnamed", "this model")
     first = text.split(". ")[0]
-    return first if len(first) < 300 else first[:297] + "…"
+    first = first if len(first) < 300 else first[:297] + "…"
+    codes = {part.get("code") for part in result["parts"].values()}
+    attending = result.get("reference", {}).get("attending")
+    if "no-attention" in codes and attending:
+        first += f". *But Hugging Face's code attends in layers {attending}, which TransformerLens does not open up.*"
+    alone = result.get("transformer_lens", {})
+    for way, difference in alone.items() if result["outcome"] != "not built" else ():
+        if isinstance(difference, str):
+            first += f". *TransformerLens alone, {way}: {difference}.*"
+        elif difference > 1e-3:
+            first += f". *TransformerLens alone, {way}: logits {difference:.1e} from Hugging Face's.*"
+    return first.strip()
 
 
 def counts(results: dict[str, dict[str, Any]], names: Iterable[str]) -> Counter[str]:
@@ -554,6 +585,8 @@ another run. Prompts have different lengths, and are longer than every sliding w
 Does not show: that a trained model in half precision is read as exactly; verification measures that on the model in hand,
 whatever its name.
 
+{rows}
+
 {environments}
 """
 
@@ -568,7 +601,16 @@ def write_docs(path: Path, folder: Path) -> None:
     environments = "\n".join(
         "- " + ", ".join(f"{key} {record['environment'][key]}" for key in kept) for record in records.values()
     )
-    text = DOCS.format(count=len(CONFIGS), environments=environments)
+    exact = [
+        result["rows_from"]
+        for record in records.values()
+        for found in record["results"].values()
+        for result in found.values()
+        if result["outcome"] == "exact"
+    ]
+    own = sum(source == "output_attentions" for source in exact)
+    rows = f"Of {len(exact)} exact outcomes, rows were compared with Hugging Face's own `output_attentions` in {own}."
+    text = DOCS.format(count=len(CONFIGS), environments=environments, rows=rows)
     drawn = [table.markdown().replace("### ", "## ", 1) for table in tables(records)]
     path.write_text("\n\n".join([text.strip(), *drawn]) + "\n", encoding="utf-8")
 
