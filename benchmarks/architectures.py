@@ -183,7 +183,8 @@ class Measured:
         except Differ as error:
             found = {"outcome": "wrong", "message": str(error)}
         except LensError as error:
-            found = {"outcome": "refused", "code": error.code, "message": error.message}
+            message = re.sub(r"\S*tiny-\w+", "this model", error.message)
+            found = {"outcome": "refused", "code": error.code, "message": message}
         except Exception as error:
             found = {"outcome": "crashed", "message": _said(error)}
         else:
@@ -403,9 +404,9 @@ def _not_built(result: dict[str, Any]) -> dict[str, Any]:
     answers = result["parts"].get("answers", {})
     hooked = result["kind"] == HOOKED and answers.get("code") == "model-backend"
     if why and answers.get("outcome") in ("refused", "crashed"):
-        return result | {"outcome": "not built", "message": f"TransformerLens: {why}"}
+        return result | {"outcome": "not built", "parts": {}, "message": f"TransformerLens: {why}"}
     if hooked and "logits differ" not in answers["message"]:
-        return result | {"outcome": "not built", "message": answers["message"]}
+        return result | {"outcome": "not built", "parts": {}, "message": answers["message"]}
     return result
 
 
@@ -499,21 +500,24 @@ def why(result: dict[str, Any]) -> str:
     """The first sentence of what was said."""
     said = [part["message"] for part in result["parts"].values() if part.get("message")]
     text = result.get("message") or next(iter(dict.fromkeys(said)), "")
-    text = re.sub(r"\S*tiny-\w+", "this model", " ".join(text.split()).replace("|", "\\|"))
+    text = " ".join(text.split()).replace("|", "\\|")
     text = text.replace(result["model"], "its class").replace("unnamed", "this model")
     first = text.split(". ")[0]
     first = first if len(first) < 300 else first[:297] + "…"
+    notes: list[str] = []
     codes = {part.get("code") for part in result["parts"].values()}
     attending = result.get("reference", {}).get("attending")
     if "no-attention" in codes and attending:
-        first += f". *But Hugging Face's code attends in layers {attending}, which TransformerLens does not open up.*"
+        notes.append(f"but Hugging Face's code attends in layers {attending}")
     alone = result.get("transformer_lens", {})
     for way, difference in alone.items() if result["outcome"] != "not built" else ():
         if isinstance(difference, str):
-            first += f". *TransformerLens alone, {way}: {difference}.*"
+            notes.append(f"TransformerLens alone, {way}: {difference}")
         elif difference > 1e-3:
-            first += f". *TransformerLens alone, {way}: logits {difference:.1e} from Hugging Face's.*"
-    return first.strip()
+            notes.append(
+                f"TransformerLens alone, {way}: logits {difference:.1e} from Hugging Face's, over their spread"
+            )
+    return ". ".join([*([first] if first else []), *(f"*{note}*" for note in notes[:1])])
 
 
 def counts(results: dict[str, dict[str, Any]], names: Iterable[str]) -> Counter[str]:
@@ -573,14 +577,15 @@ model in the registry of TransformerLens 4.3.0 whose code is in transformers, an
 built tiny with random weights (`benchmarks/architecture_configs.py`) and compared with Hugging Face's own code alone, on a
 second copy that neither TransformerLens nor this package touches (`benchmarks/huggingface_edits.py`): the answers, every
 head's attention row, both again of prompts that share demonstrations, knock-outs of the labels, and attention edges from
-another run. Prompts have different lengths, and are longer than every sliding window. What is compared and how: top of `benchmarks/architectures.py`.
+another run. Prompts have different lengths, and are longer than every sliding window. What is compared and how: top of
+`benchmarks/architectures.py`.
 
 - **exact**: all five parts agree to 1e-4 of the largest number.
-- **refused**: an error with a code, before any number is given. The model does something to its attention that cannot be
-  read or changed exactly, or what TransformerLens shows of it is not what it computes; a part named "exact" beside it works.
+- **refused**: an error with a code in place of numbers. The model does something to its attention that cannot be read or
+  changed exactly, or what TransformerLens shows of it is not what it computes; a part named "exact" beside it works.
 - **not built**: TransformerLens alone cannot hold or run the model.
 - **not compared**: the reference sees no attention weights (recurrent models), or several in one layer.
-- **wrong** or **crashed**: a defect of ours.
+- **wrong**: numbers that are not the model's. **crashed**: an error without a code, or no answer. Whatever the cause, ours to catch.
 
 Does not show: that a trained model in half precision is read as exactly; verification measures that on the model in hand,
 whatever its name.
@@ -609,7 +614,10 @@ def write_docs(path: Path, folder: Path) -> None:
         if result["outcome"] == "exact"
     ]
     own = sum(source == "output_attentions" for source in exact)
-    rows = f"Of {len(exact)} exact outcomes, rows were compared with Hugging Face's own `output_attentions` in {own}."
+    rows = (
+        f"In {own} of {len(exact)} exact outcomes, the weights that were watched equal Hugging Face's own `output_attentions` "
+        "to 1e-6, on the first prompt."
+    )
     text = DOCS.format(count=len(CONFIGS), environments=environments, rows=rows)
     drawn = [table.markdown().replace("### ", "## ", 1) for table in tables(records)]
     path.write_text("\n\n".join([text.strip(), *drawn]) + "\n", encoding="utf-8")
