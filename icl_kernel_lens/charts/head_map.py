@@ -61,7 +61,8 @@ def head_map_figure(
     data: dict[str, Any] = {"heads": heads}
     if weights is not None and weights.numel():
         most = float(weights.nan_to_num().max()) or 1.0
-        parts.append(_demo_bars(*weights.shape[::2], 1 + max(row["rank"] for row in demos), shape[1], most))
+        classes = 1 + max(row["rank"] for row in demos)
+        parts.append(_demo_bars(len(weights), weights.shape[-1], classes, shape[1], most))
         data["demos"] = [{"key": key, **row} for key, row in enumerate(demos)]
     framed = "with the largest mean"
     if controlled:

@@ -176,7 +176,7 @@ class HeadScores(Result):
                 f"no head could be scored on {self.name}: {'; '.join(map(str, self.reasons))}.",
                 code="nothing-scored",
             )
-        return HeadRef.of(self.table(least_attention=least_attention)["head"][0])
+        return HeadRef.of(str(self.table(least_attention=least_attention)["head"][0]))
 
     def table(self, *, least_attention: float = LEAST_ATTENTION) -> pd.DataFrame:
         """One row per head, the most surely above its strongest control first.

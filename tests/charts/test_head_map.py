@@ -109,8 +109,8 @@ def test_weights_of_zero_stay_zero_and_demonstrations_keep_their_order():
 
 def test_bars_show_attention_on_one_scale_for_all_heads():
     """A head of next to no attention has next to no bars, and the title says how much it is."""
-    weights = torch.tensor([[[[0.2, 0.6], [0.001, 0.003]]]])
-    demos = [{"label": str(i), "rank": i, "text": "t", "answer": "1"} for i in range(2)]
+    weights = torch.tensor([[[[0.1, 0.1, 0.6], [0.0005, 0.0005, 0.003]]]])
+    demos = [{"label": str(i), "rank": i, "text": "t", "answer": "1"} for i in range(3)]
     figure = plain({"L0H1": 0.9, "L0H0": 0.5}, weights=weights, demos=demos)
     rows = figure.spec()["datasets"]["heads"]
     assert [row["sum"] for row in rows] == [[pytest.approx(0.8)], [pytest.approx(0.004)]]
@@ -119,6 +119,7 @@ def test_bars_show_attention_on_one_scale_for_all_heads():
     assert bars["field"] == "attention"
     assert bars["scale"]["domain"] == [0, pytest.approx(0.6)]
     words = " ".join(texts(figure.svg()))
+    assert all(f" {demo} " in words for demo in range(3)), "every demonstration has its bar"
     assert "Attention of L0H1 on the demonstrations of one prompt, 0.004 in all" in words
 
 
