@@ -48,7 +48,7 @@ def score(
 ) -> None:
     """Score every head of a model on a task, and write a report.
 
-    Prints the model's accuracy beside its controls and the heads furthest above theirs, and writes into OUT:
+    Prints the model's accuracy beside its controls and the heads most surely above theirs, and writes into OUT:
     report.html, head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves
     (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
 

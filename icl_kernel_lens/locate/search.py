@@ -24,6 +24,7 @@ from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
 from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import as_adapter, attention_layers
+from icl_kernel_lens.numbers.intervals import sets_for
 from icl_kernel_lens.prompts.corruptions import corrupt
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.criteria import Criteria
@@ -130,7 +131,7 @@ def locate_heads(
             "choosing": f"{len(first)} prompts in {len(chosen.demo_set.unique())} demonstration sets",
             "prompts": prompts.digest(),
         },
-        notes=_notes(evidence, columns, selected, len(found.demo_set.unique())),
+        notes=_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria),
     )
 
 
@@ -227,7 +228,11 @@ def _check_answers(evidence: Evidence, numbers: Tensor, cut: PatchEffects) -> No
 
 
 def _notes(
-    evidence: Evidence, columns: dict[str, Tensor], selected: dict[str, Tensor], sets: int
+    evidence: Evidence,
+    columns: dict[str, Tensor],
+    selected: dict[str, Tensor],
+    sets: int,
+    criteria: Criteria,
 ) -> tuple[str, ...]:
     notes = []
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
@@ -241,7 +246,11 @@ def _notes(
         right = (evidence.answers == truth).float().mean()
         notes.append(f"the model answers {float(right):.1%} of the test inputs right")
     if sets < ENOUGH:
-        notes.append(f"{sets} demonstration sets a half are few: intervals are wide")
+        wanted = sets_for(0, sets, criteria.margin, criteria.level)
+        notes.append(
+            f"{sets} demonstration sets a half are few: intervals are wide; where every prompt says the same, about "
+            f"{wanted} a half tell ± {criteria.margin:g}"
+        )
     causes = (selected["votes"] | selected["matters"]) & (columns["matters"] == 1)
     lacking = [
         str(HeadRef(*head)) for head in (causes & columns["beyond_equal_mass_low"].isnan()).nonzero().tolist()

@@ -144,7 +144,7 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
     rows = [
         [
             row["head"],
-            row["class"],
+            f"{row['class']}: {row['why']}" if row["why"] else row["class"],
             _number(row, "agreement"),
             f"{_number(row, 'control')} ({_words(row['strongest_control'])})",
             _between(row, "margin"),
@@ -243,7 +243,7 @@ def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:
         ],
         rows,
         f"{_capital(scores.unit)}; {len(scores.values)} prompts; {settings}. "
-        f"The {len(rows)} heads furthest above their controls.{reasons}",
+        f"The {len(rows)} heads most surely above their controls; those that hardly read the labels last.{reasons}",
     )
 
 

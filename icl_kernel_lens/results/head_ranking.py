@@ -17,6 +17,7 @@ from icl_kernel_lens.charts.ranking import ranking_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.correlation import spearman
+from icl_kernel_lens.numbers.intervals import RATE, sets_for
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.criteria import HEAD_CLASSES, Band, Criteria, HeadClass
@@ -28,7 +29,7 @@ their label edges costs (choosing half, where every head's is measured)."""
 
 COLUMNS: Mapping[str, str] = {
     "agreement": "how often the head's vote is the model's answer",
-    "agreement_low": "lower end of Wilson's interval, on the effective number of prompts",
+    "agreement_low": "lower end of Clopper–Pearson's interval, on the prompts that the sets are worth",
     "agreement_high": "its upper end",
     "control": "the same of its strongest control",
     "margin": "agreement minus control",
@@ -79,11 +80,11 @@ DESCRIBED = [
 CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted")
 """Of the choosing half, beside the tests: the largest p-value, adjusted; the drop as a share, and its p-value."""
 UNSURE = {
-    "votes": Reason.VOTES_UNSURE,
-    "invariant": Reason.INPUTS_UNSURE,
-    "matters": Reason.MATTERS_UNSURE,
+    "votes": (Reason.VOTES_UNSURE, "margin", "margin"),
+    "invariant": (Reason.INPUTS_UNSURE, "label_shift", "least_label_shift"),
+    "matters": (Reason.MATTERS_UNSURE, "logit_diff_drop", "effect"),
 }
-"""The three questions, and what is said where the answer is NaN."""
+"""The three questions: what is said where the answer is NaN, the number it hangs on, and the smallest of interest."""
 
 
 class HeadClasses(dict[HeadRef, HeadClass]):
@@ -168,7 +169,7 @@ class HeadRanking(Result):
     """Choosing half: the p-values by name, and `CHOOSING`."""
     selected: Mapping[str, Bool[Tensor, "layer head"]]
     """What the choosing half gave reason to measure again, by the reason: `SELECTED`."""
-    agreement: Float[Tensor, "prompt layer head"] = field(metadata=unit("fraction of prompts"))
+    agreement: Float[Tensor, "prompt layer head"] = field(metadata=unit(RATE))
     """Credit of each head's vote, per prompt."""
     logit_diff_drop: Float[Tensor, "prompt layer head"] = field(metadata=unit("logits"))
     """How far each prompt's logit difference drops when the head's label edges are cut; NaN for heads not selected."""
@@ -223,13 +224,11 @@ class HeadRanking(Result):
         return self.of("kernel head")
 
     def of(self, name: HeadClass) -> tuple[HeadRef, ...]:
-        """The heads of one class, the largest effect first."""
+        """The heads of one class, the largest effect first, as in `table()`."""
         if name not in HEAD_CLASSES:
             raise ResultError(f"classes are {', '.join(HEAD_CLASSES)}; got {name!r}.", code="unknown-choice")
-        drop = self.columns["logit_diff_drop"].nan_to_num()
-        return tuple(
-            sorted((h for h, c in self.classes.items() if c == name), key=lambda h: (-float(drop[h]), h))
-        )
+        table = self.table()
+        return tuple(HeadRef.of(head) for head in table.loc[table["class"] == name, "head"])
 
     def table(self) -> pd.DataFrame:
         """One row a head: its class, why if that is not all, and every number of the reporting half (`COLUMNS`).
@@ -262,12 +261,21 @@ class HeadRanking(Result):
             return (Reason.NOT_SINGLED_OUT,)
         if name == "neither":
             return ()
-        unknown = tuple(why for column, why in UNSURE.items() if self.columns[column][at].isnan())
+        unknown = tuple(why for column, (why, *_) in UNSURE.items() if self.columns[column][at].isnan())
         return unknown or (Reason.SHIFT_UNEXPLAINED,)
 
     def why(self, head: Head | str) -> str:
-        """The same in words."""
-        return "; ".join(map(str, self.reasons(head)))
+        """The same in words, with how many sets would narrow each interval to the smallest of interest."""
+        wanted = {why: self._wanted(HeadRef.of(head), *of) for why, *of in UNSURE.values()}
+        return "; ".join(f"{why}{wanted.get(why, '')}" for why in self.reasons(head))
+
+    def _wanted(self, head: HeadRef, column: str, criterion: str) -> str:
+        low, high = (float(self.columns[f"{column}_{end}"][head]) for end in ("low", "high"))
+        within, reach = getattr(self.criteria, criterion), (high - low) / 2
+        if not reach > within:
+            return ""
+        sets = sets_for(reach, len(self.demo_set.unique()), within, self.criteria.level)
+        return f" (about {sets} sets a half for ± {within:g})"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form of the reporting half: prompt (its number among those given), layer, head, class, agreement, and in
@@ -350,5 +358,5 @@ class HeadRanking(Result):
         lines += [f"  {note}" for note in self.notes]
         if len(rows := self.singled_out().head(top)[DESCRIBED]):
             lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"))
-        lines += [f"  {head}: {self.why(head)}" for head in self.of("undetermined")[:top]]
+        lines += [f"  {head}: {why}" for head in rows["head"] if (why := self.why(head))]
         return "\n".join(lines)

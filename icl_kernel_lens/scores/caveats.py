@@ -12,8 +12,10 @@ def notices(evidence: Evidence, scores: HeadScores) -> list[str]:
     mean = scores.mean()
     if mean.isnan().all():
         found.append("No head could be scored.")
-    elif not (scores.above_control() > 0).any():
-        found.append("No head is above its strongest control: nothing here votes like a kernel regression.")
+    elif not ((scores.above_control() > 0) & scores.reads_labels()).any():
+        found.append(
+            "No head that reads the labels is above its strongest control: nothing here votes like a kernel regression."
+        )
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
     if answers.max() == len(evidence.answers):
         found.append(

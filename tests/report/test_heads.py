@@ -150,7 +150,7 @@ def test_what_is_shown_is_handed_over(hostile, votes, tmp_path):
     seen = html.unescape(body(page))
     for words in (
         "The demonstrations help: +50.0 percentage points over majority",
-        "<td>demonstrations</td><td>100.0%</td><td>100.0% – 100.0%</td>",
+        "<td>demonstrations</td><td>100.0%</td><td>73.5% – 100.0%</td>",
         f"permuted labels: not measured ({Reason.NOT_FROM_TEXT}).",
         "to the first token of their labels",
         "how often that vote is the model's own answer",

@@ -103,3 +103,30 @@ def test_bands_and_criteria_are_checked():
         Band(**whole, **{**band, "by_layer": (0.0, 1.0)})
     with pytest.raises(ResultError, match="Criteria.label_shift must lie between 0 and 1; got nan"):
         Criteria(label_shift=float("nan"))
+
+
+def test_reasons_stand_in_the_order_of_the_table_for_its_rows():
+    """A reason for each row that has one, none without a row; several undetermined heads, cut to a few rows."""
+    unsure = dict.fromkeys([(0, 0), (1, 2), (2, 0), (3, 0), (3, 1)], "undetermined")
+    drop = {(0, 0): 0.01, (1, 2): -0.3, (2, 0): 0.2, (3, 0): 0.1, (3, 1): -0.02}
+    found = ranking(classes={(2, 1): "kernel head", **unsure})
+    drops = found.columns["logit_diff_drop"].clone()
+    for head, value in drop.items():
+        drops[head] = value
+    found = replace(found, columns={**found.columns, "logit_diff_drop": drops})
+    for top in (1, 3, 4, 12):
+        rows = found.singled_out().head(top)
+        lines = [
+            line.split(":")[0].strip() for line in found.describe(top).splitlines() if "more prompts" in line
+        ]
+        assert lines == list(rows.loc[rows["why"] != "", "head"])
+    assert [str(head) for head in found.of("undetermined")] == ["L1H2", "L2H0", "L3H0", "L3H1", "L0H0"]
+
+
+def test_why_says_how_many_sets_would_tell(found):
+    """As many as a margin within ± 0.05 needs; nothing where the interval is as narrow as that."""
+    wide = {"margin_low": torch.full((4, 3), -0.11), "margin_high": torch.full((4, 3), 0.11)}
+    known = {name: torch.ones(4, 3) for name in ("invariant", "matters")}
+    said = replace(found, columns={**found.columns, **wide, **known}).why("L1H1")
+    assert said == "more prompts must say whether it votes (about 150 sets a half for ± 0.05)"
+    assert "sets" not in replace(found, columns={**found.columns, **known}).why("L1H1")

@@ -20,7 +20,11 @@ def test_each_sentence_where_it_applies_and_not_elsewhere():
     constant = replace(evidence, label_scores=torch.tensor([[1.0, 0.0]]).repeat(4, 1))
     told = notices(constant, head_vote(constant))
     assert any("same answer to every prompt" in t for t in told)
-    assert any("No head is above its strongest control" in t for t in told)
+    assert any("No head that reads the labels is above its strongest control" in t for t in told)
+    scores = head_vote(evidence)
+    feeble = {**scores.companions, "label_attention": torch.full((2, 2), 0.004)}
+    (said,) = notices(evidence, replace(scores, companions=feeble))
+    assert said.startswith("No head that reads the labels")
 
 
 UNCHECKED = """
