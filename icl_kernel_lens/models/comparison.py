@@ -10,9 +10,8 @@ when prompts are read. Does not show: what happens beyond the row's length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,8 +50,10 @@ class Reference:
     """Why there are none, or what the row does not reach."""
 
 
-def reference(hf: Any, run: Callable[..., Any] | None = None) -> Reference:
-    """Hugging Face's logits; `run` is what to call instead of the model."""
+def reference(
+    hf: Any, run: Callable[..., Any] | None = None, device: torch.device | None = None
+) -> Reference:
+    """Hugging Face's logits; `run` is what to call instead of the model, `device` where tokens go in."""
     config = hf.config.get_text_config()
     longest = min(LONGEST, next((n for n in map(config.to_dict().get, _CONTEXT) if n), LONGEST))
     windows = {
@@ -66,7 +67,8 @@ def reference(hf: Any, run: Callable[..., Any] | None = None) -> Reference:
     tokens = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     positions = torch.linspace(0, length - 1, min(length, POSITIONS)).long()
     try:
-        logits = _hugging_face(hf, run or hf, tokens, positions)
+        there = device or hf.get_input_embeddings().weight.device
+        logits = _hugging_face(hf, run or hf, tokens.to(there), positions)
     except Exception as error:  # an unknown model's code may fail in any way
         return Reference(tokens, positions, None, f"{type(error).__name__}: {error}")
     if not bool(logits.isfinite().all()):
@@ -86,7 +88,6 @@ def _hugging_face(hf: Any, run: Callable[..., Any], tokens: Tensor, positions: T
 
     handle = head.register_forward_pre_hook(keep) if head is not None else None
     try:
-        tokens = tokens.to(hf.get_input_embeddings().weight.device)
         with evaluating(hf), torch.no_grad():
             logits = run(tokens, attention_mask=torch.ones_like(tokens)).logits[0]
     finally:
@@ -168,22 +169,22 @@ def comparison(model: Any) -> Comparison:
 
 
 def _of_what_is_wrapped(under: Any) -> Reference:
-    """The reference of the class that a bridge was built into, run again on the tensors that it holds."""
-    tensors = {
-        name.replace("_original_component.", ""): tensor
-        for name, tensor in chain(
-            under.named_parameters(remove_duplicate=False), under.named_buffers(remove_duplicate=False)
-        )
-    }
+    """The reference of the class that a bridge was built into, run again on the tensors that it holds, without a copy."""
+    device = next(under.parameters()).device
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             again = type(under)(under.config)
-    except Exception as error:
+        held = {name.replace("_original_component.", ""): tensor for name, tensor in _tensors(under)}
+        held = {name: held[name] for name, _ in _tensors(again)}
+    except Exception as error:  # an unknown model's code may fail in any way
         return Reference(
             torch.zeros(1, 1).long(), torch.zeros(1).long(), None, f"{type(error).__name__}: {error}"
         )
+    return reference(
+        again, lambda *args, **kwargs: torch.func.functional_call(again, held, args, kwargs), device
+    )
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(again, tensors, args, kwargs)
 
-    return reference(again, run)
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
