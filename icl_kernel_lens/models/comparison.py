@@ -3,7 +3,7 @@
     residual = max |ours − Hugging Face's| / std of Hugging Face's      on one row of random tokens, at up to 64 positions
 
 A bridge rebuilds the Hugging Face model in place, so that the reference is taken before (`reference`). Of a bridge that
-the user built, the class of the model under it is run again on the very tensors that it holds (`comparison`). The row is
+the user built, the class of the model under it is run again on the very tensors that it holds (`comparison_of`). The row is
 long enough to leave the longest sliding window that 1,200 tokens leave, and the mask says that every token is text, as
 when prompts are read. Does not show: what happens beyond the row's length.
 """
@@ -153,7 +153,7 @@ def _cause(model: Any, theirs: Reference) -> str:
     return "TransformerLens converts this architecture wrongly."
 
 
-def comparison(model: Any) -> Comparison:
+def comparison_of(model: Any) -> Comparison:
     """What is known of a model's logits; a bridge that the user built is compared with what it wraps, once.
 
     Raises: LoadError: as `compare`.

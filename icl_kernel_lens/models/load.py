@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from icl_kernel_lens.errors import LoadError
-from icl_kernel_lens.models.comparison import compare, comparison, reference
+from icl_kernel_lens.models.comparison import compare, comparison_of, reference
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 
 Backend = Literal["auto", "hooked", "bridge"]
@@ -130,7 +130,7 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
     kind = "bridge" if model is None else "hooked"
     if model is None:
         model = bridge_from_hf(hf, tokenizer, name=name)
-    found, revision = comparison(model), getattr(hf.config, "_commit_hash", None)
+    found, revision = comparison_of(model), getattr(hf.config, "_commit_hash", None)
     _records[model] = LoadRecord(source, revision, kind, found.residual, why, found.says)
     return model
 
@@ -143,8 +143,8 @@ def _converted(hf: Any, tokenizer: Any | None, name: str) -> tuple[Any | None, s
         return None, f"a HookedTransformer was tried, but {error.message}"
     except (NotImplementedError, ValueError, AttributeError, KeyError, AssertionError) as error:
         return None, f"TransformerLens cannot convert {type(hf).__name__}: {type(error).__name__}: {error}"
-    if comparison(model).residual is None:
-        return None, f"a HookedTransformer was {comparison(model).says}"
+    if comparison_of(model).residual is None:
+        return None, f"a HookedTransformer was {comparison_of(model).says}"
     return model, "its logits equal Hugging Face's"
 
 

@@ -45,7 +45,7 @@ from icl_kernel_lens.models.adapter import (
     users_hooks,
 )
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, attention_pass, read_prefix
-from icl_kernel_lens.models.comparison import comparison
+from icl_kernel_lens.models.comparison import comparison_of
 from icl_kernel_lens.models.hooks import lasting, registered, without_hooks
 from icl_kernel_lens.models.stand_in import CannotIntercept
 from icl_kernel_lens.models.transformer_lens_adapters import VectorName, modules_of
@@ -127,7 +127,8 @@ def verify_model(adapter: ModelAdapter) -> VerificationReport:
     try:
         before, report = _reports.get(adapter.model, ((), None))
     except TypeError:  # a model that cannot be weakly referenced is verified every time
-        return _verify(adapter)
+        with without_hooks(modules):
+            return _verify(adapter)
     if report is None or before != changes:
         with without_hooks(modules):
             report = _verify(adapter)
@@ -138,13 +139,13 @@ def verify_model(adapter: ModelAdapter) -> VerificationReport:
 
 def stated(adapter: ModelAdapter) -> str:
     """The report in words, and what becomes of the user's hooks."""
-    hooks = users_hooks(adapter)
-    more = (
-        f"; verified without the hooks on {', '.join(hooks)}, which run in every forward pass"
-        if hooks
-        else ""
+    said, hooks = (
+        str(verify_model(adapter)),
+        [n for m, n in modules_of(adapter.model).items() if registered(m)],
     )
-    return f"{verify_model(adapter)}{more}"
+    if hooks:
+        said += f"; verified without the hooks on {', '.join(sorted(hooks))}, which run in every forward pass"
+    return said
 
 
 def _check_patterns(adapter: ModelAdapter, modules: Mapping[nn.Module, str]) -> None:
@@ -206,7 +207,7 @@ def _verify(adapter: ModelAdapter) -> VerificationReport:
             f"({next(iter(missing.values()))}). State-space and recurrent models cannot be scored.",
             code="no-attention",
         )
-    same_logits = comparison(adapter.model).says
+    same_logits = comparison_of(adapter.model).says
     tokens, lengths = _probe(adapter)
     seen, logits, residuals = _check_layers(adapter, tokens, lengths)
     if adapter.device.type == "mps":

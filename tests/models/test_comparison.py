@@ -10,7 +10,7 @@ from support import KINDS, has_hooked_transformer, uneven_prompts
 
 from icl_kernel_lens import load_model, read
 from icl_kernel_lens.errors import LoadError
-from icl_kernel_lens.models.comparison import comparison
+from icl_kernel_lens.models.comparison import comparison_of
 from icl_kernel_lens.models.load import bridge_from_hf, load_record
 
 SIZES = {
@@ -47,7 +47,7 @@ def spoilt(bridge):
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_every_architecture_has_hugging_faces_logits(tiny, name, kind):
-    found = comparison(tiny(name, kind)[0])
+    found = comparison_of(tiny(name, kind)[0])
     assert found.residual is not None
     assert found.residual < 1e-4
     assert found.says.startswith("logits equal Hugging Face's within")
@@ -95,11 +95,13 @@ def test_a_users_bridge_is_compared_with_what_it_wraps(name):
 def test_what_cannot_be_compared_is_said():
     processed = users_bridge(hf_model("llama"))
     processed.compatibility_mode = True
-    assert comparison(processed).says == "not compared with Hugging Face's logits: its weights were processed"
+    assert (
+        comparison_of(processed).says == "not compared with Hugging Face's logits: its weights were processed"
+    )
     hf = hf_model("llama")
     with torch.no_grad():
         hf.lm_head.weight[3] = float("nan")
-    found = comparison(bridge_from_hf(hf))
+    found = comparison_of(bridge_from_hf(hf))
     assert (found.residual, found.says.split(": ")[1]) == (
         None,
         "Hugging Face's own are infinite or undefined",
@@ -112,7 +114,7 @@ def test_a_window_is_left_where_it_can_be(window, tokens):
     config = transformers.MistralConfig(
         **SIZES, num_key_value_heads=2, sliding_window=window, max_position_embeddings=8192
     )
-    says = comparison(bridge_from_hf(made(config))).says
+    says = comparison_of(bridge_from_hf(made(config))).says
     assert f" on {tokens:,} tokens" in says
     beyond = "; not compared beyond 32 tokens, while it has a window of 5,000"
     assert says.endswith(beyond) == (window == 5000)
@@ -122,4 +124,4 @@ def test_the_record_and_every_result_say_it(mini):
     record = load_record(mini)
     assert record is not None
     assert record.compared.startswith("logits equal Hugging Face's within")
-    assert record.logit_residual == comparison(mini).residual
+    assert record.logit_residual == comparison_of(mini).residual
