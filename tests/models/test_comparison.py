@@ -40,8 +40,9 @@ def users_bridge(hf):
 
 def spoilt(bridge):
     """What a wrong conversion does: a scale that the Hugging Face model does not have."""
-    forward = bridge.blocks[1].mlp.forward
-    bridge.blocks[1].mlp.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 1.05
+    mlp = bridge.blocks[1].mlp.original_component
+    forward = mlp.forward
+    mlp.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 1.05
     return bridge
 
 

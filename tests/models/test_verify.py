@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 
 import pytest
 import torch
@@ -204,14 +205,15 @@ def test_a_users_hook_is_read_alike_on_a_fresh_model_and_a_known_one(name, kind)
         model = {"bridge": bridge_from_hf, "hooked": hooked_from_hf}[kind](hf_model("llama"))
         if known:
             plain = read(model, prompts, progress=False)
-        point = model.get_submodule(f"blocks.1.{place}")
+        point = attrgetter(place)(model.blocks[1])
         point.add_hook(edit)
         before = list(point._forward_hooks)
         found.append(read(model, prompts, progress=False))
         assert list(point._forward_hooks) == before
     same_evidence(found[0], found[1], atol=0)
     assert found[0].run == found[1].run
-    assert f"verified without the hooks on blocks.1.{place}, which run in every" in found[0].run.verification
+    (where,) = as_adapter(model).hooks_in_place()
+    assert f"verified without the hooks on {where}, which run in every" in found[0].run.verification
     assert "verified without" not in plain.run.verification
     changed = (found[0].label_scores - plain.label_scores).abs().max() > 1e-3
     assert bool(changed) == (name not in ("pattern", "scores"))
@@ -243,7 +245,7 @@ def test_an_edit_of_a_pattern_is_looked_at_whenever_it_comes():
 def test_a_forward_in_place_of_a_modules_own_is_the_model():
     """What is found with it is not kept for when it is gone."""
     adapter = fresh("llama")
-    mlp = adapter.model.blocks[0].mlp
+    mlp = adapter.model.blocks[0].mlp.original_component
     forward, report = mlp.forward, verify_model(adapter)
     mlp.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 2
     changed = verify_model(adapter)
@@ -301,7 +303,10 @@ def test_numbers_that_are_not_finite_have_their_cause(dtype, where, message):
 def test_a_hook_that_makes_them_is_named():
     model = bridge_from_hf(hf_model("llama"))
     model.blocks[1].hook_mlp_out.add_hook(lambda x, hook: x / 0)
-    with pytest.raises(ModelError, match=r"it has hooks \(blocks\.1\.hook_mlp_out\), which may make them"):
+    (where,) = as_adapter(model).hooks_in_place()
+    with pytest.raises(
+        ModelError, match=re.escape(f"it has hooks ({where}), which may make them. Remove these")
+    ):
         read(model, uneven_prompts(), progress=False)
 
 

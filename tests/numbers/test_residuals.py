@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 from math import isnan, nan
 
+import pytest
 import torch
 
 from icl_kernel_lens.numbers.residuals import gap, largest
@@ -17,5 +18,5 @@ def test_the_largest_of_numbers_among_which_one_is_undefined():
 
 
 def test_a_gap_is_relative_to_what_is_expected():
-    assert gap(torch.tensor([1.0, 4.0]), torch.tensor([1.0, -5.0])) == 9 / 5
+    assert gap(torch.tensor([1.0, 4.0]), torch.tensor([1.0, -5.0])) == pytest.approx(9 / 5)
     assert isnan(gap(torch.tensor([1.0, nan]), torch.tensor([1.0, 2.0])))
