@@ -39,10 +39,10 @@ def users_bridge(hf):
 
 
 def spoilt(bridge):
-    """What a wrong conversion does: a scale that the Hugging Face model does not have."""
+    """What a wrong conversion does: numbers in another order than in the Hugging Face model."""
     mlp = bridge.blocks[1].mlp.original_component
     forward = mlp.forward
-    mlp.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 1.05
+    mlp.forward = lambda *args, **kwargs: forward(*args, **kwargs).flip(-1)
     return bridge
 
 
