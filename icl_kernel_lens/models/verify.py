@@ -232,7 +232,9 @@ def _verify(adapter: ModelAdapter) -> VerificationReport:
         reasons.append(reason)
     worst = largest(x for x in differences if x is not None)
     row_sum, values = ({layer: pair[i] for layer, pair in residuals.items()} for i in (0, 1))
-    return VerificationReport(row_sum, values, missing, worst, *reasons, rounding, limit, same_logits)
+    return VerificationReport(
+        row_sum, values, missing, worst, *reasons, rounding=rounding, limit=limit, logits=same_logits
+    )
 
 
 _NAMES: tuple[HookName, ...] = ("hook_pattern", "hook_v", "hook_z")
