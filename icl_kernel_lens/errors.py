@@ -315,10 +315,15 @@ CODES: dict[str, Entry] = {
         "A state-space, recurrent or hybrid model.",
         "Choose a model with attention in every layer.",
     ),
+    "other-logits": Entry(
+        "A model gives other logits than in Hugging Face.",
+        "The installed TransformerLens converts the architecture wrongly: a scale or the causal mask is lost.",
+        "Try another version of TransformerLens, or another model.",
+    ),
     "not-finite": Entry(
-        "Logits are infinite or undefined.",
-        "Half precision overflows, or the weights are damaged.",
-        "Load the model in bfloat16 or float32.",
+        "Activations or logits are infinite or undefined.",
+        "Half precision overflows, the weights are damaged, or a hook makes them so.",
+        "Load the model in bfloat16 or float32, get the weights anew, or remove the hook, as the message says.",
     ),
     "not-taken-over": Entry(
         "A layer's attention cannot be computed outside of the model.",

@@ -192,9 +192,10 @@ def test_fast_attention_refuses_what_the_probe_refuses(monkeypatch):
     original = inner.attn_dropout.forward
     inner.attn_dropout.forward = lambda weights: weights.relu()
     assert "layer 1: it calls relu" in str(verify_model(as_adapter(model)).not_fast)
-    inner.attn_dropout.forward = original
     with pytest.raises(ModelError, match="calls relu"), fast_attention(model):
         pass
+    inner.attn_dropout.forward = original
+    assert verify_model(as_adapter(model)).not_fast is None
 
     model = bridge_from_hf(hf_model("gptj"))
     attend = attention_passes.attend
