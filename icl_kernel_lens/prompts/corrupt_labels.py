@@ -15,6 +15,7 @@ from torch import Tensor
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.numbers.derangements import draw_derangement
 from icl_kernel_lens.prompts.build import rewritten
+from icl_kernel_lens.prompts.example import one_word_each
 from icl_kernel_lens.prompts.promptset import PromptSet, check_first_tokens, respelled
 
 
@@ -131,6 +132,8 @@ def _words_from_ids(prompts: PromptSet, words: Tensor) -> PromptSet:
 
 
 def _words_from_text(prompts: PromptSet, words: Sequence[str], model: Any) -> PromptSet:
+    if not isinstance(words, str):
+        words = one_word_each(words, prompts.classes)
     if isinstance(words, str) or len(words) != prompts.labels or not all(w.strip() for w in words):
         given = [words] if isinstance(words, str) else list(words)
         raise PromptError(
@@ -148,7 +151,9 @@ def _words_from_text(prompts: PromptSet, words: Sequence[str], model: Any) -> Pr
             "label words given as text need a tokenizer. Pass model=, or token ids in words=.",
             code="tokenizer",
         )
-    episodes = [replace(episode, label_words=tuple(words)) for episode in prompts.episodes or ()]
+    assert prompts.info.template is not None
+    words = tuple(prompts.info.template.bare(word) for word in words)
+    episodes = [replace(episode, label_words=words) for episode in prompts.episodes or ()]
     found = rewritten(prompts, episodes, model)
     _check_lengths_and_beginnings(prompts, found.label_sequences, found.label_lengths, found.label_words)
     # Written as token ids, and compared with the tokens of the whole new text.

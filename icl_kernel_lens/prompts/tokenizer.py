@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from copy import deepcopy
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from tokenizers import AddedToken
 
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models.adapter import ModelAdapter
 
 Offsets = list[tuple[int, int] | None]
 """The characters that each token covers, `[start, end)`; None for a token that the tokenizer added."""
+Stretches = list[tuple[str, bool]]
+"""A text in stretches, each with whether a special token that is written in it is one; in a user's text it is text."""
 
 
 def check_tokenizer(adapter: ModelAdapter) -> Any:
@@ -38,15 +46,41 @@ def tokenizer_name(tokenizer: Any) -> str:
     return getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__
 
 
-def encode(tokenizer: Any, texts: list[str], prepend_bos: bool | None) -> list[tuple[list[int], Offsets]]:
+_vocabularies: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def vocabulary_of(tokenizer: Any) -> str | None:
+    """A digest of what each id stands for, without tokens that were added; None where that cannot be asked."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        return None
+    if tokenizer not in _vocabularies:
+        tokens = sorted((number, token) for token, number in core.get_vocab(with_added_tokens=False).items())
+        _vocabularies[tokenizer] = hashlib.sha256(repr(tokens).encode("utf-8", "replace")).hexdigest()[:16]
+    return _vocabularies[tokenizer]
+
+
+def unknown_tokens(tokenizer: Any) -> set[int]:
+    """The ids that stand for what is not in the vocabulary, whether the tokenizer declares them or not."""
+    core = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    hidden = getattr(core, "unk_token", None)
+    found = {tokenizer.unk_token_id, hidden and core and core.token_to_id(hidden)}
+    return {number for number in found if isinstance(number, int)}
+
+
+def encode(
+    tokenizer: Any, texts: list[Stretches], prepend_bos: bool | None
+) -> list[tuple[list[int], Offsets]]:
     """The token ids of each text with their offsets. What a tokenizer appends to close a text is left out.
 
-    `prepend_bos=None` adds in front what the tokenizer adds by default.
+    `prepend_bos=None` adds in front what the tokenizer adds by default. A beginning-of-sequence token that a text
+    itself begins with is not added again.
 
     Raises: PromptError: a beginning-of-sequence token is asked for, and the tokenizer has none.
     """
-    out = tokenizer(
-        texts,
+    reader, meant, written = _with_stand_ins(tokenizer, texts)
+    out = reader(
+        written,
         add_special_tokens=prepend_bos is None,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
@@ -64,15 +98,68 @@ def encode(tokenizer: Any, texts: list[str], prepend_bos: bool | None) -> list[t
             code="tokenizer",
         )
     rows = []
-    for ids, offsets, special in zip(
+    for found, offsets, special in zip(
         out["input_ids"], out["offset_mapping"], out["special_tokens_mask"], strict=True
     ):
+        ids = [meant.get(number, number) for number in found]
         spans: Offsets = [
             None if added and a == b else (int(a), int(b))
             for added, (a, b) in zip(special, offsets, strict=True)
         ]
         while spans and spans[-1] is None:  # the answer must follow the text directly
             spans.pop()
-        ids = list(ids[: len(spans)])
-        rows.append(([bos, *ids], [None, *spans]) if prepend_bos else (ids, spans))
+        ids = ids[: len(spans)]
+        if prepend_bos and ids[:1] != [bos]:
+            ids, spans = [bos, *ids], [None, *spans]
+        elif bos is not None and ids[:2] == [bos, bos] and spans[0] is None:
+            ids, spans = ids[1:], spans[1:]
+        rows.append((ids, spans))
     return rows
+
+
+def _with_stand_ins(tokenizer: Any, texts: list[Stretches]) -> tuple[Any, dict[int, int], list[str]]:
+    """A tokenizer, what its new ids mean, and the texts for it, with a stand-in for each special token that is one.
+
+    A stand-in is as long as the token, of a character that no text holds; the tokenizer's own special tokens are then
+    read as text. Without special tokens to keep, all is as it was given.
+    """
+    whole = ["".join(string for string, _ in text) for text in texts]
+    own = {string for text in texts for string, ours in text if ours}
+    added = tokenizer.added_tokens_decoder
+    known = {
+        token.content: (number, token)
+        for number, token in added.items()
+        if token.content and (token.special or _MARKER.fullmatch(token.content))
+    }
+    if not known:
+        return tokenizer, {}, whole
+    pattern = re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))))
+    used = sorted({token for string in own for token in pattern.findall(string)})
+    if not used:
+        return tokenizer, {}, whole
+    taken = set().union(*whole)
+    free = (char for char in map(chr, range(0x10FFFD, 0xEFFFF, -1)) if char not in taken)
+    written = {token: next(free) * len(token) for token in used}
+    reader = deepcopy(tokenizer)
+    core = reader.backend_tokenizer
+    core.add_special_tokens([known[token][1] for token in used])  # those that were not special are so now
+    core.add_tokens([_like(known[token][1], stand_in) for token, stand_in in written.items()])
+    meant = {core.token_to_id(stand_in): known[token][0] for token, stand_in in written.items()}
+    kept = {string: pattern.sub(lambda match: written[match[0]], string) for string in own}
+    return reader, meant, ["".join(kept[s] if ours else s for s, ours in text) for text in texts]
+
+
+_MARKER = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+"""How tokens look that are added to mark something and not declared special, as `<think>`."""
+
+
+def _like(token: AddedToken, content: str) -> AddedToken:
+    """An added token of another text that is found as this one is."""
+    return AddedToken(
+        content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=False,
+    )
