@@ -63,11 +63,11 @@ class Case:
 
 
 def marks_of(tokenizer: Any) -> list[str]:
-    """What is one token where the template writes it."""
+    """What is one token where the template writes it, and text elsewhere."""
     return [
         token.content
         for token in tokenizer.added_tokens_decoder.values()
-        if token.special or token.content[:1] in "<["
+        if token.special or token.content in (tokenizer.chat_template or "")
     ]
 
 
@@ -151,7 +151,7 @@ def tokens_of(case: Case, tokenizer: Any, text: str) -> tuple[list[int], list[tu
     while rows and rows[-1][2] and rows[-1][1][0] == rows[-1][1][1]:
         rows.pop()
     bos = tokenizer.bos_token_id
-    if default and len(rows) > 1 and rows[0][0] == rows[1][0] == bos:
+    if len(rows) > 1 and rows[0][0] == rows[1][0] == bos and rows[0][2] and rows[0][1] == (0, 0):
         rows = rows[1:]
     if case.prepend_bos and (not rows or rows[0][0] != bos):
         rows = [(bos, (0, 0), 1), *rows]
@@ -210,7 +210,8 @@ def wrong(case: Case, tokenizer: Any) -> tuple[str, str | None]:
                 for at, (a, b) in enumerate(offsets)
                 if a < b and text[max(a, start) : min(b, end)].strip() and a < end and b > start
             ]
-            if not (inside[-1] == last - 1 and inside[0] - 1 <= first <= inside[0]):
+            blank = not tokenizer.decode(own[first : inside[0]]).strip()
+            if inside[-1] != last - 1 or first > inside[0] or not blank:
                 return "compared", f"label {i} at {first}–{last - 1}, characters at {inside}"
         spelled = "".join(tokenizer.decode(own[first:last]).split())
         spelled = spelled.replace("##", "")
@@ -264,12 +265,10 @@ def _reason(
         if case.score_on == "first_token" and not tokenizer.decode(answer[:1]).strip():
             return True
     for (start, end), label in zip(labels, case.labels, strict=True):
-        shown = [
-            t
-            for t, (a, b) in zip(ids, offsets, strict=True)
-            if text[max(a, start) : min(b, end)].strip() and a < end and b > start
-        ]
-        if shown != [t for t in answers[label][0][len(ids) :] if tokenizer.decode([t]).strip()]:
+        while start and text[start - 1] == " ":
+            start -= 1
+        shown = [t for t, (a, b) in zip(ids, offsets, strict=True) if a < end and b > start]
+        if shown != answers[label][0][len(ids) :]:
             return True
     return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from copy import deepcopy
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -68,6 +69,21 @@ def unknown_tokens(tokenizer: Any) -> set[int]:
     return {number for number in found if isinstance(number, int)}
 
 
+def marks_of(tokenizer: Any) -> dict[int, AddedToken]:
+    """Special tokens by number, and other added tokens that the chat template names, as some do with `<think>`."""
+    named = str(tokenizer.chat_template or "")
+    return {
+        number: token
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.content
+        and (token.special or (not _SPELLED.search(token.content) and token.content in named))
+    }
+
+
+_SPELLED = re.compile(r"^\w|\w$|^\s*$")
+"""An added token that is a word or white space, and marks nothing."""
+
+
 def encode(
     tokenizer: Any, texts: list[Stretches], prepend_bos: bool | None
 ) -> list[tuple[list[int], Offsets]]:
@@ -78,10 +94,45 @@ def encode(
 
     Raises: PromptError: a beginning-of-sequence token is asked for, and the tokenizer has none.
     """
+    bos = tokenizer.bos_token_id
+    if prepend_bos and bos is None:
+        raise PromptError(
+            "prepend_bos=True needs a beginning-of-sequence token, and this tokenizer has none. Pass "
+            "prepend_bos=False.",
+            code="tokenizer",
+        )
     reader, meant, written = _with_stand_ins(tokenizer, texts)
+    found = _read(reader, written, add=prepend_bos is None)
+    marks = marks_of(tokenizer)
+    special = set(marks) - unknown_tokens(tokenizer)
+    # A vocabulary that holds a special token's spelling reads it in a text, too.
+    leaks = [
+        i
+        for i, row in enumerate(found)
+        if any(t in special and s is not None for t, s in zip(*row, strict=True))
+    ]
+    if leaks:
+        spelled = [marks[number].content for number in special]
+        again = _read_broken(reader, [written[i] for i in leaks], spelled, add=prepend_bos is None)
+        for i, row in zip(leaks, again, strict=True):
+            found[i] = row
+    rows = []
+    for numbers, spans in found:
+        while spans and spans[-1] is None:  # the answer must follow the text directly
+            spans.pop()
+        ids = [meant.get(number, number) for number in numbers[: len(spans)]]
+        if prepend_bos and ids[:1] != [bos]:
+            ids, spans = [bos, *ids], [None, *spans]
+        elif bos is not None and ids[:2] == [bos, bos] and spans[0] is None:
+            ids, spans = ids[1:], spans[1:]
+        rows.append((ids, spans))
+    return rows
+
+
+def _read(reader: Any, texts: list[str], *, add: bool) -> list[tuple[list[int], Offsets]]:
     out = reader(
-        written,
-        add_special_tokens=prepend_bos is None,
+        texts,
+        add_special_tokens=add,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         return_attention_mask=False,
@@ -90,30 +141,35 @@ def encode(
         split_special_tokens=True,
         verbose=False,
     )
-    bos = tokenizer.bos_token_id
-    if prepend_bos and bos is None:
-        raise PromptError(
-            "prepend_bos=True needs a beginning-of-sequence token, and this tokenizer has none. Pass "
-            "prepend_bos=False.",
-            code="tokenizer",
+    rows = zip(out["input_ids"], out["offset_mapping"], out["special_tokens_mask"], strict=True)
+    return [
+        (
+            list(ids),
+            [
+                None if added and a == b else (int(a), int(b))
+                for added, (a, b) in zip(special, offsets, strict=True)
+            ],
         )
+        for ids, offsets, special in rows
+    ]
+
+
+def _read_broken(
+    reader: Any, texts: list[str], marks: list[str], *, add: bool
+) -> list[tuple[list[int], Offsets]]:
+    """As `_read`, with every special token in the texts in two halves, so that no vocabulary knows it."""
+    wedge = next(char for char in map(chr, range(0xEFFFF, 0xE1000, -1)) if not any(char in t for t in texts))
+    reader = deepcopy(reader)
+    reader.backend_tokenizer.add_tokens([AddedToken(wedge, normalized=False, special=False)])
+    number = reader.backend_tokenizer.token_to_id(wedge)
+    pattern = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
+    broken = [pattern.sub(lambda match: match[0][0] + wedge + match[0][1:], text) for text in texts]
     rows = []
-    for found, offsets, special in zip(
-        out["input_ids"], out["offset_mapping"], out["special_tokens_mask"], strict=True
-    ):
-        ids = [meant.get(number, number) for number in found]
-        spans: Offsets = [
-            None if added and a == b else (int(a), int(b))
-            for added, (a, b) in zip(special, offsets, strict=True)
-        ]
-        while spans and spans[-1] is None:  # the answer must follow the text directly
-            spans.pop()
-        ids = ids[: len(spans)]
-        if prepend_bos and ids[:1] != [bos]:
-            ids, spans = [bos, *ids], [None, *spans]
-        elif bos is not None and ids[:2] == [bos, bos] and spans[0] is None:
-            ids, spans = ids[1:], spans[1:]
-        rows.append((ids, spans))
+    for text, (ids, offsets) in zip(broken, _read(reader, broken, add=add), strict=True):
+        before = [0, *accumulate(char == wedge for char in text)]
+        kept = [(t, s) for t, s in zip(ids, offsets, strict=True) if t != number]
+        spans = [s and (s[0] - before[s[0]], s[1] - before[s[1]]) for _, s in kept]
+        rows.append(([t for t, _ in kept], spans))
     return rows
 
 
@@ -125,32 +181,24 @@ def _with_stand_ins(tokenizer: Any, texts: list[Stretches]) -> tuple[Any, dict[i
     """
     whole = ["".join(string for string, _ in text) for text in texts]
     own = {string for text in texts for string, ours in text if ours}
-    added = tokenizer.added_tokens_decoder
-    known = {
-        token.content: (number, token)
-        for number, token in added.items()
-        if token.content and (token.special or _MARKER.fullmatch(token.content))
-    }
+    known = {token.content: (number, token) for number, token in marks_of(tokenizer).items()}
     if not known:
         return tokenizer, {}, whole
     pattern = re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))))
-    used = sorted({token for string in own for token in pattern.findall(string)})
-    if not used:
+    used = sorted({mark for string in own for mark in pattern.findall(string)})
+    undeclared = [mark for mark, (_, token) in known.items() if not token.special]
+    if not used and not any(mark in text for mark in undeclared for text in whole):
         return tokenizer, {}, whole
     taken = set().union(*whole)
-    free = (char for char in map(chr, range(0x10FFFD, 0xEFFFF, -1)) if char not in taken)
+    free = (char for char in map(chr, range(0x10FFFD, 0xF0000, -1)) if char not in taken)
     written = {token: next(free) * len(token) for token in used}
     reader = deepcopy(tokenizer)
     core = reader.backend_tokenizer
-    core.add_special_tokens([known[token][1] for token in used])  # those that were not special are so now
+    core.add_special_tokens([known[mark][1] for mark in undeclared])  # now they are
     core.add_tokens([_like(known[token][1], stand_in) for token, stand_in in written.items()])
     meant = {core.token_to_id(stand_in): known[token][0] for token, stand_in in written.items()}
     kept = {string: pattern.sub(lambda match: written[match[0]], string) for string in own}
     return reader, meant, ["".join(kept[s] if ours else s for s, ours in text) for text in texts]
-
-
-_MARKER = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
-"""How tokens look that are added to mark something and not declared special, as `<think>`."""
 
 
 def _like(token: AddedToken, content: str) -> AddedToken:
