@@ -295,7 +295,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "prompts"))
     from small_tokenizers import CHATS, byte_level, metaspace, word_pieces  # pyright: ignore[reportMissingImports]
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,7 +72,7 @@ def map_labels(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
 
 
 def replace_label_words(
-    prompts: PromptSet, seed: int, *, words: Sequence[str] | Tensor, model: Any
+    prompts: PromptSet, seed: int, *, words: Sequence[str] | Mapping[str, str] | Tensor, model: Any
 ) -> tuple[PromptSet, str]:
     """`words`, one a class, replace the label words; nothing is drawn. See `corrupt`."""
     _check_labels_shown(prompts)
@@ -82,7 +82,7 @@ def replace_label_words(
         what = ", ".join(map(repr, found.label_words[0])) if same else f"{prompts.labels} tokens"
     else:
         found = _words_from_text(prompts, words, model)
-        what = ", ".join(map(repr, words))
+        what = ", ".join(map(repr, found.label_words[0]))
     _check_unrelated(prompts, found)
     return found, f"label words {what}"
 
@@ -131,7 +131,7 @@ def _words_from_ids(prompts: PromptSet, words: Tensor) -> PromptSet:
     )
 
 
-def _words_from_text(prompts: PromptSet, words: Sequence[str], model: Any) -> PromptSet:
+def _words_from_text(prompts: PromptSet, words: Sequence[str] | Mapping[str, str], model: Any) -> PromptSet:
     if not isinstance(words, str):
         words = one_word_each(words, prompts.classes)
     if isinstance(words, str) or len(words) != prompts.labels or not all(w.strip() for w in words):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from icl_kernel_lens.errors import PromptError
@@ -46,15 +48,16 @@ def check_same_tokenizer(prompts: PromptSet, adapter: ModelAdapter) -> None:
 
     Raises: PromptError: with what the ids are read as.
     """
-    ours, theirs = prompts.info.vocabulary, vocabulary_of(adapter.tokenizer)
+    tokenizer: Any = adapter.tokenizer
+    ours, theirs = prompts.info.vocabulary, vocabulary_of(tokenizer)
     if ours is None or theirs is None or ours == theirs:
         return
     start = prompts.tokens[0, : min(12, int(prompts.lengths[0]))].tolist()
     meant = "".join(prompts.strings[0][:12]) if prompts.strings else f"the tokens {start}"
     raise PromptError(
         f"prompts must be made with the model's own tokenizer; these are of {prompts.info.tokenizer!r}, and what "
-        f"begins with {meant!r} begins with {adapter.tokenizer.decode(start)!r} for {adapter.name} "
-        f"({tokenizer_name(adapter.tokenizer)!r}). Draw them with task.prompts(model, ...); to run the ids as they are, "
+        f"begins with {meant!r} begins with {tokenizer.decode(start)!r} for {adapter.name} "
+        f"({tokenizer_name(tokenizer)!r}). Draw them with task.prompts(model, ...); to run the ids as they are, "
         "pass prompts.as_ids().",
         code="vocabulary",
     )

@@ -72,7 +72,7 @@ class Template:
         Raises:   TaskError: no chat template, or one whose turns depend on how many there are.
         Example:  >>> Template.chat(tokenizer, "Review: {text}\\nSentiment: {label}")  # doctest: +SKIP
         """
-        if not isinstance(written, cls):
+        if not isinstance(written, Template):
             written = cls() if written is None else cls(written)
         check_filled(system=system or "")
         chat = ChatTemplate(tokenizer, system, date, variables)

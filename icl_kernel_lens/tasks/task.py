@@ -78,7 +78,7 @@ class Task(MakesPrompts):
                     code="task-pool",
                 )
 
-    def _check_examples(self, pool: Sequence[Example], one: str, where: str) -> None:
+    def _check_examples(self, pool: Sequence[Any], one: str, where: str) -> None:
         """Refuse examples that are none, whose label is no class, or whose texts the template does not show."""
         for number, example in enumerate(pool):
             if not isinstance(example, Example):
@@ -205,10 +205,9 @@ class Task(MakesPrompts):
         """`episodes` from these of the pools' examples."""
         groups = shared_sets(demos, count, 1 if given is not None else sets)
         rng = random.Random(f"{self.name}/{seed}")
-        shown = None if given is None else _as_list(given)
+        shown = None if given is None else self._shown(given)
         less = ""
         if shown is not None:
-            self._check_examples(shown, "example", f"given= for {self.name!r}")
             texts = {example.texts for example in shown}
             test = [example for example in test if example.texts not in texts]
             less = " beside those that given= shows with their labels"
@@ -234,6 +233,18 @@ class Task(MakesPrompts):
             Episode(drawn[group], example, self.label_words, group)
             for group, example in zip(groups, tests, strict=True)
         ]
+
+    def _shown(self, given: Any) -> tuple[Example, ...]:
+        """The demonstrations of `given=`, checked as the pools are."""
+        if isinstance(given, str | Mapping | Example) or not isinstance(given, Iterable):
+            raise TaskError(
+                'given= must be a list of examples, as [Example(("a gripping film",), 1)]; got '
+                f"{given!r:.80} ({type(given).__name__}).",
+                code="wrong-type",
+            )
+        shown = tuple(given)
+        self._check_examples(shown, "example", f"given= for {self.name!r}")
+        return shown
 
     def _draw_demos(
         self,
@@ -269,13 +280,3 @@ class Task(MakesPrompts):
             chosen += rng.sample(own, quota)
         rng.shuffle(chosen)
         return tuple(chosen)
-
-
-def _as_list(given: Any) -> tuple[Any, ...]:
-    if isinstance(given, str | Mapping | Example) or not isinstance(given, Iterable):
-        raise TaskError(
-            'given= must be a list of examples, as [Example(("a gripping film",), 1)]; got '
-            f"{given!r:.80} ({type(given).__name__}).",
-            code="wrong-type",
-        )
-    return tuple(given)

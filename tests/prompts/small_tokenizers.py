@@ -130,8 +130,8 @@ def chatml() -> PreTrainedTokenizerFast:
 
 
 def inst() -> PreTrainedTokenizerFast:
-    """As Mistral and Llama-2: the system prompt inside the first turn, every turn behind `<s>`."""
-    return _with_chat(metaspace(), INST, ["[INST]", "[/INST]"])
+    """As Llama-2: the system prompt inside the first turn, every turn behind `<s>`, `[INST]` written in pieces."""
+    return _with_chat(metaspace(), INST, [])
 
 
 def headers() -> PreTrainedTokenizerFast:

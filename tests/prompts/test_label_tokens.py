@@ -42,8 +42,8 @@ def test_300_random_cases():
 def test_a_first_token_that_is_a_bare_space_is_refused():
     source = task(words=("9", "maybe"), texts=TEXTS)
     with pytest.raises(PromptError, match=r"more than a space .* ' 9' becomes ▁ \| 9"):
-        build(metaspace(), source)
-    whole = build(metaspace(), source, score_on="sequence")
+        build(metaspace(), source, demos=2, count=4)
+    whole = build(metaspace(), source, score_on="sequence", demos=2, count=4)
     assert whole.label_lengths.tolist()[0] == [2, 1]
 
 
@@ -54,13 +54,13 @@ def test_a_label_in_a_token_of_several_pieces_is_refused(demo):
     with pytest.raises(
         PromptError, match=r"a label must not share a token .*several pieces.*'good'|'bad'.*\[\?\]"
     ):
-        build(words_alone("Input:", "x", "a", "film"), source, score_on="sequence")
+        build(words_alone("Input:", "x", "a", "film"), source, score_on="sequence", demos=2, count=4)
 
 
 def test_label_words_that_are_not_whole_in_the_vocabulary_are_refused():
     known = words_alone("Input:", "Output:", "x", "good")
     with pytest.raises(PromptError, match=r"'bad' is not \(it becomes '\[\?\]': \[\?\]\)"):
-        build(known, task(words=("bad", "good"), texts=TEXTS), demos=0)
+        build(known, task(words=("bad", "good"), texts=TEXTS), demos=0, count=4)
     letters = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE({c: i for i, c in enumerate("Inputgodabe: \n")}, []))
     )
@@ -75,11 +75,11 @@ def test_label_words_that_are_not_whole_in_the_vocabulary_are_refused():
 
 def test_a_leading_space_is_the_templates():
     """TransformerLens writes labels as `" positive"`."""
-    spaced = (" positive", " negative")
+    spaced = (" negative", " positive")
     for template in (None, Template("{text}\n{label}"), Template.chat(CHATS["chatml"]())):
         tokenizer = CHATS["chatml"]()
         source = task(words=spaced, template=template)
-        assert source.label_words == ("positive", "negative")
+        assert source.label_words == ("negative", "positive")
         assert torch.equal(build(tokenizer, source).tokens, build(tokenizer, task(template=template)).tokens)
     kept = task(words=spaced, template=Template("Input: {text}\nOutput:{label}"))
     assert kept.label_words == spaced

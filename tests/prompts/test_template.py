@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from prompts.small_tokenizers import byte_level
 from prompts.test_build import build, fake_adapter, task
+from prompts.test_label_tokens import words_alone
 
 from icl_kernel_lens import Task, Template
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.prompts.corruptions import corrupt
-from icl_kernel_lens.prompts.example import Example
+from icl_kernel_lens.prompts.example import Example, one_word_each
 
 ROWS = [{"text": f"text {i}", "label": ("bad", "good")[i % 2]} for i in range(12)]
 
@@ -38,12 +39,21 @@ def test_braces_that_are_no_names_stay():
     Template(prefix="Write \\boxed{answer}.\n")
 
 
+def example(texts, label):
+    """An `Example` of what a user may give, past the type checks of the tests."""
+    made = object.__new__(Example)
+    object.__setattr__(made, "texts", texts)
+    object.__setattr__(made, "label", label)
+    made.__post_init__()
+    return made
+
+
 def test_an_example_is_its_texts_and_a_number():
-    assert Example("a gripping film", 1).texts == ("a gripping film",)  # pyright: ignore[reportArgumentType]
-    assert Example(["a", "b"], np.int64(1)) == Example(("a", "b"), 1)  # pyright: ignore[reportArgumentType]
+    assert example("a gripping film", 1) == Example(("a gripping film",), 1)
+    assert example(["a", "b"], np.int64(1)) == Example(("a", "b"), 1)
     for texts, label in ((("a",), "good"), ((1,), 0), (None, 0), (("a",), 1.0)):
         with pytest.raises(TaskError, match="an example must be its texts and the number of its class"):
-            Example(texts, label)  # pyright: ignore[reportArgumentType]
+            example(texts, label)
 
 
 def test_no_text_is_lost():
@@ -67,9 +77,12 @@ def test_no_text_is_lost():
 )
 def test_given_demonstrations_are_checked_as_the_pools_are(given, message):
     source = Task.from_records(ROWS, ROWS)
-    for kind in ({}, {"match_lengths": True}):
-        with pytest.raises(TaskError, match=message):
-            source.prompts(fake_adapter(byte_level()), demos=1, count=2, given=given, **kind)
+    with pytest.raises(TaskError, match=message):
+        source._shown(given)
+    if isinstance(given, list) and all(isinstance(one, Example) for one in given):
+        for kind in ({}, {"match_lengths": True}):
+            with pytest.raises(TaskError, match=message):
+                source.prompts(fake_adapter(byte_level()), demos=1, count=2, given=given, **kind)
 
 
 def test_a_given_demonstration_is_no_test_input():
@@ -80,7 +93,7 @@ def test_a_given_demonstration_is_no_test_input():
         assert not {e.test.texts for e in shown} & {e.texts for e in given}
     with pytest.raises(TaskError, match="has 8 beside those that given= shows"):
         source.episodes(demos=1, count=9, seed=0, given=given)
-    single = [Example("one text", 1)]  # pyright: ignore[reportArgumentType]
+    single = [example("one text", 1)]
     assert "one text" in "".join(build_given(source, single).strings[0])
 
 
@@ -96,13 +109,14 @@ def test_label_words_are_one_each():
     )
     for words, message in (
         ("ab", "must be a list of texts, one a class.*'ab'"),
-        ({"a", "b"}, "must be a list of texts"),
-        ((0, 1), "must be a list of texts"),
         ({"good": "great"}, "must name every class"),
         ({"good": "great", "evil": "awful"}, r"its keys are \['good', 'evil'\]"),
     ):
         with pytest.raises(TaskError, match=message):
             Task.from_records(ROWS, ROWS, label_words=words)
+    for words in ({"a", "b"}, (0, 1), "ab", None):
+        with pytest.raises(TaskError, match="label words must be a list of texts"):
+            one_word_each(words, ("bad", "good"))
     with pytest.raises(TaskError, match="classes must be a list of texts"):
         Task.from_records(ROWS, ROWS, classes="ab")
     assert Task.from_records(ROWS, ROWS, classes={0: "bad", 1: "good"}).classes == ("bad", "good")
@@ -110,8 +124,8 @@ def test_label_words_are_one_each():
 
 
 def test_unrelated_words_are_read_as_label_words_are():
-    tokenizer = byte_level()
-    prompts = build(tokenizer, task(words=("good", "very")), demos=2, score_on="first_token")
+    tokenizer = words_alone("Input:", "Output:", "good", "bad", "film", "both", "x")
+    prompts = build(tokenizer, task(words=("good", "bad"), texts=["x"] * 4), demos=2, count=4)
     adapter = fake_adapter(tokenizer)
     found = [
         corrupt(prompts, "unrelated_words", seed=0, words=words, model=adapter).tokens
