@@ -39,8 +39,9 @@ def find_label_tokens(
         ids, offsets = next(encoded)
         length = len(prompt.ids)
         answer = ids[length:]
-        ends = [span[1] for span in offsets[:length] if span is not None]
-        if ids[:length] != prompt.ids or max(ends, default=0) > len(prompt.text) + len(gap) or not answer:
+        text = prompt.text + gap + word
+        end = max((span[1] for span in offsets[:length] if span is not None), default=0)
+        if ids[:length] != prompt.ids or text[len(prompt.text) : end].strip() or not answer:
             same = [a == b for a, b in zip(ids, prompt.ids, strict=False)]
             at = min([*same, False].index(False), length - 1)
             raise PromptError(
@@ -50,7 +51,7 @@ def find_label_tokens(
                 "merge, such as ':'.",
                 code="label-tokens",
             )
-        lost = _lost(prompt.text + gap + word, len(prompt.text), offsets[length:])
+        lost = _lost(text, max(end, len(prompt.text)), offsets[length:])
         if lost or unknown & set(answer):
             becomes = tokenizer.convert_ids_to_tokens([t for t in answer if t in unknown][:1])
             raise PromptError(
@@ -58,7 +59,7 @@ def find_label_tokens(
                 + (
                     f"(it becomes {becomes[0]!r}: {_pieces(answer)})"
                     if becomes
-                    else f"({_pieces(answer)} lack {lost!r})"
+                    else f"({_pieces(answer)} leave out a character)"
                 )
                 + ". Choose other words in label_words.",
                 code="label-tokens",

@@ -64,7 +64,7 @@ def test_label_words_that_are_not_whole_in_the_vocabulary_are_refused():
     letters = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE({c: i for i, c in enumerate("Inputgodabe: \n")}, []))
     )
-    with pytest.raises(PromptError, match="'g☃d' is not .* lack '☃'"):
+    with pytest.raises(PromptError, match="'g☃d' is not .* leave out a character"):
         build(
             letters,
             task(words=("g☃d", "bad"), template=Template("{text}\n{label}"), texts=["a", "b"]),

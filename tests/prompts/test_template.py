@@ -125,7 +125,9 @@ def test_label_words_are_one_each():
 
 def test_unrelated_words_are_read_as_label_words_are():
     tokenizer = words_alone("Input:", "Output:", "good", "bad", "film", "both", "x")
-    prompts = build(tokenizer, task(words=("good", "bad"), texts=["x"] * 4), demos=2, count=4)
+    prompts = build(
+        tokenizer, task(words=("good", "bad"), texts=["x", "film x", "x x", "both x"]), demos=2, count=4
+    )
     adapter = fake_adapter(tokenizer)
     found = [
         corrupt(prompts, "unrelated_words", seed=0, words=words, model=adapter).tokens
