@@ -62,6 +62,8 @@ class PromptInfo:
     """Whether a beginning-of-sequence token stands first; None: not known (ready-made ids)."""
     bos_asked: bool | None = None
     """What was asked for; None: what the tokenizer does by default."""
+    vocabulary: str | None = None
+    """A digest of what the tokenizer's ids stand for; None: not known, and not compared with a model's."""
     permuted_labels: bool = False
     corruption: str | None = None
     """What `corrupt` did to them, as a sentence."""
@@ -223,6 +225,10 @@ class PromptSet:
             strings=tuple(self.strings[i] for i in shown),
             episodes=None if self.episodes is None else tuple(self.episodes[i] for i in numbers),
         )
+
+    def as_ids(self) -> PromptSet:
+        """The same prompts as bare token ids, which a model with another tokenizer takes as they are."""
+        return replace(self, episodes=None, info=replace(self.info, vocabulary=None))
 
     def rearranged(
         self,

@@ -158,20 +158,22 @@ def _texts(adapter: ModelAdapter, prompts: PromptSet) -> list[list[Text]]:
     if prompts.episodes is None or template is None:
         return _cut_out(prompts)
 
-    def written(example: Example) -> str:
+    def written(example: Example) -> tuple[tuple[str, bool], ...]:
         # Between its fields, as in the template; not what stands before and behind.
         pieces = template.pieces(example.texts, None)
         fields = [at for at, (role, _) in enumerate(pieces) if role != "template"]
-        return "".join(string for _, string in pieces[fields[0] : fields[-1] + 1]) if fields else ""
+        inner = pieces[fields[0] : fields[-1] + 1] if fields else []
+        return tuple((string, role == "template") for role, string in inner)
 
     rows = [[written(example) for example in (e.test, *e.demos)] for e in prompts.episodes]
     distinct = list(dict.fromkeys(chain(*rows)))
-    encoded = encode(check_tokenizer(adapter), distinct, prompts.info.bos_asked)
-    ids: dict[str, Text] = {}
+    encoded = encode(check_tokenizer(adapter), [list(text) for text in distinct], prompts.info.bos_asked)
+    ids: dict[tuple[tuple[str, bool], ...], Text] = {}
     for text, (tokens, offsets) in zip(distinct, encoded, strict=True):
         if all(span is None for span in offsets):
             raise PromptError(
-                f"every text must have a token to be run alone; {text!r} has none.", code="empty-text"
+                f"every text must have a token to be run alone; {''.join(s for s, _ in text)!r} has none.",
+                code="empty-text",
             )
         ids[text] = tuple(tokens)
     return [[ids[text] for text in row] for row in rows]
@@ -186,7 +188,7 @@ def _cut_out(prompts: PromptSet) -> list[list[Text]]:
     for number, (tokens, roles) in enumerate(
         zip(prompts.tokens.tolist(), prompts.roles.tolist(), strict=True)
     ):
-        bos = tokens[:1] if prompts.info.prepend_bos and roles[0] == TokenRole.SPECIAL else []
+        bos = tokens[:1] if prompts.info.prepend_bos else []
         for what, start, end in zip(names, starts[number], ends[number], strict=True):
             text = [at for at in range(start, end) if roles[at] in (TokenRole.TEXT, TokenRole.TEXT2)]
             if not text:
