@@ -80,10 +80,9 @@ def locate_heads(
     """
     criteria = criteria or Criteria()
     check_intervened(prompts, "model")
-    if prompts.labels < 2 or prompts.demos < 2:
+    if prompts.demos < 2:
         raise PromptError(
-            f"heads can be located with at least 2 labels and 2 demonstrations; these prompts have {prompts.labels} and "
-            f"{prompts.demos}.",
+            f"heads can be located with at least 2 demonstrations; these prompts have {prompts.demos}.",
             code="too-few-demonstrations",
         )
     check_sets(prompts)
@@ -130,7 +129,7 @@ def locate_heads(
             "choosing": f"{len(first)} prompts in {len(chosen.demo_set.unique())} demonstration sets",
             "prompts": prompts.digest(),
         },
-        notes=_notes(evidence, columns, selected, len(found.demo_set.unique())),
+        notes=_notes(evidence, columns, selected, len(found.demo_set.unique()), effect),
     )
 
 
@@ -227,7 +226,11 @@ def _check_answers(evidence: Evidence, numbers: Tensor, cut: PatchEffects) -> No
 
 
 def _notes(
-    evidence: Evidence, columns: dict[str, Tensor], selected: dict[str, Tensor], sets: int
+    evidence: Evidence,
+    columns: dict[str, Tensor],
+    selected: dict[str, Tensor],
+    sets: int,
+    effect: Float[Tensor, "prompt layer"],
 ) -> tuple[str, ...]:
     notes = []
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
@@ -242,6 +245,11 @@ def _notes(
         notes.append(f"the model answers {float(right):.1%} of the test inputs right")
     if sets < ENOUGH:
         notes.append(f"{sets} demonstration sets a half are few: intervals are wide")
+    if missing := int(effect.isnan().any(1).sum()):
+        notes.append(
+            f"{missing} of the {len(effect)} prompts are left out of the band: without its label edges nothing is left of "
+            "a confirmed head's row"
+        )
     causes = (selected["votes"] | selected["matters"]) & (columns["matters"] == 1)
     lacking = [
         str(HeadRef(*head)) for head in (causes & columns["beyond_equal_mass_low"].isnan()).nonzero().tolist()

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "icl_kernel_lens.")
+KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where PyTorch keeps hooks of a module; those of every module stand under the same names behind `_global`."""
 
 
 def hooks_of(module: Any) -> list[Any]:
     """The user's hooks on a module, forward and backward."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooks = [hook for kind in kinds for hook in (getattr(module, kind, None) or {}).values()]
+    hooks = [hook for kind in KINDS for hook in (getattr(module, kind, None) or {}).values()]
     own = vars(module).get("forward")
     if own is not None and not hasattr(own, "taken_over"):
         hooks.append(own)
@@ -28,7 +29,7 @@ def hooks_of(module: Any) -> list[Any]:
 
 def hooks_everywhere() -> list[Any]:
     """The hooks that PyTorch runs on every module there is."""
-    kinds = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+    kinds = (f"_global{kind}" for kind in KINDS)
     return [hook for kind in kinds for hook in getattr(nn.modules.module, kind, {}).values()]
 
 

@@ -19,7 +19,7 @@ from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, head_table, long_form
-from icl_kernel_lens.results.criteria import HEAD_CLASSES, Band, Criteria, HeadClass
+from icl_kernel_lens.results.criteria import CLASS_MEANS, HEAD_CLASSES, Band, Criteria, HeadClass
 from icl_kernel_lens.results.run_info import RunInfo
 
 By = Literal["margin", "logit_diff_drop"]
@@ -143,9 +143,7 @@ class Comparison:
         if not self.same_shape:
             return (
                 "heads of models of different shape do not correspond; bands, in relative depth: "
-                + " and ".join(
-                    "none" if b is None else f"{b.depth[0]:.2f}–{b.depth[1]:.2f}" for b in self.bands
-                )
+                + " and ".join("none" if b is None else b.depth_words for b in self.bands)
                 + f", overlap {self.depth_overlap:.2f}"
             )
         by = ", ".join(f"{name} {value:.2f}" for name, value in self.correlation.items())
@@ -236,7 +234,10 @@ class HeadRanking(Result):
 
         Kernel heads first, then the largest effects.
         """
-        about = {"class": list(self.classes.values()), "why": [self.why(head) for head in self.classes]}
+        about = {
+            "class": list(self.classes.values()),
+            "why": ["; ".join(map(str, self.reasons(head))) for head in self.classes],
+        }
         frame = head_table({**about, **self.columns, **self._selected()})
         frame.insert(list(frame).index("control") + 1, "strongest_control", self.strongest)
         order = pd.DataFrame(
@@ -248,7 +249,7 @@ class HeadRanking(Result):
         ).sort_values(["kernel", "size", "margin"], ascending=False, kind="stable")
         return frame.loc[order.index].reset_index(drop=True)
 
-    def singled_out(self) -> pd.DataFrame:
+    def notable(self) -> pd.DataFrame:
         """The rows of `table()` of the heads that are more than neither, or that were cut in the reporting half."""
         table = self.table()
         return table.loc[table["class"].ne("neither") | table["logit_diff_drop"].notna()]
@@ -266,8 +267,15 @@ class HeadRanking(Result):
         return unknown or (Reason.SHIFT_UNEXPLAINED,)
 
     def why(self, head: Head | str) -> str:
-        """The same in words."""
-        return "; ".join(map(str, self.reasons(head)))
+        """A head's class, what it means or what kept the head from a clearer one, and what was measured, in words."""
+        at = HeadRef.of(head)
+        name = self.classes[at]
+        article = {"neither": "", "undetermined": "", "echo": "an "}.get(name, "a ")
+        means = "; ".join(map(str, self.reasons(at))) or CLASS_MEANS[name]
+        measured = ("agreement", "control", "label_shift", "word_bound_shift", "logit_diff_drop")
+        known = {of: float(self.columns[of][at]) for of in measured}
+        numbers = ", ".join(f"{of.replace('_', ' ')} {x:.3f}" for of, x in known.items() if x == x)
+        return f"{at} is {article}{name}: {means}" + (f" ({numbers})" if numbers else "")
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form of the reporting half: prompt (its number among those given), layer, head, class, agreement, and in
@@ -329,7 +337,7 @@ class HeadRanking(Result):
             margin=criteria.margin,
             effect=criteria.effect,
             level=criteria.level,
-            band=band and asdict(band) | {"depth": band.depth},
+            band=band and asdict(band) | {"where": band.where, "depth": band.depth_words},
         )
 
     def __repr__(self) -> str:
@@ -348,7 +356,7 @@ class HeadRanking(Result):
             "  " + ", ".join(f"{count[name]} {name}" for name in HEAD_CLASSES if count[name]),
         ]
         lines += [f"  {note}" for note in self.notes]
-        if len(rows := self.singled_out().head(top)[DESCRIBED]):
+        if len(rows := self.notable().head(top)[DESCRIBED]):
             lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"))
-        lines += [f"  {head}: {self.why(head)}" for head in self.of("undetermined")[:top]]
+        lines += [f"  {self.why(head)}" for head in self.of("undetermined")[:top]]
         return "\n".join(lines)
