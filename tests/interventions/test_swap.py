@@ -32,7 +32,8 @@ def test_swaps_are_what_the_weights_and_values_say(tiny):
     one = swap_values(model, prompts, heads=["L1H2"], progress=False, seed=3)
     assert one.reasons == {Reason.NO_PAIR: int((~kept).sum())}, "cells not asked for have no reason"
     # A cell that was already lost keeps the reason it had.
-    lost = one.values.clone()
+    lost = torch.full_like(one.values, torch.nan)
+    lost[:, 1, 2] = 0.0
     lost[int((~kept).nonzero()[0, 0]), 1, 2] = torch.nan
     again = _with_direct(replace(one, values=lost, reasons={Reason.NOTHING_LEFT: 1}), parts, pairs)
     assert again.reasons == {Reason.NOTHING_LEFT: 1, Reason.NO_PAIR: int((~kept).sum()) - 1}
