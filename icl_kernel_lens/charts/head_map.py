@@ -221,6 +221,6 @@ def _demo_bars(count: int, demos: int, classes: int, heads: int, most: float) ->
         .properties(
             width=2 * SIDE + 40,
             height=140,
-            title=alt.TitleParams(alt.ExprRef(title), fontSize=12, anchor="start", offset=40),
+            title=alt.TitleParams(alt.ExprRef(title), fontSize=12, anchor="start", offset=8),
         )
     )

@@ -309,8 +309,13 @@ def find_band(
 ) -> Band | None:
     """Find the band of the confirmed heads' drops, summed over each layer, and its ends' intervals by demonstration sets.
 
-    None where nothing drops. Does not show: that layers between the band's ends hold a head each.
+    Prompts with a missing drop are left out. None where nothing drops, or every prompt is left out.
+    Does not show: that layers between the band's ends hold a head each.
     """
+    known = ~drop.isnan().any(1)
+    if not known.any():
+        return None
+    drop, base, demo_set = drop[known], base[known], demo_set[known]
     sums = group_sums(drop.double(), numbered(demo_set))
     first, last = smallest_run(sums.sum(0, keepdim=True), share)[0].tolist()
     if first < 0:

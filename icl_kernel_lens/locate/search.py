@@ -81,10 +81,9 @@ def locate_heads(
     """
     criteria = criteria or Criteria()
     check_intervened(prompts, "model")
-    if prompts.labels < 2 or prompts.demos < 2:
+    if prompts.demos < 2:
         raise PromptError(
-            f"heads can be located with at least 2 labels and 2 demonstrations; these prompts have {prompts.labels} and "
-            f"{prompts.demos}.",
+            f"heads can be located with at least 2 demonstrations; these prompts have {prompts.demos}.",
             code="too-few-demonstrations",
         )
     check_sets(prompts)
@@ -131,7 +130,7 @@ def locate_heads(
             "choosing": f"{len(first)} prompts in {len(chosen.demo_set.unique())} demonstration sets",
             "prompts": prompts.digest(),
         },
-        notes=_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria),
+        notes=_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria, effect),
     )
 
 
@@ -233,6 +232,7 @@ def _notes(
     selected: dict[str, Tensor],
     sets: int,
     criteria: Criteria,
+    effect: Float[Tensor, "prompt layer"],
 ) -> tuple[str, ...]:
     notes = []
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
@@ -250,6 +250,11 @@ def _notes(
         notes.append(
             f"{sets} demonstration sets a half are few: intervals are wide; where every prompt says the same, about "
             f"{wanted} a half tell ± {criteria.margin:g}"
+        )
+    if missing := int(effect.isnan().any(1).sum()):
+        notes.append(
+            f"{missing} of the {len(effect)} prompts are left out of the band: without its label edges nothing is left of "
+            "a confirmed head's row"
         )
     causes = (selected["votes"] | selected["matters"]) & (columns["matters"] == 1)
     lacking = [

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "icl_kernel_lens.")
-
-
-_KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where PyTorch keeps hooks of a module; those of every module stand under the same names behind `_global`."""
 
 
 def hooks_of(module: Any) -> list[Any]:
@@ -28,7 +27,7 @@ def registered(module: Any) -> dict[tuple[str, int], Any]:
     """The user's hooks that can be removed again, each with its kind and the number that PyTorch gave it."""
     return {
         (kind, number): hook
-        for kind in _KINDS
+        for kind in KINDS
         for number, hook in (getattr(module, kind, None) or {}).items()
         if not _of_a_library(hook)
     }
@@ -41,7 +40,7 @@ def _replacement(module: Any) -> list[Any]:
 
 def hooks_everywhere() -> list[Any]:
     """The hooks that PyTorch runs on every module there is."""
-    kinds = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+    kinds = (f"_global{kind}" for kind in KINDS)
     return [hook for kind in kinds for hook in getattr(nn.modules.module, kind, {}).values()]
 
 

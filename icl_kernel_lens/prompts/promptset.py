@@ -361,7 +361,7 @@ def _ints(name: str, given: Tensor, dims: int | None = None, prompts: int | None
 
 def _warn_if_shifted(tokens: Tensor, label_pos: Tensor, demo_labels: Tensor, words: Tensor) -> None:
     """Say so where no label position holds its label token: the positions may be shifted."""
-    if demo_labels.numel() == 0 or not 0 <= int(demo_labels.min()) <= int(demo_labels.max()) < words.shape[1]:
+    if not 0 <= int(demo_labels.min()) <= int(demo_labels.max()) < words.shape[1]:
         return  # out of range: refused in a moment
     if not (tokens.gather(1, label_pos) == words.gather(1, demo_labels)).any():
         warnings.warn(

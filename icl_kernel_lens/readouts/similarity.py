@@ -26,6 +26,7 @@ from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.verify import verify_model
 from icl_kernel_lens.numbers.control_votes import SHUFFLES
+from icl_kernel_lens.numbers.permutations import shuffled_mean
 from icl_kernel_lens.prompts.example import Example
 from icl_kernel_lens.prompts.promptset import PromptInfo, PromptSet, TokenRole
 from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode
@@ -99,11 +100,8 @@ def prediction_similarity(
         checkpoint=checkpoint,
         progress=progress,
     )
-    values, control = pearson(weights, similar), torch.zeros(weights.shape[:3])
-    generator = torch.Generator().manual_seed((prompts.info.seed or 0) % 2**63)
-    for _ in range(SHUFFLES):
-        order = torch.rand(similar.shape, generator=generator).argsort(1)
-        control += pearson(weights, similar.gather(1, order)) / SHUFFLES
+    values, seed = pearson(weights, similar), (prompts.info.seed or 0) % 2**63
+    control = shuffled_mean(lambda other: pearson(weights, other), similar, shuffles=SHUFFLES, seed=seed)
     return HeadScores(
         name="prediction_similarity",
         title="correlation of attention with the similarity of the model's own predictions",

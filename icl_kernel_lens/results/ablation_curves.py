@@ -230,7 +230,7 @@ class AblationCurves(Result):
         return "\n".join(
             [
                 f"AblationCurves({self.run.about}: label edges of "
-                f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts; against "
+                f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts of seed {self.run.prompts.seed}; against "
                 f"{'the true label' if against == 'truth' else 'the uncut answer'})",
                 self.table().to_string(index=False, float_format=lambda x: f"{x:.3f}"),
                 *(f"  {note}" for note in self.notes()),

@@ -20,7 +20,7 @@ from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.numbers.intervals import RATE, sets_for
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, head_table, long_form
-from icl_kernel_lens.results.criteria import HEAD_CLASSES, Band, Criteria, HeadClass
+from icl_kernel_lens.results.criteria import CLASS_MEANS, HEAD_CLASSES, Band, Criteria, HeadClass
 from icl_kernel_lens.results.run_info import RunInfo
 
 By = Literal["margin", "logit_diff_drop"]
@@ -144,9 +144,7 @@ class Comparison:
         if not self.same_shape:
             return (
                 "heads of models of different shape do not correspond; bands, in relative depth: "
-                + " and ".join(
-                    "none" if b is None else f"{b.depth[0]:.2f}–{b.depth[1]:.2f}" for b in self.bands
-                )
+                + " and ".join("none" if b is None else b.depth_words for b in self.bands)
                 + f", overlap {self.depth_overlap:.2f}"
             )
         by = ", ".join(f"{name} {value:.2f}" for name, value in self.correlation.items())
@@ -235,7 +233,10 @@ class HeadRanking(Result):
 
         Kernel heads first, then the largest effects.
         """
-        about = {"class": list(self.classes.values()), "why": [self.why(head) for head in self.classes]}
+        about = {
+            "class": list(self.classes.values()),
+            "why": ["; ".join(map(str, self.reasons(head))) for head in self.classes],
+        }
         frame = head_table({**about, **self.columns, **self._selected()})
         frame.insert(list(frame).index("control") + 1, "strongest_control", self.strongest)
         order = pd.DataFrame(
@@ -247,7 +248,7 @@ class HeadRanking(Result):
         ).sort_values(["kernel", "size", "margin"], ascending=False, kind="stable")
         return frame.loc[order.index].reset_index(drop=True)
 
-    def singled_out(self) -> pd.DataFrame:
+    def notable(self) -> pd.DataFrame:
         """The rows of `table()` of the heads that are more than neither, or that were cut in the reporting half."""
         table = self.table()
         return table.loc[table["class"].ne("neither") | table["logit_diff_drop"].notna()]
@@ -265,9 +266,19 @@ class HeadRanking(Result):
         return unknown or (Reason.SHIFT_UNEXPLAINED,)
 
     def why(self, head: Head | str) -> str:
-        """The same in words, with how many sets would narrow each interval to the smallest of interest."""
-        wanted = {why: self._wanted(HeadRef.of(head), *of) for why, *of in UNSURE.values()}
-        return "; ".join(f"{why}{wanted.get(why, '')}" for why in self.reasons(head))
+        """A head's class, what it means or what kept the head from a clearer one, and what was measured, in words.
+
+        Of what an interval leaves open it says how many sets would narrow it to the smallest effect of interest.
+        """
+        at = HeadRef.of(head)
+        name = self.classes[at]
+        article = {"neither": "", "undetermined": "", "echo": "an "}.get(name, "a ")
+        wanted = {why: self._wanted(at, *of) for why, *of in UNSURE.values()}
+        means = "; ".join(f"{why}{wanted.get(why, '')}" for why in self.reasons(at)) or CLASS_MEANS[name]
+        measured = ("agreement", "control", "label_shift", "word_bound_shift", "logit_diff_drop")
+        known = {of: float(self.columns[of][at]) for of in measured}
+        numbers = ", ".join(f"{of.replace('_', ' ')} {x:.3f}" for of, x in known.items() if x == x)
+        return f"{at} is {article}{name}: {means}" + (f" ({numbers})" if numbers else "")
 
     def _wanted(self, head: HeadRef, column: str, criterion: str) -> str:
         low, high = (float(self.columns[f"{column}_{end}"][head]) for end in ("low", "high"))
@@ -337,7 +348,7 @@ class HeadRanking(Result):
             margin=criteria.margin,
             effect=criteria.effect,
             level=criteria.level,
-            band=band and asdict(band) | {"depth": band.depth},
+            band=band and asdict(band) | {"where": band.where, "depth": band.depth_words},
         )
 
     def __repr__(self) -> str:
@@ -356,7 +367,7 @@ class HeadRanking(Result):
             "  " + ", ".join(f"{count[name]} {name}" for name in HEAD_CLASSES if count[name]),
         ]
         lines += [f"  {note}" for note in self.notes]
-        if len(rows := self.singled_out().head(top)[DESCRIBED]):
+        if len(rows := self.notable().head(top)[DESCRIBED]):
             lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"))
-        lines += [f"  {head}: {why}" for head in rows["head"] if (why := self.why(head))]
+        lines += [f"  {self.why(head)}" for head in rows["head"] if self.reasons(head)]
         return "\n".join(lines)

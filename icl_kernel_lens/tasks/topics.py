@@ -69,7 +69,7 @@ NEUTRAL = tuple(
     "even soon later here there every while after before under about along among beyond within "
     "through toward around behind until since across above below".split()
 )
-"""40 words that belong to no topic. In `label_words="unseen"` they serve as labels, which they never are in training."""
+"""40 words that belong to no topic. In `words="unseen"` they serve as labels, which they never are in training."""
 
 LABEL_WORDS = tuple(
     "red blue green yellow purple orange pink brown black white gray gold silver violet scarlet "

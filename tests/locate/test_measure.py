@@ -192,3 +192,16 @@ def test_no_spread_in_few_sets_decides_nothing():
         # An effect beside the same effect of equal mass is none beyond it, however few the sets.
         _, columns = classed(fidelity, drop[:prompts], base[:prompts], drop[:prompts].clone())
         assert columns["matters"] != 1
+
+
+def test_the_band_leaves_out_prompts_that_were_not_measured():
+    """One missing drop among sixty must not read as "nothing is lost"."""
+    drop, base, sets = torch.zeros(60, 6), torch.linspace(1, 5, 60), torch.arange(60) // 2
+    drop[:, 2:4] = 1 + 0.1 * torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+    missing = drop.clone()
+    missing[7, 2] = torch.nan
+    kept = torch.arange(60) != 7
+    found = find_band(missing, base, sets, 0.9)
+    assert found is not None
+    assert found == find_band(drop[kept], base[kept], sets[kept], 0.9)
+    assert find_band(drop * torch.nan, base, sets, 0.9) is None
