@@ -54,8 +54,8 @@ def test_above_many_offsets_the_largest_heads_are_drawn():
     heads, offsets = tuple(range(MOST + 2)), tuple(range(7))
     effects = [-1.0 - head if offset == 3 else 0.0 for head in heads for offset in offsets]
     figure = drawn({"layer": (0,), "head": heads, "offset": offsets}, effects)
-    (only,) = figure.spec()["hconcat"]
-    named = list(dict.fromkeys(cell["y"] for cell in only["data"]["values"]))
+    cells = figure.spec()["data"]["values"]
+    named = list(dict.fromkeys(cell["y"] for cell in cells))
     assert named == [f"L0H{head}" for head in reversed(heads)][:MOST]
 
 
