@@ -150,6 +150,24 @@ def test_long_functions_say_why():
     assert not long, long
 
 
+UNTESTED_BY_NAME = {
+    "__main__.py": "starts the command line, which tests/cli tests",
+}
+"""Modules without a test file of their name, and why."""
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    """Where a reader looks for a module's tests; what they are worth, this does not say."""
+    modules = {str(file.relative_to(PACKAGE)) for file in FILES.values() if file.name != "__init__.py"}
+    assert modules >= set(UNTESTED_BY_NAME), "an exception for a module that is not there"
+    absent = [
+        str(mirror.relative_to(ROOT))
+        for module in sorted(modules - set(UNTESTED_BY_NAME))
+        if not (mirror := ROOT / "tests" / Path(module).with_name(f"test_{Path(module).name}")).exists()
+    ]
+    assert not absent, absent
+
+
 def test_public_names_are_one_list():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     typed = {

@@ -1,4 +1,4 @@
-"""Classes from numbers made by hand: each question alone decides, and what cannot be known is not said."""
+"""Selection, bands and columns from numbers made by hand: what each needs, and what few sets leave open."""
 
 from __future__ import annotations
 
@@ -6,87 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from locate.half import classed, numbers
 
 from icl_kernel_lens import Criteria
-from icl_kernel_lens.locate.classes import classify
-from icl_kernel_lens.locate.measure import Fidelity, find_band, report, select, smallest_run
-
-PROMPTS = 200
-QUESTIONS = {
-    # agreement, label shift, drop → class
-    "kernel head": (0.9, 0.02, 0.4),
-    "shadow": (0.9, 0.02, 0.0),
-    "driver": (0.3, 0.02, 0.4),
-    "driver, against the answer": (0.9, 0.02, -0.4),
-    "driver, shifted": (0.9, 0.4, 0.4),
-    "neither": (0.3, 0.02, 0.0),
-}
-
-
-def numbers(agreement, shift, drop, *, words=0.0, echo=0.0, spread=0.05, p=1e-9):
-    """A half's numbers of a model with one head."""
-    g = torch.Generator().manual_seed(0)
-
-    def around(mean, width=spread):
-        noise = torch.randn(PROMPTS, 1, 1, generator=g)
-        return mean + width * (noise - noise.mean())
-
-    fidelity = Fidelity(
-        agreement=(torch.arange(PROMPTS) < agreement * PROMPTS).float()[:, None, None],
-        controls={"label_prior": (torch.rand(PROMPTS, 1, 1, generator=g) < 0.5).float()},
-        label_shift=around(shift, 0.005),
-        word_bound_shift=around(0.4),
-        within_class_shift=around(0.4),
-        words=around(words),
-        preferred=around(words),
-        echo=around(echo),
-        label_attention=around(0.8),
-        p={"labels_permuted": torch.full((1, 1), p, dtype=torch.float64)},
-        demo_set=torch.arange(PROMPTS),
-    )
-    base = 5 + torch.rand(PROMPTS, generator=g)
-    return fidelity, around(drop * 5.5, 1.0), base
-
-
-def classed(fidelity, drop, base, equal_mass=None, **selected):
-    chosen = {"votes": True, "label_shift": False, "matters": False} | selected
-    flags = {name: torch.full((1, 1), value) for name, value in chosen.items()}
-    equal = torch.zeros_like(drop) if equal_mass is None else equal_mass
-    columns, strongest = report(fidelity, flags, drop, equal, base, Criteria())
-    (name,) = classify(columns, flags, Criteria())
-    assert strongest == ("label_prior",)
-    return name, {key: float(value) for key, value in columns.items()}
-
-
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_each_question_decides(name):
-    found, columns = classed(*numbers(*QUESTIONS[name]))
-    assert found == name.split(",")[0]
-    agreement, _, drop = QUESTIONS[name]
-    assert columns["agreement"] == pytest.approx(agreement)
-    assert columns["logit_diff_drop"] == pytest.approx(drop, abs=0.03)
-    assert columns["logit_diff_drop_low"] < columns["logit_diff_drop"] < columns["logit_diff_drop_high"]
-
-
-def test_words_and_answers_come_first():
-    """However well such a head agrees, and whatever it carries."""
-    assert classed(*numbers(0.95, 0.4, 0.4, words=0.3))[0] == "word preference"
-    assert classed(*numbers(0.95, 0.4, 0.4, words=0.3, echo=0.3))[0] == "echo"
-    assert classed(*numbers(0.95, 0.02, 0.4, echo=0.3))[0] == "kernel head", "a kernel forms the answer"
-
-
-def test_what_is_not_sure_is_not_said():
-    assert classed(*numbers(0.9, 0.2, 0.4))[0] == "undetermined", "moved by half of what words carry"
-    assert classed(*numbers(0.9, 0.02, 0.4, p=0.3))[0] == "undetermined", "its agreement may be chance"
-    assert classed(*numbers(0.9, 0.02, 0.05))[0] == "undetermined", "a drop at the smallest of interest"
-    assert classed(*numbers(0.9, 0.4, 0.0))[0] == "undetermined", "no shadow: its weights move"
-    name, columns = classed(*numbers(0.9, 0.02, 0.4), votes=False)
-    assert name == "neither", "the choosing half gave no reason"
-    assert columns["p"] != columns["p"], "not tested"
-    fidelity, drop, base = numbers(0.5, 0.4, 0.4, words=0.3)
-    unmeasured = torch.full_like(drop, torch.nan)
-    name, _ = classed(fidelity, unmeasured, base, unmeasured, votes=False, label_shift=True)
-    assert name == "word preference", "its class needs no cut"
+from icl_kernel_lens.locate.measure import find_band, select, smallest_run
 
 
 def test_equal_mass_compares_where_it_covers():
@@ -160,22 +83,6 @@ def test_the_band_and_its_intervals():
     unsure = find_band(drop, base, torch.arange(120) // 10, 0.9)
     assert unsure.last_interval == (21, 22)
     assert find_band(torch.zeros(120, 28), base, torch.arange(120), 0.9) is None
-
-
-def test_agreeing_as_often_as_the_control_in_few_sets_is_not_a_vote_denied():
-    """32 prompts in which a head and its control always agree do not say that it does not vote; 200 do."""
-    for prompts, votes in ((8, None), (32, None), (200, 0.0)):
-        fidelity, drop, base = numbers(1.0, 0.02, 0.4, p=1.0)
-        cut = {
-            name: value[:prompts] for name, value in vars(fidelity).items() if isinstance(value, torch.Tensor)
-        }
-        ones = torch.ones(prompts, 1, 1)
-        fidelity = replace(fidelity, **cut | {"agreement": ones, "controls": {"label_prior": ones}})
-        name, columns = classed(fidelity, drop[:prompts], base[:prompts])
-        assert name == ("undetermined" if votes is None else "driver")
-        assert columns["margin_low"] < 0 < columns["margin_high"]
-        assert columns["agreement_low"] < 1
-        assert columns["votes"] == votes if votes is not None else columns["votes"] != columns["votes"]
 
 
 def test_no_spread_in_few_sets_decides_nothing():

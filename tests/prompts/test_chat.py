@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from prompts.from_text import build, fake_adapter, task
 from prompts.small_tokenizers import CHATS, byte_level, metaspace
-from prompts.test_build import build, fake_adapter, task
 
 from icl_kernel_lens import Task, Template, load_task, read
 from icl_kernel_lens.cli import main

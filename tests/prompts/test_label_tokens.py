@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from prompts.from_text import build, task
 from prompts.small_tokenizers import CHATS, byte_level, metaspace, word_pieces
-from prompts.test_build import build, task
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

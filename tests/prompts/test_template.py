@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+from prompts.from_text import ROWS, build, example, fake_adapter, task
 from prompts.small_tokenizers import byte_level
-from prompts.test_build import build, fake_adapter, task
 from prompts.test_label_tokens import words_alone
 
 from icl_kernel_lens import Task, Template
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.prompts.corruptions import corrupt
-from icl_kernel_lens.prompts.example import Example, one_word_each
-
-ROWS = [{"text": f"text {i}", "label": ("bad", "good")[i % 2]} for i in range(12)]
+from icl_kernel_lens.prompts.example import Example
 
 
 @pytest.mark.parametrize(
@@ -37,23 +34,6 @@ def test_braces_that_are_no_names_stay():
             "{text}", "a"
         ).replace("{label}", "b")
     Template(prefix="Write \\boxed{answer}.\n")
-
-
-def example(texts, label):
-    """An `Example` of what a user may give, past the type checks of the tests."""
-    made = object.__new__(Example)
-    object.__setattr__(made, "texts", texts)
-    object.__setattr__(made, "label", label)
-    made.__post_init__()
-    return made
-
-
-def test_an_example_is_its_texts_and_a_number():
-    assert example("a gripping film", 1) == Example(("a gripping film",), 1)
-    assert example(["a", "b"], np.int64(1)) == Example(("a", "b"), 1)
-    for texts, label in ((("a",), "good"), ((1,), 0), (None, 0), (("a",), 1.0)):
-        with pytest.raises(TaskError, match="an example must be its texts and the number of its class"):
-            example(texts, label)
 
 
 def test_no_text_is_lost():
@@ -99,28 +79,6 @@ def test_a_given_demonstration_is_no_test_input():
 
 def build_given(source, given):
     return source.prompts(fake_adapter(byte_level()), demos=1, count=2, given=given, score_on="sequence")
-
-
-def test_label_words_are_one_each():
-    named = Task.from_records(ROWS, ROWS, label_words={"good": "great", "bad": "awful"})
-    assert named.label_words == ("awful", "great")
-    assert (
-        Task.from_records(ROWS, ROWS, label_words={1: "great", 0: "awful"}).label_words == named.label_words
-    )
-    for words, message in (
-        ("ab", "must be a list of texts, one a class.*'ab'"),
-        ({"good": "great"}, "must name every class"),
-        ({"good": "great", "evil": "awful"}, r"its keys are \['good', 'evil'\]"),
-    ):
-        with pytest.raises(TaskError, match=message):
-            Task.from_records(ROWS, ROWS, label_words=words)
-    for words in ({"a", "b"}, (0, 1), "ab", None):
-        with pytest.raises(TaskError, match="label words must be a list of texts"):
-            one_word_each(words, ("bad", "good"))
-    with pytest.raises(TaskError, match="classes must be a list of texts"):
-        Task.from_records(ROWS, ROWS, classes="ab")
-    assert Task.from_records(ROWS, ROWS, classes={0: "bad", 1: "good"}).classes == ("bad", "good")
-    assert Task.from_records(ROWS, ROWS, text_fields="text").template.fields == 1
 
 
 def test_unrelated_words_are_read_as_label_words_are():

@@ -174,7 +174,3 @@ def test_names_and_shown_demonstrations_must_fit(scores):
     ):
         with pytest.raises(ResultError, match=words):
             replace(scores, **change)
-
-
-def test_head_refs_print_as_the_field_writes_them():
-    assert str(HeadRef(3, 7)) == repr(HeadRef(3, 7)) == "L3H7"

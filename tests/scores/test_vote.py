@@ -11,7 +11,6 @@ from sklearn.metrics import cohen_kappa_score
 from support import uneven_prompts
 
 from icl_kernel_lens import head_vote, read
-from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.reasons import Reason
 
@@ -129,16 +128,3 @@ def test_renaming_labels_and_permuting_demonstrations_change_nothing(tiny):
         torch.testing.assert_close(found.controls[name], scores.controls[name])
     for name, companion in scores.companions.items():
         torch.testing.assert_close(found.companions[name], companion)
-
-
-def test_without_demonstrations_or_truth_a_vote_is_refused():
-    evidence = small_evidence()
-    blind = replace(evidence, prompts=replace(evidence.prompts, test_labels=None))
-    with pytest.raises(ResultError, match="needs true labels; these prompts have none"):
-        head_vote(blind, against="truth")
-    p = evidence.prompts
-    none = replace(
-        p, demo_spans=p.demo_spans[:, :0], label_spans=p.label_spans[:, :0], demo_labels=p.demo_labels[:, :0]
-    )
-    with pytest.raises(ResultError, match="a vote needs demonstrations"):
-        head_vote(replace(evidence, prompts=none, weights={"label": evidence.weights["label"][..., :0]}))

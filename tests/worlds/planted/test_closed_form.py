@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import has_hooked_transformer, needs_hooked
+from support import needs_hooked
+from worlds.planted.plans import best_kind, everything, gaussian
 
-from benchmarks.planted import random_plan
 from icl_kernel_lens import corrupt, knock_out, read
-from icl_kernel_lens.errors import ModelError, PromptError
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
 from icl_kernel_lens.worlds.planted.model import PlantedModel, planted_model
 from icl_kernel_lens.worlds.planted.roles import PlantedHead
@@ -28,30 +27,6 @@ CASES = [
 ]
 
 
-def everything(**settings):
-    """Every role once or more, in four layers of six heads."""
-    heads = [
-        PlantedHead(0, 1, "first_token"),
-        PlantedHead(0, 4, "word_preference", label=2, gain=0.5),
-        PlantedHead(1, 0, "kernel"),
-        PlantedHead(1, 1, "unread_kernel", bandwidth=0.25),
-        PlantedHead(1, 2, "cancelled_kernel"),
-        PlantedHead(1, 3, "uniform"),
-        PlantedHead(2, 0, "canceller"),
-        PlantedHead(2, 1, "kernel", gain=2.0, bandwidth=0.6),
-        PlantedHead(2, 2, "driver", gain=4.0),
-        PlantedHead(2, 3, "anti_kernel", gain=2.0, bandwidth=0.5),
-        PlantedHead(2, 4, "uniform", gain=1.0),
-        PlantedHead(3, 0, "echo"),
-        PlantedHead(3, 1, "echo", gain=1.0),
-        PlantedHead(3, 2, "last_label"),
-        PlantedHead(3, 3, "last_label", gain=0.7),
-        PlantedHead(3, 4, "word_preference", label=1),
-    ]
-    given = {"layers": 4, "heads_per_layer": 6, "labels": 3, "direct": 0.3, "demos": 12, "noise": 0.1}
-    return PlantedPlan(**({"heads": tuple(heads)} | given | settings))
-
-
 @pytest.fixture(scope="module")
 def built():
     """`built(form, norm, kind)`: the model with every role, built once."""
@@ -63,19 +38,6 @@ def built():
         return made[form, norm, kind]
 
     return make
-
-
-def best_kind():
-    return "HookedTransformer" if has_hooked_transformer() else "TransformerBridge"
-
-
-def gaussian(plan, prompts, bandwidth):
-    """exp(−|φ(x) − φ(x_i)|² / 2h²), normalised; from the features alone."""
-    phi = plan.features[prompts.tokens]
-    inputs = phi.gather(1, (prompts.label_pos - 1)[..., None].expand(-1, -1, phi.shape[-1]))
-    test = phi[torch.arange(len(prompts)), prompts.answer_pos]
-    kernel = (-(inputs - test[:, None]).square().sum(-1) / (2 * bandwidth**2)).exp()
-    return kernel / kernel.sum(-1, keepdim=True)
 
 
 @pytest.mark.parametrize(("form", "norm", "kind"), CASES)
@@ -267,137 +229,3 @@ def test_a_driver_that_decides_alone_matters():
     assert plan(PlantedHead(1, 0, "kernel", gain=0.0)).expected[1, 0] == "shadow"
     quarter = [PlantedHead(1 + i // 2, i % 2, "kernel", gain=0.75) for i in range(4)]
     assert list(plan(*quarter, direct=0.0).expected.values()).count("kernel head") == 4
-
-
-def test_prompts_are_what_the_closed_form_takes_them_for():
-    plan = everything()
-    prompts = plan.prompts(8, count=11, tests_per_set=3, seed=4)
-    assert prompts.demos == 8
-    assert prompts.demo_set.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
-    assert prompts.info.task == "planted"
-    inputs = prompts.tokens[:, 1::2]
-    assert all(len(set(row)) == 9 for row in inputs.tolist()), "no input twice"
-    assert torch.equal(prompts.tokens[0, :-1], prompts.tokens[2, :-1])
-    assert len({int(t) for t in prompts.tokens[:3, -1]}) == 3
-    assert torch.equal(plan.classes[prompts.tokens[:, -1]], prompts.test_labels)
-    assert torch.equal(plan.prompts(8, count=11, tests_per_set=3, seed=4).tokens, prompts.tokens)
-    assert not torch.equal(plan.prompts(8, count=11, tests_per_set=3, seed=5).tokens, prompts.tokens)
-    many = plan.prompts(count=400)
-    shown = plan.classes[many.tokens[:, 1:-1:2]]
-    assert (shown != many.demo_labels).float().mean() == pytest.approx(0.1, abs=0.02), "the noise asked for"
-    assert torch.bincount(many.demo_labels.flatten()).float().std() < 100
-    few = plan.prompts(3, count=60).demo_labels
-    assert bool((few.amin(1) != few.amax(1)).all()), "two classes at least"
-    counts = torch.nn.functional.one_hot(many.demo_labels, 3).sum(1)
-    assert counts.float().std(0).min() > 1, "random, not balanced"
-
-
-def test_a_model_of_gptj_s_shape():
-    """28 layers of 16 heads, kernels in layers 18–21; small, and exact at depth."""
-    heads = [PlantedHead(18 + i, 5 * i, "kernel", bandwidth=0.3 + 0.1 * i) for i in range(4)]
-    heads += [PlantedHead(5, 2, "unread_kernel"), PlantedHead(26, 3, "echo", gain=2.0)]
-    for kind in ("HookedTransformer", "TransformerBridge"):
-        if kind == "HookedTransformer" and not has_hooked_transformer():
-            continue
-        planted = planted_model(heads, layers=28, heads_per_layer=16, form="parallel", kind=kind, demos=8)
-        assert sum(p.numel() * p.element_size() for p in planted.model.parameters()) < 200e6
-        prompts = planted.prompts(count=4)
-        evidence = read(planted.model, prompts, progress=False)
-        torch.testing.assert_close(
-            evidence.weights["label"].double(), planted.plan.weights(prompts), atol=1e-4, rtol=0
-        )
-        torch.testing.assert_close(
-            evidence.label_scores.double(), planted.plan.logits(prompts), atol=1e-4, rtol=0
-        )
-    assert planted.findable == ((18, 0), (19, 5), (20, 10), (21, 15))
-
-
-@pytest.mark.parametrize("seed", [0, 4, 5, 7])
-def test_random_plans_are_clear_and_computed_exactly(seed):
-    before = torch.get_rng_state()
-    plan = random_plan(seed, norm=None if has_hooked_transformer() else True)
-    planted = PlantedModel.of(plan)
-    if plan.norm:
-        PlantedModel.of(plan, "TransformerBridge")
-    assert torch.equal(torch.get_rng_state(), before), "the global seed is left as it was"
-    assert 2 <= plan.layers <= 12
-    assert 2 <= plan.heads_per_layer <= 16
-    assert 2 <= plan.labels <= 6
-    assert 4 <= plan.demos <= 32
-    kernels = [h for h in plan.heads if h.role == "kernel"]
-    assert len(kernels) <= 4
-    unclear = [ref for ref, clear in plan.clear.items() if not clear]
-    assert all(plan.all_heads[ref].role == "kernel" for ref in unclear)
-    wanted = {"driver": "driver", "anti_kernel": "driver", "unread_kernel": "shadow"}
-    for ref, kind in plan.expected.items():
-        assert kind == wanted.get(plan.all_heads[ref].role, kind)
-    again = random_plan(seed, norm=None if has_hooked_transformer() else True)
-    assert (again.heads, repr(again)) == (plan.heads, repr(plan))
-    prompts = planted.prompts(count=12)
-    evidence = read(planted.model, prompts, progress=False)
-    torch.testing.assert_close(evidence.weights["label"].double(), plan.weights(prompts), atol=1e-4, rtol=0)
-    torch.testing.assert_close(evidence.label_scores.double(), plan.logits(prompts), atol=1e-3, rtol=0)
-
-
-def test_what_cannot_be_planted_is_refused():
-    kernel = PlantedHead(1, 0, "kernel")
-
-    def refused(message, *heads, **settings):
-        given = {"layers": 3, "heads_per_layer": 2} | settings
-        with pytest.raises(ModelError, match=message):
-            PlantedPlan(heads, **given)
-
-    refused("L3H0 .kernel. is outside its 3 layers of 2 heads", PlantedHead(3, 0, "kernel"))
-    refused("L1H0 was given kernel and echo", kernel, PlantedHead(1, 0, "echo"))
-    refused("L0H1 .kernel. is in layer 0", PlantedHead(0, 1, "kernel"))
-    refused("L0H0 .anti_kernel. is in layer 0", PlantedHead(0, 0, "anti_kernel"), kernel)
-    refused("belongs in layer 0; got L1H1", PlantedHead(1, 1, "carrier"))
-    refused("one carrier is enough", PlantedHead(0, 0, "carrier"), PlantedHead(0, 1, "carrier"), kernel)
-    both = [PlantedHead(0, i, "first_token") for i in (0, 1)]
-    refused("layer 0 must have room for the carrier", *both, kernel)
-    cancelled, canceller = PlantedHead(2, 0, "cancelled_kernel"), PlantedHead(1, 1, "canceller")
-    refused("L2H0 is a cancelled kernel and the canceller is L1H1", kernel, cancelled, canceller)
-    refused("got 1 and 0. Plant both, or neither", kernel, cancelled)
-    refused("got 0 and 1. Plant both, or neither", kernel, canceller)
-    refused("at least 0.1 .*has 0.0", PlantedHead(1, 0, "kernel", bandwidth=0.0))
-    refused("has -1.0", PlantedHead(1, 0, "kernel", bandwidth=-1.0))
-    refused("no bandwidth; L1H0", PlantedHead(1, 0, "driver", bandwidth=1.0))
-    refused("a gain is finite and at least 0", PlantedHead(1, 0, "kernel", gain=-1.0))
-    refused("writes no vote; L1H1 has gain 1.0", kernel, PlantedHead(1, 1, "unread_kernel", gain=1.0))
-    refused("has label=None", kernel, PlantedHead(1, 1, "word_preference"))
-    refused("from 0 to 1; L1H1", kernel, PlantedHead(1, 1, "word_preference", label=2))
-    refused("has label=0", PlantedHead(1, 0, "kernel", label=0))
-    refused("before L1H1 nothing has written one", kernel, PlantedHead(1, 1, "echo"))
-    refused("the model must form an answer", PlantedHead(1, 1, "unread_kernel"))
-    refused("2 to 8 labels", kernel, labels=9)
-    refused("demos=48 and inputs=48", kernel, demos=48)
-    refused("34 tokens, and context=20", kernel, context=20)
-    refused("sink=1.0", kernel, sink=1.0)
-    refused("d_head=10 with 2 heads", kernel, d_head=10)
-
-
-def test_what_cannot_be_built_or_drawn_is_refused():
-    kernel = PlantedHead(1, 0, "kernel")
-    plan = PlantedPlan((kernel,), layers=2, heads_per_layer=2, demos=6, inputs=9)
-    with pytest.raises(PromptError, match="7 demonstrations make 16 tokens, and the context has 14"):
-        plan.prompts(7)
-    with pytest.raises(PromptError, match="6 \\+ 4 inputs a class, and the world has 9"):
-        plan.prompts(tests_per_set=4)
-    with pytest.raises(PromptError, match="at least 2"):
-        plan.prompts(1)
-    other = PlantedPlan((kernel,), layers=2, heads_per_layer=2, inputs=40)
-    with pytest.raises(PromptError, match="own prompts"):
-        plan.logits(other.prompts(count=2))
-    bare = PlantedPlan((kernel,), layers=2, heads_per_layer=2, norm=False)
-    with pytest.raises(ModelError, match="norm=False needs kind='HookedTransformer'"):
-        PlantedModel.of(bare, "TransformerBridge")
-    if not has_hooked_transformer():
-        with pytest.raises(ModelError, match="removed in 4.0"):
-            PlantedModel.of(bare)
-
-
-@needs_hooked
-def test_the_default_class_is_hooked_transformer():
-    planted = planted_model([PlantedHead(1, 0, "kernel")], layers=2, heads_per_layer=2)
-    assert type(planted.model).__name__ == planted.kind == "HookedTransformer"
-    assert repr(planted).startswith("PlantedModel(HookedTransformer, plain, norm on, 2 layers × 2 heads")
