@@ -109,7 +109,7 @@ def _largest_heads(rows: Sequence[Row], head: str) -> list[Row]:
         by_head.setdefault(cell_name({axis: row[axis] for axis in ("layer", head)}), []).append(row)
 
     def size(name: str) -> float:
-        return max(abs(finite(row["effect"]) or 0) for row in by_head[name])
+        return max(abs(finite(row["effect"]) or 0.0) for row in by_head[name])
 
     chosen = sorted(by_head, key=size, reverse=True)[:MOST]
     return [{**row, "head's name": name} for name in chosen for row in by_head[name]]

@@ -23,7 +23,7 @@ def test_each_sentence_where_it_applies_and_not_elsewhere():
     assert any("No head that reads the labels is above its strongest control" in t for t in told)
     scores = head_vote(evidence)
     feeble = {**scores.companions, "label_attention": torch.full((2, 2), 0.004)}
-    (said,) = notices(evidence, replace(scores, companions=feeble))
+    (said,) = notes_of(evidence, replace(scores, companions=feeble))
     assert said.startswith("No head that reads the labels")
 
 
