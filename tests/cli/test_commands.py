@@ -261,7 +261,10 @@ def test_locate_then_show(tmp_path, capsys, monkeypatch):
     assert names(out) == {*COMMANDS["locate"].files, "manifest.json"}
     assert "kernel heads: L2H1" in printed
     assert "band: layer 2 of 3 (counted from 0;" in printed
-    assert "AblationCurves(mini on topics: label edges of L2H1; 64 prompts of seed 1; against the true label" in printed
+    assert (
+        "AblationCurves(mini on topics: label edges of L2H1; 64 prompts of seed 1; against the true label"
+        in printed
+    )
     model, task = load_model("mini", "cpu"), load_task("topics")
     prompts = task.prompts(model, demos=8, count=64, seed=0)
     ranking = HeadRanking.load(out / "ranking.safetensors")
