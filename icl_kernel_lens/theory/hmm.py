@@ -222,7 +222,7 @@ class HMM:
         `next_state=True`: P(s_{t+1} | o_0 … o_t), the state after the move. NaN from the token on that
         makes the sequence impossible: there is nothing to condition on.
         """
-        found = normalised(self.log_forward(tokens))
+        found = shares(self.log_forward(tokens))
         return found @ self.transition if next_state else found
 
     def predict(self, tokens: Int64[Tensor, "sequence length"]) -> Float64[Tensor, "sequence symbol"]:
