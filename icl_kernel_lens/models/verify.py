@@ -91,6 +91,20 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.float16: 1e-2, torch.bfloat16: 4e-2}.get(dtype, 1e-4)
 
 
+def why_not_finite(adapter: ModelAdapter) -> str:
+    """The cause of infinite or undefined numbers, and what to do: weights, or a number format that is too narrow."""
+    named = adapter.model.named_parameters() if isinstance(adapter.model, nn.Module) else ()
+    bad = [name for name, weight in named if weight.is_floating_point() and not weight.isfinite().all()]
+    if bad:
+        return (
+            f"{len(bad)} of its weights are not finite themselves, {bad[0]} the first: the file is damaged, or training "
+            "diverged. Load another copy."
+        )
+    if adapter.dtype == torch.float16:
+        return "float16 ends at 65504, and the model overflows it: load it in bfloat16 or float32."
+    return f"Its weights are finite, so that it overflows on the way in {adapter.dtype}. Check hooks and scaling of your own."
+
+
 def verify_model(adapter: ModelAdapter) -> VerificationReport:
     """Verifies a model once; later calls return that report, unless it was made under hooks that are gone.
 
@@ -209,6 +223,12 @@ def _check_layer(
             f"{layer}.attn.hook_pattern of {adapter.name} a position gives {future:.1e} of its attention to later "
             "ones. Encoders and bidirectional models cannot be scored.",
             code="not-causal",
+        )
+    if not all(bool(part[0, : int(lengths[0])].isfinite().all()) for part in (z, v)):
+        raise ModelError(
+            f"what a layer computes must be finite; blocks.{layer}.attn of {adapter.name} gives infinite or undefined "
+            f"values. {why_not_finite(adapter)}",
+            code="not-finite",
         )
     row_sum, values = _residuals(a, v, z, lengths, has_sink=has_sink)
     if not row_sum <= limit:

@@ -43,6 +43,11 @@ class Template:
                 code="task-template",
             )
 
+    @classmethod
+    def from_text(cls, demo: str) -> Template:
+        """The template that writes a demonstration so, with the usual separator."""
+        return cls(demo)
+
     @property
     def fields(self) -> int:
         """Number of text fields, one or two."""

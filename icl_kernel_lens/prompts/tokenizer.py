@@ -45,6 +45,13 @@ def encode(tokenizer: Any, texts: list[str], prepend_bos: bool | None) -> list[t
 
     Raises: PromptError: a beginning-of-sequence token is asked for, and the tokenizer has none.
     """
+    for text in texts:
+        if (at := next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)) is not None:
+            raise PromptError(
+                f"a text must be Unicode to be tokenized; {text[max(0, at - 20) : at + 20]!r} holds half of a surrogate pair. "
+                'Mend it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").',
+                code="text-unicode",
+            )
     out = tokenizer(
         texts,
         add_special_tokens=prepend_bos is None,

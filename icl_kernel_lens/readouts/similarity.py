@@ -20,12 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens.evidence.reading import check_reading
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.verify import verify_model
 from icl_kernel_lens.numbers.control_votes import SHUFFLES
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.prompts.example import Example
 from icl_kernel_lens.prompts.promptset import PromptInfo, PromptSet, TokenRole
 from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode
@@ -43,6 +46,7 @@ Text = tuple[int, ...]
 """The tokens of a text on its own."""
 
 
+@checked
 def prediction_similarity(
     model: Any,
     prompts: PromptSet,
@@ -85,7 +89,7 @@ def prediction_similarity(
     """
     adapter = as_adapter(model)
     weights = evidence.pooled(pooling)
-    evidence.check_of(adapter, prompts)
+    check_reading(evidence, model, prompts)
     if prompts.demos < 3:
         raise ResultError(
             f"a correlation needs at least three demonstrations; these prompts have {prompts.demos}.",
@@ -100,9 +104,9 @@ def prediction_similarity(
         progress=progress,
     )
     values, control = pearson(weights, similar), torch.zeros(weights.shape[:3])
-    generator = torch.Generator().manual_seed((prompts.info.seed or 0) % 2**63)
+    draws = generator(prompts.info.seed or 0)
     for _ in range(SHUFFLES):
-        order = torch.rand(similar.shape, generator=generator).argsort(1)
+        order = torch.rand(similar.shape, generator=draws).argsort(1)
         control += pearson(weights, similar.gather(1, order)) / SHUFFLES
     return HeadScores(
         name="prediction_similarity",

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken
@@ -53,6 +54,7 @@ class TaskAccuracy(Result):
         """Accuracy under each condition."""
         return {name: right.mean().item() for name, right in self.correct.items()}
 
+    @checked
     def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
         """Bootstrap intervals, demonstration sets drawn whole."""
         return {name: self._interval(right, level) for name, right in self.correct.items()}

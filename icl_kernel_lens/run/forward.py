@@ -26,7 +26,7 @@ from icl_kernel_lens.models.attention_passes import (
     attention_pass,
 )
 from icl_kernel_lens.models.stand_in import CannotIntercept
-from icl_kernel_lens.models.verify import seen_once
+from icl_kernel_lens.models.verify import seen_once, why_not_finite
 from icl_kernel_lens.prompts.promptset import PromptSet
 
 Look = Callable[[int, Float[Tensor, "batch head key"]], None]
@@ -157,9 +157,7 @@ def check_finite(logits: Tensor, numbers: Int[Tensor, " prompt"], adapter: Model
     if bad.any():
         raise ModelError(
             f"logits must be finite; {adapter.name} gave infinite or undefined ones for {int(bad.sum())} of "
-            f"{len(numbers)} prompts (the first is prompt {int(numbers[bad][0])}). Weights in "
-            f"{adapter.dtype} may overflow: load the model in bfloat16 or float32, and check that its "
-            "weights are finite.",
+            f"{len(numbers)} prompts (the first is prompt {int(numbers[bad][0])}). {why_not_finite(adapter)}",
             code="not-finite",
         )
 
