@@ -62,7 +62,7 @@ def argument(name: str, value: Any, hint: Any) -> Any:
         return turned
     found = f"{value!r:.60} ({type(value).__name__})"
     raise ArgumentError(
-        f"{name} must be {_words(hint)}; it is {found}.",
+        f"{name} must be {_words(hint)}; it is {found}.{_advice(hint)}",
         code="unknown-choice" if isinstance(value, str) and get_origin(hint) is Literal else "wrong-type",
     )
 
@@ -136,6 +136,12 @@ def _row(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
     return value if all(one is mine for one, mine in zip(members, value, strict=True)) else members
 
 
+def _advice(hint: Any) -> str:
+    """How the object that is wanted is made, where its class says so (`made_by`)."""
+    found = (getattr(one, "made_by", "") for one in (hint, *get_args(hint)))
+    return next((f" {advice}" for advice in found if advice), "")
+
+
 def _words(hint: Any) -> str:
     """An annotation in words."""
     origin, args = get_origin(hint), get_args(hint)
@@ -148,4 +154,5 @@ def _words(hint: Any) -> str:
     if hint is NoneType:
         return "None"
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-    return names.get(hint) or f"a {getattr(origin or hint, '__name__', hint)}"
+    word = names.get(hint) or getattr(origin or hint, "__name__", str(hint))
+    return word if hint in names else f"{'an' if word[0] in 'AEIOU' else 'a'} {word}"

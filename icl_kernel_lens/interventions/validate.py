@@ -34,10 +34,6 @@ def check_alike(clean: PromptSet, corrupted: PromptSet) -> None:
 
     Raises: PromptError: they do not, and where.
     """
-    if not isinstance(corrupted, PromptSet):
-        raise PromptError(
-            f"corrupted must be a PromptSet; got a {type(corrupted).__name__}.", code="wrong-type"
-        )
     if len(clean) != len(corrupted) or clean.demos != corrupted.demos:
         raise PromptError(
             f"clean and corrupted prompts must correspond one to one; there are {len(clean)} of {clean.demos} "
@@ -156,7 +152,7 @@ def head_sets(
     single = None not in alone
     if len({frozenset(members) for members in sets}) < len(sets):
         raise ResultError(
-            "each head, and each set of heads, must be given once; one is there twice.", code="head-repeated"
+            "heads, and sets of heads, must be named once; one is there twice.", code="head-repeated"
         )
     return sorted(sets) if single else sets, single
 

@@ -163,10 +163,10 @@ def stability(
     Raises: as `locate_heads`, before anything is lost: a checkpoint keeps the rankings' finished prompts.
             ResultError: fewer than two sets of prompts.
     """
-    if not isinstance(prompts, Mapping) or len(prompts) < 2:
+    if len(prompts) < 2:
         raise ResultError(
             'at least two sets of prompts can be compared, each with its name: {"seed 0": prompts, "seed 1": others}; got '
-            f"{len(prompts)} in a {type(prompts).__name__}.",
+            f"{len(prompts)}.",
             code="not-comparable",
         )
     return Stability(

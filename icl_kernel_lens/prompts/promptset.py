@@ -13,7 +13,7 @@ from enum import IntEnum
 from html import escape
 from itertools import permutations, takewhile
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Int
@@ -78,6 +78,8 @@ class PromptSet:
     of its text or template to the end of its label or template; what separates demonstrations belongs to
     none. `label_spans[:, i]` covers its label tokens, the first of which is `label_pos[:, i]`.
     """
+
+    made_by: ClassVar[str] = "Make one with task.prompts(model, ...) or PromptSet.from_tokens(...)."
 
     tokens: Int[Tensor, "prompt pos"]
     lengths: Int[Tensor, " prompt"]

@@ -34,6 +34,7 @@ class Evidence(Result):
     """
 
     main: ClassVar[str] = "weights"
+    made_by: ClassVar[str] = "Read the model first: read(model, prompts)."
 
     prompts: PromptSet
     weights: Mapping[str, Float[Tensor, "prompt layer head demo"]]
