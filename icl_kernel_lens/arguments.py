@@ -105,7 +105,7 @@ def _plain(value: Any, hint: type) -> Any:
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, bool) or hint in (bool, str):
-        return value if isinstance(value, hint) else _NOT
+        return value if isinstance(value, bool) is (hint is bool) and isinstance(value, hint) else _NOT
     return hint(value) if isinstance(value, Integral if hint is int else Real) else _NOT
 
 

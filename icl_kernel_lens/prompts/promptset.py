@@ -215,8 +215,8 @@ class PromptSet:
         """The first token of each label word."""
         return self.label_sequences[..., 0]
 
-    def select(self, prompts: Sequence[int] | Sequence[bool]) -> PromptSet:
-        """Some of the prompts, in the order given: by number, or by a truth value for each prompt.
+    def select(self, prompts: Any) -> PromptSet:
+        """Some of the prompts, in the order given: a sequence or tensor of their numbers, or of a truth value for each.
 
         Raises: PromptError: other numbers than those of the prompts, from 0, or another number of truth values.
         """

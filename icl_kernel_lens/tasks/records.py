@@ -54,7 +54,7 @@ def pools_of(train: Any, test: Any, label_field: str) -> tuple[Rows, Rows, tuple
 
 
 def _rows_of(given: Any, split: str) -> Rows:
-    if type(given).__module__.startswith("pandas.") and hasattr(given, "columns"):
+    if type(given).__module__.startswith("pandas") and hasattr(given, "columns"):
         given = given.to_dict("records")
     rows = (
         list(given)
