@@ -1,4 +1,4 @@
-"""The axes of every tensor and table, and the words for heads and poolings, each defined once.
+"""The axes of every result, and the words for heads and poolings, each defined once.
 
     prompt    one few-shot prompt: demonstrations and a test input
     demo      one answered demonstration of a prompt, in reading order
@@ -11,8 +11,25 @@
     head      query head in a layer, 0 is the first
     kv_head   key-value head; query head h reads key-value head h // (heads / kv_heads)
     set       a named set of heads that are changed together
+    cell      one of the cells that estimates are compared at
     shown     one of the first prompts, kept to be looked at
+    shown_pos token position in a prompt kept to be looked at
     point     position in the averaged attention row, after resampling (see `evidence`)
+    flow      one of the three flows of `saliency`
+    cut       what takes the place of label edges that are cut (see `ablation_curves`)
+    step      number of heads cut or kept so far, from 0
+    k         the same from 1, where random sets of as many heads are drawn
+    draw      one of the random sets of heads
+
+In the theory's results:
+
+    trial     one prompt with a task of its own, or one world
+    n         number of demonstrations
+    task      a task θ of the mixture
+    rival     another task, that it is told apart from
+    variant   a choice of operator, moment and read-out
+    setting   what an experiment changes
+    series    what it compares
 
 An axis holds what its name says and nothing else. Layers, heads, positions and demonstrations are counted from 0
 everywhere, also in print.

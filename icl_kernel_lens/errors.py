@@ -120,8 +120,8 @@ CODES: dict[str, Entry] = {
         "Check the path and the row that the message names.",
     ),
     "task-field": Entry(
-        "A row lacks a field.",
-        "The field has another name in this file.",
+        "A row lacks a field, or has more texts than the template shows.",
+        "The field has another name in this file, or the template is of another task.",
         "Name the fields with text_fields and label_field.",
     ),
     "task-label": Entry(
@@ -131,8 +131,13 @@ CODES: dict[str, Entry] = {
     ),
     "task-template": Entry(
         "A template cannot be used.",
-        "A placeholder is missing, or the label stands before the text.",
+        "A placeholder is missing or unknown, or the label stands before the text.",
         "Write {text} first, then {label}, and a separator.",
+    ),
+    "chat-template": Entry(
+        "A tokenizer's chat template cannot write the prompts.",
+        "It has none, knows no system prompt, or writes a turn otherwise when others follow.",
+        "Show the demonstrations in one turn, leave system= out, or write a template of your own.",
     ),
     "task-pool": Entry(
         "A pool has too few examples.",
@@ -191,7 +196,7 @@ CODES: dict[str, Entry] = {
         "Choose other words.",
     ),
     "label-tokens": Entry(
-        "A label word has no tokens of its own.",
+        "A label word has no tokens of its own, or begins with a bare space.",
         "The tokenizer merges it with the text around it, or does not know it.",
         "Change the word or the template as the message says.",
     ),
@@ -234,9 +239,9 @@ CODES: dict[str, Entry] = {
         "Give one row for each prompt in every part.",
     ),
     "vocabulary": Entry(
-        "A token id is not in the model's vocabulary.",
+        "A token id is not in the model's vocabulary, or stands for another token there.",
         "The prompts were made for another model.",
-        "Make the prompts with this model.",
+        "Make the prompts with this model, or pass prompts.as_ids() where the ids are meant.",
     ),
     "too-long": Entry(
         "A prompt does not fit into the model's context.",
@@ -324,10 +329,15 @@ CODES: dict[str, Entry] = {
         "A state-space, recurrent or hybrid model.",
         "Choose a model with attention in every layer.",
     ),
+    "other-logits": Entry(
+        "A model gives other logits than in Hugging Face.",
+        "The installed TransformerLens converts the architecture wrongly: a scale or the causal mask is lost.",
+        "Try another version of TransformerLens, or another model.",
+    ),
     "not-finite": Entry(
-        "Logits are infinite or undefined.",
-        "Half precision overflows, or the weights are damaged.",
-        "Load the model in bfloat16 or float32.",
+        "Activations or logits are infinite or undefined.",
+        "Half precision overflows, the weights are damaged, or a hook makes them so.",
+        "Load the model in bfloat16 or float32, get the weights anew, or remove the hook, as the message says.",
     ),
     "not-taken-over": Entry(
         "A layer's attention cannot be computed outside of the model.",

@@ -155,8 +155,9 @@ def _check(value: Any, hint: Any, at: str) -> None:
     ):
         raise _mismatch(value, hint, at)
     elif origin is tuple:
-        for part, (number, one) in zip(value, _members(hint, len(value), at), strict=True):
-            _check(part, one, f"{at}[{number}]")
+        if not _plain(value, args):
+            for part, (number, one) in zip(value, _members(hint, len(value), at), strict=True):
+                _check(part, one, f"{at}[{number}]")
     elif isinstance(value, Mapping):
         for key, part in value.items():
             _check(key, args[0], f"a key of {at}")
@@ -191,6 +192,11 @@ def _parts(hint: Any) -> dict[str, Any]:
     """The annotations of a dataclass's fields or a named tuple's members; any other type has none."""
     names = [f.name for f in fields(hint)] if is_dataclass(hint) else getattr(hint, "_fields", ())
     return {name: _hints(hint)[name] for name in names}
+
+
+def _plain(values: tuple[Any, ...], args: tuple[Any, ...]) -> bool:
+    """Whether a tuple is declared to hold texts or whole numbers, and does: the long ones, of which each is not looked at."""
+    return args[1:] == (Ellipsis,) and args[0] in (str, int) and {args[0]}.issuperset(map(type, values))
 
 
 def _members(hint: Any, count: int, at: str) -> list[tuple[str, Any]]:
@@ -233,6 +239,8 @@ def _encode(value: Any, hint: Any, at: _Place, found: list[Leaf]) -> Any:
         axes = tuple(_join(at.within, axis) for axis in hint.dim_str.split())
         found.append(Leaf(at.path, value, axes, at.unit))
         return _STORED
+    if get_origin(hint) is tuple and _plain(value, args):
+        return list(value)
     if get_origin(hint) is tuple or _is_named_tuple(hint):
         members = zip(value, _members(hint, len(value), at.path), strict=True)
         return [_encode(part, one, at.down(name), found) for part, (name, one) in members]

@@ -35,7 +35,7 @@ def _one_door():
     assert not others, f"only {', '.join(DOOR)} may run a model; {', '.join(sorted(others))} did, too"
 
 
-DOOR = ("icl_kernel_lens.run.", "icl_kernel_lens.models.verify", "icl_kernel_lens.models.load")
+DOOR = ("icl_kernel_lens.run.", "icl_kernel_lens.models.verify", "icl_kernel_lens.models.comparison")
 
 
 def _asks_for_a_run(module: str) -> bool:

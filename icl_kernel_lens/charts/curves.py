@@ -64,11 +64,16 @@ def curves_figure(
                 )
             )
         )
+    above = any(chance > row["right"] for row in rows if row["side"] == "sufficiency" and row["k"] == 0)
     what = "the true label" if against == "truth" else "the uncut answer"
     return Figure.styled(
         alt.vconcat(*panels, spacing=24),
         "Are the located heads needed, and are they enough?",
-        f"{of}: {prompts} prompts; right means {what}; random sets for each k: {sets} different",
+        [
+            f"{of}: {prompts} prompts; right means {what}; random sets for each k: {sets} different",
+            "chance: always giving the commonest answer"
+            + "; it lies above the floor, where the model, reading no label, answers otherwise" * above,
+        ],
         f"necessity and sufficiency: {of}",
     )
 

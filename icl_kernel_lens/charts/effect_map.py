@@ -40,8 +40,11 @@ def effect_map_figure(
     share one colour scale, symmetric around 0; cells that were not run, or could not be, are crossed out. Whole layers
     are drawn against the offset from the label; sets of heads as bars with their intervals.
     """
-    chart = _bars(rows, controls) if "set" in places else _maps(rows, places, controls)
-    return Figure.styled(chart, title, list(subtitle), short)
+    if "set" in places:
+        return Figure.styled(_bars(rows, controls), title, list(subtitle), short)
+    missing = any(not math.isfinite(row[name]) for row in rows for name in ("effect", *controls))
+    crosses = ["×: not run, or could not be (the result's reasons say why)"] * missing
+    return Figure.styled(_maps(rows, places, controls), title, [*subtitle, *crosses], short)
 
 
 def cell_name(place: Row) -> str:
@@ -148,7 +151,7 @@ def _map(
     )
     colour = alt.Color(
         "effect:Q",
-        title="effect",
+        title="effect (logits)",
         scale=alt.Scale(scheme=SCHEME, domain=[-largest, largest], domainMid=0),
         legend=alt.Legend(format=".2~g", gradientLength=120),
     )
@@ -174,7 +177,7 @@ def _bars(rows: Sequence[Row], controls: Sequence[str]) -> alt.LayerChart:
     )
     scale = alt.Scale(domain=changes, range=list(COLOURS[: len(changes)]))
     drawn = base.mark_bar().encode(
-        x=alt.X("effect:Q", title="change of the label logit difference"),
+        x=alt.X("effect:Q", title="change of the label logit difference (logits)"),
         color=alt.Color("change:N", sort=changes, title=None, scale=scale),
         tooltip=[alt.Tooltip("name:N", title="set"), "change:N", alt.Tooltip("effect:Q", format=".3~g")],
     )

@@ -29,26 +29,27 @@ def head_map_figure(
     measured: str,
     weights: Float[Tensor, "shown layer head demo"] | None = None,
     demos: Sequence[Mapping[str, Any]] = (),
+    least_attention: float = 0.0,
 ) -> Figure:
     """Draw a score over layers and heads beside the same map of its strongest control.
 
-    Clicking a head on either map shows, below, its kernel weights over the demonstrations of a prompt,
-    coloured by label. Unscored heads are left grey. Both maps share one colour scale.
+    Clicking a head on either map shows, below, its attention on the demonstrations of a prompt, coloured by label, on
+    one scale for all heads. Unscored heads and those that hardly read the labels are grey. Both maps share one colour scale.
 
     Args:
         rows: One a head, the one to frame first: head, the score under its own name, low, high; and with a control,
-            control, strongest_control (its name) and above_control.
+            control, strongest_control (its name) and above_control_low; label_attention, if it is known.
         score: The name of the score.
         title: What the score is.
         of: The model and the task.
         measured: How many prompts of which kind, and in what unit.
         weights: Attention of the first prompts on their demonstrations, not renormalised.
         demos: One row a shown prompt and demonstration, in that order: label, rank (the class), text, answer.
+        least_attention: Heads with less label_attention are grey.
     """
     controlled = "control" in rows[0]
-    above = rows[0]["above_control" if controlled else score]
-    first = HeadRef(0, 0) if math.isnan(above) else HeadRef.of(rows[0]["head"])
-    heads = _head_rows(rows, score, weights)
+    first = HeadRef(0, 0) if math.isnan(rows[0][score]) else HeadRef.of(rows[0]["head"])
+    heads = _head_rows(rows, score, weights, least_attention)
     shape = 1 + max(row["layer"] for row in heads), 1 + max(row["head"] for row in heads)
     values = [row[key] for row in heads for key in ("value", "control") if row.get(key) is not None]
     domain = [min(values, default=0.0), max(values, default=1.0)]
@@ -59,11 +60,17 @@ def head_map_figure(
     parts: list[Any] = [alt.hconcat(*(_map(shape, words, field, fields, domain) for field in fields))]
     data: dict[str, Any] = {"heads": heads}
     if weights is not None and weights.numel():
-        parts.append(_demo_bars(len(weights), weights.shape[-1], 1 + max(row["rank"] for row in demos)))
+        most = float(weights.nan_to_num().max()) or 1.0
+        classes = 1 + max(row["rank"] for row in demos)
+        parts.append(_demo_bars(len(weights), weights.shape[-1], classes, shape[1], most))
         data["demos"] = [{"key": key, **row} for key, row in enumerate(demos)]
     framed = "with the largest mean"
     if controlled:
-        framed = "furthest above its control" if above > 0 else "nearest to its control; none is above"
+        sure = rows[0]["above_control_low"] > 0
+        framed = "most surely above its control" if sure else "nearest to its control; none is surely above"
+    grey = []
+    if not all(row["reads"] for row in heads):
+        grey = [f"grey: attention on labels below {least_attention:g}, where a vote is noise"]
     chart = alt.vconcat(*parts, datasets=data).resolve_scale(color="independent")
     # One parameter that lists the maps as its views: a click on any of them chooses the head.
     pick = alt.TopLevelSelectionParameter(
@@ -72,11 +79,11 @@ def head_map_figure(
         value=[first._asdict()],
         views=[f"map_{number}" for number in range(len(fields))],
     )
-    chart.params = [pick, *(chart.params if "demos" in data else [])]  # the other one chooses a prompt
+    chart.params = [pick, *([] if chart.params is alt.Undefined else chart.params)]
     return Figure.styled(
         chart,
         f"{title[:1].upper()}{title[1:]}",
-        [f"{of}: {measured}", f"framed: the head {framed}; layers and heads from 0"],
+        [f"{of}: {measured}", f"framed: the head {framed}; layers and heads from 0", *grey],
         f"{score}: {of}",
     )
 
@@ -85,24 +92,29 @@ def _head_rows(
     rows: Sequence[Mapping[Hashable, Any]],
     score: str,
     weights: Float[Tensor, "shown layer head demo"] | None,
+    least_attention: float,
 ) -> list[dict[str, Any]]:
-    """One row a head, by layer and head: its score, interval, strongest control and packed weights."""
+    """One row a head, by layer and head: its score, interval, strongest control, whether it reads the labels, its attention
+    on the demonstrations of each prompt shown (`sum`) and how it is shared (`w`)."""
     by_head = {HeadRef.of(row["head"]): row for row in rows}
     numbers = {"value": score, "low": "low", "high": "high", "control": "control"}
+    numbers |= {"attention": "label_attention"}
     return [
         {**ref._asdict(), "name": str(ref)}
         | {name: finite(round(row[of], 4)) for name, of in numbers.items() if of in row}
         | ({"control_name": row["strongest_control"].replace("_", " ")} if "control" in row else {})
-        | ({"w": _pack(weights[:, ref.layer, ref.head])} if weights is not None else {})
+        | {"reads": not row.get("label_attention", 1.0) < least_attention}
+        | ({} if weights is None else _packed(weights[:, ref.layer, ref.head]))
         for ref, row in sorted(by_head.items())
     ]
 
 
-def _pack(weights: Float[Tensor, "shown demo"]) -> str:
-    """Kernel weights (over their sum) of all shown prompts, as fixed-width digits."""
+def _packed(weights: Float[Tensor, "shown demo"]) -> dict[str, Any]:
+    """The attention of all shown prompts: its sums, and the kernel weights (over these) as fixed-width digits."""
     share = (weights / weights.sum(-1, keepdim=True)).nan_to_num(nan=0.0, posinf=0.0)
     top = 10**DIGITS - 1
-    return "".join(f"{round(x * top):0{DIGITS}d}" for x in share.clamp(0, 1).flatten().tolist())
+    packed = "".join(f"{round(x * top):0{DIGITS}d}" for x in share.clamp(0, 1).flatten().tolist())
+    return {"w": packed, "sum": [round(x, 6) for x in weights.nan_to_num().sum(-1).tolist()]}
 
 
 def _map(
@@ -121,7 +133,7 @@ def _map(
     )
     cells = base.mark_rect().encode(
         color=alt.condition(
-            f"isValid(datum.{field})",
+            f"isValid(datum.{field}) && datum.reads",
             alt.Color(
                 f"{field}:Q",
                 title=None,
@@ -136,6 +148,7 @@ def _map(
             alt.Tooltip("low:Q", title="95 % interval from", format=".3f"),
             alt.Tooltip("high:Q", title="to", format=".3f"),
             *(strongest if "control" in fields else []),
+            alt.Tooltip("attention:Q", title="attention on labels", format=".3f"),
         ],
     )
     frame = base.transform_filter({"param": "pick", "empty": False}).mark_rect(
@@ -147,8 +160,8 @@ def _map(
     )
 
 
-def _demo_bars(count: int, demos: int, classes: int) -> alt.LayerChart:
-    """The chosen head's weights on the demonstrations of the chosen prompt."""
+def _demo_bars(count: int, demos: int, classes: int, heads: int, most: float) -> alt.LayerChart:
+    """The chosen head's attention on the demonstrations of the chosen prompt; `most` ends the axis, whichever head it is."""
     prompt = alt.param(
         name="prompt",
         value=0,
@@ -165,6 +178,7 @@ def _demo_bars(count: int, demos: int, classes: int) -> alt.LayerChart:
             weight=f"toNumber(substring(datum.w, {first}, {first} + {DIGITS})) / {top}",
             key=f"prompt * {demos} + datum.i",
         )
+        .transform_calculate(attention="datum.weight * datum.sum[prompt]")
         .transform_lookup(
             lookup="key",
             from_=alt.LookupData(
@@ -173,7 +187,7 @@ def _demo_bars(count: int, demos: int, classes: int) -> alt.LayerChart:
         )
         .encode(
             x=alt.X("i:O", title="demonstration, in reading order", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("weight:Q", title="kernel weight", scale=alt.Scale(domainMin=0)),
+            y=alt.Y("attention:Q", title="attention", scale=alt.Scale(domain=[0, most])),
             color=alt.Color(
                 "rank:N",
                 scale=alt.Scale(
@@ -187,7 +201,8 @@ def _demo_bars(count: int, demos: int, classes: int) -> alt.LayerChart:
                 alt.Tooltip("i:O", title="demonstration"),
                 alt.Tooltip("text:N", title="text"),
                 alt.Tooltip("label:N", title="label"),
-                alt.Tooltip("weight:Q", title="kernel weight", format=".3f"),
+                alt.Tooltip("attention:Q", title="attention", format=".3f"),
+                alt.Tooltip("weight:Q", title="kernel weight (its share)", format=".3f"),
                 alt.Tooltip("answer:N", title="compared with"),
             ],
         )
@@ -196,8 +211,9 @@ def _demo_bars(count: int, demos: int, classes: int) -> alt.LayerChart:
         text="label:N", color=alt.value("#333")
     )
     title = (
-        "'Weights of L' + pick.layer[0] + 'H' + pick.head[0] + ' on the demonstrations of one prompt, each "
-        "under its label; the answer compared with is ' + data('demos')[prompt * " + str(demos) + "].answer"
+        "'Attention of L' + pick.layer[0] + 'H' + pick.head[0] + ' on the demonstrations of one prompt, ' + "
+        f"format(data('heads')[pick.layer[0] * {heads} + pick.head[0]].sum[prompt], '.3f') + ' in all, each under its "
+        f"label; the answer compared with is ' + data('demos')[prompt * {demos}].answer"
     )
     return (
         alt.layer(base.mark_bar(), words)
@@ -205,6 +221,6 @@ def _demo_bars(count: int, demos: int, classes: int) -> alt.LayerChart:
         .properties(
             width=2 * SIDE + 40,
             height=140,
-            title=alt.TitleParams(alt.ExprRef(title), fontSize=12, anchor="start", offset=40),
+            title=alt.TitleParams(alt.ExprRef(title), fontSize=12, anchor="start", offset=8),
         )
     )

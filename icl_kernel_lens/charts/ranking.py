@@ -77,7 +77,7 @@ def ranking_figure(
         margin: The smallest margin of interest.
         effect: The smallest causal effect of interest.
         level: Of the intervals.
-        band: The fields of a `Band`, and depth; None: there is none.
+        band: The fields of a `Band`, where it is and its depth in words; None: there is none.
     """
     every = _rows(rows)
     drawn = [row for row in every if "margin" in row]
@@ -253,6 +253,7 @@ def name_places(
 
 def _strip(drawn: int, count: int, layers: int, across: Place) -> alt.Chart:
     """The `count` heads that were not cut in the reporting half, at their fidelity; their height is their layer."""
+    marked = list(range(layers)) if layers * 12 <= STRIP else [0, layers - 1]
     return (
         alt.Chart(alt.NamedData("heads"))
         .transform_filter("!isValid(datum.logit_diff_drop)")
@@ -263,7 +264,7 @@ def _strip(drawn: int, count: int, layers: int, across: Place) -> alt.Chart:
                 "layer:Q",
                 title="layer",
                 scale=alt.Scale(domain=[layers - 0.5, -0.5], nice=False, zero=False),
-                axis=alt.Axis(values=sorted({0, layers - 1}), format="d", grid=False),
+                axis=alt.Axis(values=marked, format="d", grid=False),
             ),
             **_by_class(None),
             opacity=alt.condition({"param": "chosen"}, alt.value(0.8), alt.value(FAINT)),
@@ -296,9 +297,8 @@ def _no_band(layers: int, confirmed: int) -> alt.LayerChart:
 
 def _band(band: Mapping[str, Any], level: float, confirmed: list[dict[str, Any]]) -> alt.HConcatChart:
     """Effect of the confirmed heads, layer by layer; the band shaded, the intervals of its ends beside it."""
-    count, first, last = band["layers"], band["first"], band["last"]
+    count = band["layers"]
     (a, b), (c, d) = band["first_interval"], band["last_interval"]
-    low, high = band["depth"]
     scale = alt.Scale(domain=list(range(count)), padding=0)
     return alt.hconcat(
         _effects(band, confirmed, scale).properties(width=190, height=HEIGHT),
@@ -306,9 +306,9 @@ def _band(band: Mapping[str, Any], level: float, confirmed: list[dict[str, Any]]
         spacing=4,
     ).properties(
         title=alt.TitleParams(
-            f"The band: layers {first}–{last} of {count}, counted from 0",
+            f"The band: {band['where']}, counted from 0",
             subtitle=[
-                f"relative depth {low:.2f}–{high:.2f}; {band['share']:.0%} of the effect (asked: {band['wanted']:.0%})",
+                f"relative depth {band['depth']}; {band['share']:.0%} of the effect (asked: {band['wanted']:.0%})",
                 f"{level:.0%} intervals: first {a}–{b}, last {c}–{d}",
             ],
             fontSize=12,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from icl_kernel_lens.charts.figure import Figure, alt
+from icl_kernel_lens.charts.figure import Figure, alt, finite
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 """Okabe and Ito's, told apart by the colour-blind; shapes and dashes say the same again."""
@@ -40,23 +40,15 @@ class Series(NamedTuple):
         columns = {"y": self.y, "low": self.low, "high": self.high}
         numbers = {name: column.tolist() for name, column in columns.items() if column is not None}
         rows = [
-            {"series": self.name, "x": x} | {name: _number(column[i]) for name, column in numbers.items()}
+            {"series": self.name, "x": x} | {name: finite(column[i]) for name, column in numbers.items()}
             for i, x in enumerate(self.x)
         ]
         return [row for row in rows if row["y"] is not None]
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _figure(chart: Any, title: str, subtitle: Sequence[str], name: str, *, wrap: int = WRAP) -> Figure:
     lines = [line for part in subtitle for line in textwrap.wrap(part, wrap)]
-    titled = chart.properties(title=alt.TitleParams(title, subtitle=lines, anchor="start", fontSize=13))
-    styled = titled.configure_view(stroke=None).configure_axis(
-        labelFontSize=11, titleFontSize=12, gridColor="#eee"
-    )
-    return Figure(styled, name)
+    return Figure.styled(chart, title, lines, name)
 
 
 def _panel(*layers: Any, title: str = "") -> alt.LayerChart:
@@ -252,13 +244,13 @@ def concentration_figure(
 def _divergences(divergences: Float[Tensor, "task rival"], threshold: float) -> alt.LayerChart:
     """One mark a pair of tasks, infinite ones above all others."""
     kl = "KL divergence (nats)"
-    finite = divergences[divergences.isfinite()].tolist()
-    largest = max([*finite, threshold if math.isfinite(threshold) else 1.0])
+    numbers = divergences[divergences.isfinite()].tolist()
+    largest = max([*numbers, threshold if math.isfinite(threshold) else 1.0])
     pairs = [
         {
             "pair": f"{i} → {j}",
             "task": i,
-            "kl": _number(value),
+            "kl": finite(value),
             "y": value if math.isfinite(value) else 1.15 * largest,
             "size": "finite" if math.isfinite(value) else "infinite",
         }

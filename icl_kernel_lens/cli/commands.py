@@ -48,7 +48,7 @@ def score(
 ) -> None:
     """Score every head of a model on a task, and write a report.
 
-    Prints the model's accuracy beside its controls and the heads furthest above theirs, and writes into OUT:
+    Prints the model's accuracy beside its controls and the heads most surely above theirs, and writes into OUT:
     report.html, head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves
     (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
 
@@ -289,7 +289,7 @@ def theory(
 
 
 def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
-    """Print a saved result, and draw its figures and report again.
+    """Print a saved result, and write its tables, figures and report into its folder again.
 
     Args:
         folder: Folder that `icl-kernel-lens score`, `patch`, `locate` or `theory` wrote.
@@ -356,15 +356,17 @@ def _running(name: str, target: Target, top: int = 10) -> Iterator[RunFolder]:
 
 
 def _say_scores(results: Results, top: int) -> Iterator[str]:
-    from icl_kernel_lens.scores.caveats import notices
+    from icl_kernel_lens.scores.notes import notes_of
 
     yield from described(results, top)
-    yield from notices(results["evidence"], results["head_vote"])
+    yield from notes_of(results["evidence"], results["head_vote"])
 
 
 def _say_located(results: Results, top: int) -> Iterator[str]:
     yield from described(results, top)
-    if "curves" not in results:
+    if "curves" in results:
+        yield "The curves are of fresh prompts (the next seed): at k = 0 they need not give the accuracy said of the ranking."
+    else:
         why = "." if results["ranking"].heads else "; no kernel head confirmed."
         yield f"Necessity and sufficiency: not measured{why}"
 
@@ -406,6 +408,7 @@ EXPERIMENTS = (
     "label_noise",
     "softmax_kernels",
 )
+"""As `theory.study` names them; it is not imported here, so that `--help` is there at once."""
 COMMANDS = {
     "score": Command(
         score,

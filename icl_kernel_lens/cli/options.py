@@ -6,13 +6,13 @@ repeated, and a test compares them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.errors import ResultError, TaskError
 
 if TYPE_CHECKING:
     from icl_kernel_lens.prompts.promptset import PromptSet
@@ -64,7 +64,9 @@ class Source:
         balanced: Show every class equally often (to within one).
         seed: Seed of the prompts and of all else that is drawn; the same seed gives the same prompts everywhere.
         prepend_bos: True or False to force a beginning-of-sequence token; default: what the tokenizer does.
-        template: How a demonstration is written, for example "Review: {text}\\nSentiment: {label}".
+        template: How a demonstration is written, for example "Review: {text}\\nSentiment: {label}"; chat puts the
+            task's own template into the chat template of the model's tokenizer, a turn for each demonstration and one
+            for its label, chat-one-turn all demonstrations into one.
         label_words: One word per class, in the order of the classes.
         text_fields: Columns of a task file that hold the text (or two texts); default: text (and text2).
         label_field: Column of a task file that holds the label.
@@ -102,19 +104,31 @@ class Source:
         import torch
 
         from icl_kernel_lens.models.load import load_model, load_record
+        from icl_kernel_lens.prompts.template import Template
         from icl_kernel_lens.tasks.load import load_task
+        from icl_kernel_lens.tasks.task import Task
 
+        chat = self.template in ("chat", "chat-one-turn")
         task = load_task(
             self.task,
-            template=self.template.replace("\\n", "\n") if self.template else None,
+            template=self.template.replace("\\n", "\n") if self.template and not chat else None,
             label_words=self.label_words or None,
             text_fields=self.text_fields or None,
             label_field=self.label_field,
         )
+        if chat and not isinstance(task, Task):
+            raise TaskError(
+                f"{self.task!r} brings its own template, which cannot be put into turns. Leave --template out, or "
+                "take another task.",
+                code="task-fixed",
+            )
         device = str(group.device) if self.device is None and group.size > 1 else self.device
         dtype = getattr(torch, self.dtype) if self.dtype else None
         model = load_model(self.model, device, dtype, self.backend)
         record = load_record(model)
+        if isinstance(task, Task) and chat:
+            written = Template.chat(model.tokenizer, task.template, turns=self.template == "chat")
+            task = replace(task, template=written)
         say = print if group.first else lambda *_: None
         say(task)
         say(f"{self.model}: {type(model).__name__}, because {record.why if record else 'it was given'}.")

@@ -23,7 +23,7 @@ from icl_kernel_lens.models.adapter import as_adapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.read_out import unembedded
 from icl_kernel_lens.models.verify import reads_fast, tolerance, verify_model
-from icl_kernel_lens.prompts.fit import check_fits
+from icl_kernel_lens.prompts.fit import check_fits, check_same_tokenizer
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.run.forward import answer_logits, check_finite, sequence_scores
@@ -165,6 +165,7 @@ def evidence_from_cache(
     adapter = as_adapter(cache.model)
     verify_model(adapter)
     check_fits(prompts, adapter)
+    check_same_tokenizer(prompts, adapter)
     if prompts.score_on == "sequence":
         raise PromptError(
             'a cache holds one forward pass, and score_on="sequence" needs one for each label. Use '

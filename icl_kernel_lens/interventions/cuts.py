@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,11 @@ from icl_kernel_lens.run.variants import Row
 Edges = Literal["answer_reads_labels", "answer_reads_text", "label_reads_text"]
 """Which query reads which keys: the answer position the demonstrations' labels (all their tokens); the answer position
 the demonstrations' texts; each demonstration's first label token its own text."""
+WORDS: Mapping[Edges, str] = {
+    "answer_reads_labels": "the answer no longer reads the labels",
+    "answer_reads_text": "the answer no longer reads the texts",
+    "label_reads_text": "labels no longer read their texts",
+}
 
 
 @checked
@@ -80,7 +85,7 @@ def knock_out(
         prompts,
         cutting(prompts, edges, groups, renormalise=renormalise, seed=seed),
         name=f"knock_out of {edges}",
-        title="edges cut, " + ("the rest renormalised" if renormalise else "the rest as it was"),
+        title=f"{WORDS[edges]}, the rest {'renormalised' if renormalise else 'as it was'}",
         controls=("random_keys", "equal_mass") if controls else (),
         heads=heads,
         layers=layers,

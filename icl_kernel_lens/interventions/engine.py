@@ -28,7 +28,7 @@ from torch import Tensor
 from icl_kernel_lens import fields
 from icl_kernel_lens.axes import HeadRef, Reference
 from icl_kernel_lens.interventions.validate import Heads, head_sets
-from icl_kernel_lens.interventions.verify import check_primitive
+from icl_kernel_lens.interventions.verify import WHOLE, check_primitive
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.logits import logit_difference, measures
@@ -181,6 +181,8 @@ def run(
         # What is added must reach the last residual as it is: no norm may stand behind the sum.
         check_primitive(adapter, "attention_output")
     runs, prompts = Runs(adapter, what), what.prompts
+    if runs.own is None:
+        route = replace(route, route=WHOLE)
     # The first variant of all is unchanged.
     kinds, cells = range(1 + len(what.controls)), range(len(what.cells))
     variants = [(-1, 0), *((cell, kind) for kind in kinds for cell in cells)]

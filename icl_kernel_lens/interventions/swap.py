@@ -114,7 +114,9 @@ def _with_direct(
 ) -> PatchEffects:
     """Total effects beside the direct ones and the predicted ones; NaN in prompts without a pair."""
     alone, (direct, predicted) = (pairs < 0).any(1), _direct(written, pairs)
-    blank = alone[:, None, None] | effects.values.isnan()
+    known = ~effects.values.isnan()
+    blank = alone[:, None, None] | ~known
+    unpaired = int((known & blank).sum())
     others = {**effects.others, "direct": direct, "predicted": predicted}
     assert effects.label_scores is not None
     return replace(
@@ -122,7 +124,7 @@ def _with_direct(
         values=effects.values.masked_fill(blank, torch.nan),
         others={name: values.masked_fill(blank, torch.nan) for name, values in others.items()},
         label_scores=effects.label_scores.masked_fill(blank[..., None], torch.nan),
-        reasons={Reason.NO_PAIR: int(alone.sum())} if alone.any() else {},
+        reasons={**effects.reasons, **({Reason.NO_PAIR: unpaired} if unpaired else {})},
     )
 
 

@@ -55,13 +55,9 @@ def check_alike(clean: PromptSet, corrupted: PromptSet) -> None:
 def check_intervened(prompts: PromptSet, against: Reference) -> None:
     """Refuse prompts whose answer cannot be measured on one position.
 
-    Raises: PromptError: whole labels are scored, there is one label, or no true label is known.
+    Raises: PromptError: whole labels are scored, there is no demonstration, or no true label is known.
     """
     check_first_token(prompts, against, "an intervention")
-    if prompts.labels < 2:
-        raise PromptError(
-            "a logit difference needs two labels; these prompts have one.", code="too-few-labels"
-        )
     if prompts.demos == 0:
         raise PromptError(
             "there must be demonstrations to intervene on; these prompts have none.",

@@ -11,7 +11,8 @@ as well:
     residual, attention_output,      resid_post against the sum of what came in and what attention and MLP added,
     mlp_output                       with the new activation in its place
 
-What changes only the answer position is run there alone where that is exact, otherwise in the whole prompt.
+What changes only the answer position is run there alone where that is exact, otherwise in the whole prompt. A kind of
+change is refused only where it is not exact itself; the user's hooks are off meanwhile, and on in what is run for the user.
 Does not show: what the change does above its layer; the model's own code computes that.
 """
 
@@ -31,8 +32,12 @@ from torch import Tensor
 from icl_kernel_lens.errors import LensError, ModelError
 from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
-from icl_kernel_lens.models.verify import tolerance
+from icl_kernel_lens.models.hooks import without_hooks
+from icl_kernel_lens.models.transformer_lens_adapters import modules_of
+from icl_kernel_lens.models.verify import VerificationReport, tolerance, verify_model
+from icl_kernel_lens.numbers.residuals import gap, largest
 from icl_kernel_lens.run.forward import plain_logits
+from icl_kernel_lens.run.memory import exhausted
 from icl_kernel_lens.run.variants import (
     STREAMS,
     Changes,
@@ -64,6 +69,7 @@ PRIMITIVES = (
 Activations = dict[tuple[int, str], Tensor]
 """What hook points show, by layer and name."""
 ALONE, WHOLE = "answer position alone", "whole prompt"
+EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -73,24 +79,27 @@ class Primitive:
     change: str
     route: str
     residual: float
-    """The largest difference in any layer, relative to the largest number there."""
+    """The largest difference in any layer, relative to the largest number there; NaN: not measured."""
+    verdict: str = EXACT
+    """Or why it is refused."""
 
     def __str__(self) -> str:
         return f"{self.route}; within {self.residual:.0e} of an independent computation"
 
 
 def verify_interventions(model: Any) -> pd.DataFrame:
-    """List every kind of change: how it is made on this model, and its residual against an independent computation.
+    """List every kind of change: how it is made on this model, its residual against an independent computation, a verdict.
 
-    Raises: ModelError: attention cannot be changed exactly on this model, or a residual is more than rounding.
+    Raises: ModelError: attention cannot be changed exactly on this model.
     """
     import pandas as pd
 
     adapter = editable(model)
-    return pd.DataFrame([check_primitive(adapter, name) for name in PRIMITIVES])
+    return pd.DataFrame([_known_of(adapter, name) for name in PRIMITIVES])
 
 
-_known: WeakKeyDictionary[Any, dict[str, Primitive]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, tuple[VerificationReport, dict[str, Primitive]]] = WeakKeyDictionary()
+"""As long as the model's report holds."""
 
 
 def check_primitive(adapter: InterceptableAdapter, name: str) -> Primitive:
@@ -98,22 +107,32 @@ def check_primitive(adapter: InterceptableAdapter, name: str) -> Primitive:
 
     Raises: ModelError: it is not exact.
     """
-    known = _known.setdefault(adapter.model, {})
-    if name not in known:
-        try:
-            known[name] = _measured(adapter, name)
-        except LensError:
+    found = _known_of(adapter, name)
+    if found.verdict != EXACT:
+        raise ModelError(found.verdict, code="change-lost")
+    return found
+
+
+def _known_of(adapter: InterceptableAdapter, name: str) -> Primitive:
+    """What is known of one kind of change; what is refused is measured again the next time."""
+    report = verify_model(adapter)
+    if adapter.model not in _known or _known[adapter.model][0] is not report:
+        _known[adapter.model] = report, {}
+    known = _known[adapter.model][1]
+    if name in known:
+        return known[name]
+    try:
+        with without_hooks(modules_of(adapter.model)):
+            found = _measured(adapter, name)
+    except Exception as error:  # an unknown model's code may fail in any way
+        if exhausted(error):
             raise
-        except Exception as error:
-            if not (hooks := adapter.hooks_in_place()):
-                raise
-            raise ModelError(
-                f"changes are measured on {TOKENS} random tokens at first use, which the hooks on this model must let "
-                f"through; at {', '.join(hooks[:3])} came {type(error).__name__}: {error}. Call verify_interventions(model) once "
-                "before adding hooks.",
-                code="change-lost",
-            ) from error
-    return known[name]
+        why = error.message if isinstance(error, LensError) else f"{type(error).__name__}: {error}"
+        why = f"a change must be seen to do what it says; {name} of {adapter.name} cannot be measured: {why}"
+        return Primitive(name, WHOLE, float("nan"), why)
+    if found.verdict == EXACT:
+        known[name] = found
+    return found
 
 
 def _measured(adapter: InterceptableAdapter, name: str) -> Primitive:
@@ -124,15 +143,18 @@ def _measured(adapter: InterceptableAdapter, name: str) -> Primitive:
     kept = keep(adapter, tokens[0], bench.at, None, own)
     route, residual = WHOLE, bench.residual(name, None)
     if kept is not None:
-        route, residual = ALONE, max(residual, bench.residual(name, kept))
-    limit = tolerance(adapter.dtype)
-    if not residual <= limit:
-        raise ModelError(
-            f"a change must do in the layer what it says; {name} of {adapter.name} is off by {residual:.1e} of the size of "
-            f"what it changes (tolerance {limit:.0e} for {adapter.dtype}). Remove hooks that edit the model, or load it anew.",
-            code="change-lost",
-        )
-    return Primitive(name, route, residual)
+        route, residual = ALONE, largest([residual, bench.residual(name, kept)])
+    limit = max(verify_model(adapter).limit, tolerance(adapter.dtype))
+    if residual <= limit:
+        return Primitive(name, route, residual)
+    return Primitive(
+        name,
+        route,
+        residual,
+        f"a change must do in the layer what it says; {name} of {adapter.name} is off by {residual:.1e} of the size of "
+        f"what it changes (limit {limit:.1e}). The layer does something between this activation and z that is not among "
+        "the known rules; verify_interventions(model) lists the changes that are exact.",
+    )
 
 
 class _Bench:
@@ -208,7 +230,7 @@ class _Bench:
                 z[head] += 0.25 * v[place, head * v.shape[1] // shape.heads]
             return z
 
-        return max(_gap(z[-1], expected(layer)) for (layer, _), z in found.items())
+        return largest(gap(z[-1], expected(layer)) for (layer, _), z in found.items())
 
     def vectors(self, name: str) -> float:
         """One head's vector at one position, from the other prompt."""
@@ -226,7 +248,7 @@ class _Bench:
 
         found = self.run(Changes(vectors={name: edit}), ("hook_z",))  # pyright: ignore[reportArgumentType]
         expected = self.expected(name, groups)
-        return max(_gap(z, expected[key]) for key, z in found.items())
+        return largest(gap(z, expected[key]) for key, z in found.items())
 
     def expected(self, name: str, groups: int) -> Activations:
         """z of each changed layer, without taking attention over."""
@@ -270,12 +292,7 @@ class _Bench:
         names = tuple(hook for key, hook in STREAMS.items() if key != name)
         changes = Changes(streams={name: edit})  # pyright: ignore[reportArgumentType]
         found = self.run(changes, (*names, "hook_resid_post"))
-        return max(
-            _gap(found[layer, "hook_resid_post"], sum((found[layer, hook] for hook in names), new))
+        return largest(
+            gap(found[layer, "hook_resid_post"], sum((found[layer, hook] for hook in names), new))
             for layer, new in put.items()
         )
-
-
-def _gap(found: Tensor, expected: Tensor) -> float:
-    expected = expected.to(found)
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))

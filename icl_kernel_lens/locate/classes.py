@@ -33,7 +33,8 @@ def _class(head: Mapping[str, float], criteria: Criteria) -> HeadClass:
     unmeasured = isnan(head["logit_diff_drop"])
     rules: dict[HeadClass, bool] = {
         "echo": moved and head["echo_low"] > criteria.follows,
-        "word preference": moved and max(head["words_low"], head["preferred_low"]) > criteria.follows,
+        "word preference": moved
+        and any(head[name] > criteria.follows for name in ("words_low", "preferred_low")),
         "kernel head": kernel and matters == 1,
         "shadow": kernel and matters == 0,
         "driver": abs(matters) == 1 and (votes == 0 or invariant == 0 or matters == -1),

@@ -17,12 +17,13 @@ from icl_kernel_lens.numbers.control_votes import simple_votes, simple_weights
 from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.groups import group_sums, numbered
 from icl_kernel_lens.numbers.intervals import (
+    RATE,
     bootstrap_counts,
     cluster_t,
+    interval_of,
     ratio_mean,
     student_quantile,
     student_tail,
-    wilson,
 )
 from icl_kernel_lens.numbers.votes import credit, hard_vote, kernel_regression, normalised
 from icl_kernel_lens.results.criteria import Band, Criteria
@@ -184,8 +185,9 @@ def _vote_columns(
         [c.expand_as(agreement).masked_fill(~scored, torch.nan) for c in fidelity.controls.values()]
     )
     control, which = controls.nanmean(1).nan_to_num(nan=-torch.inf).max(0)
-    margins = [_interval(agreement - c, sets, criteria) for c in controls]
-    low, high = wilson(agreement, sets, level=criteria.level)
+    level = criteria.level
+    margins = [interval_of(RATE, agreement - c, sets, difference=True, level=level) for c in controls]
+    low, high = interval_of(RATE, agreement, sets, level=level)
     p = permutations.hardest(fidelity.p).masked_fill(~candidate, torch.nan)
     columns = {
         "agreement": agreement.nanmean(0),
@@ -228,6 +230,8 @@ def _drop_columns(
     covered = (base[:, None, None] * there).sum(0) / base.sum()
     beyond, beyond_error, beyond_used = ratio_mean((drop - equal_mass) * side, base, sets)
     beyond_low = beyond - beyond_error * student_quantile(criteria.level, beyond_used - 1)
+    # Of too few sets that all agree nothing is known, which is less than being beyond.
+    beyond_low = beyond_low.nan_to_num(nan=-torch.inf)
     return {
         "logit_diff_drop": ratio,
         "logit_diff_drop_low": ratio - reach,
@@ -306,8 +310,13 @@ def find_band(
 ) -> Band | None:
     """Find the band of the confirmed heads' drops, summed over each layer, and its ends' intervals by demonstration sets.
 
-    None where nothing drops. Does not show: that layers between the band's ends hold a head each.
+    Prompts with a missing drop are left out. None where nothing drops, or every prompt is left out.
+    Does not show: that layers between the band's ends hold a head each.
     """
+    known = ~drop.isnan().any(1)
+    if not known.any():
+        return None
+    drop, base, demo_set = drop[known], base[known], demo_set[known]
     sums = group_sums(drop.double(), numbered(demo_set))
     first, last = smallest_run(sums.sum(0, keepdim=True), share)[0].tolist()
     if first < 0:

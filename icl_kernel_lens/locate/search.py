@@ -26,6 +26,7 @@ from icl_kernel_lens.locate.classes import classify
 from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import as_adapter, attention_layers
 from icl_kernel_lens.numbers.draws import generator
+from icl_kernel_lens.numbers.intervals import sets_for
 from icl_kernel_lens.prompts.corruptions import corrupt
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.criteria import Criteria
@@ -82,10 +83,9 @@ def locate_heads(
     """
     criteria = criteria or Criteria()
     check_intervened(prompts, "model")
-    if prompts.labels < 2 or prompts.demos < 2:
+    if prompts.demos < 2:
         raise PromptError(
-            f"heads can be located with at least 2 labels and 2 demonstrations; these prompts have {prompts.labels} and "
-            f"{prompts.demos}.",
+            f"heads can be located with at least 2 demonstrations; these prompts have {prompts.demos}.",
             code="too-few-demonstrations",
         )
     check_sets(prompts)
@@ -132,7 +132,7 @@ def locate_heads(
             "choosing": f"{len(first)} prompts in {len(chosen.demo_set.unique())} demonstration sets",
             "prompts": prompts.digest(),
         },
-        notes=_notes(evidence, columns, selected, len(found.demo_set.unique())),
+        notes=_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria, effect),
     )
 
 
@@ -218,7 +218,12 @@ def check_sets(prompts: PromptSet) -> None:
 
 
 def _notes(
-    evidence: Evidence, columns: dict[str, Tensor], selected: dict[str, Tensor], sets: int
+    evidence: Evidence,
+    columns: dict[str, Tensor],
+    selected: dict[str, Tensor],
+    sets: int,
+    criteria: Criteria,
+    effect: Float[Tensor, "prompt layer"],
 ) -> tuple[str, ...]:
     notes = []
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
@@ -232,7 +237,16 @@ def _notes(
         right = (evidence.answers == truth).float().mean()
         notes.append(f"the model answers {float(right):.1%} of the test inputs right")
     if sets < ENOUGH:
-        notes.append(f"{sets} demonstration sets a half are few: intervals are wide")
+        wanted = sets_for(0, sets, criteria.margin, criteria.level)
+        notes.append(
+            f"{sets} demonstration sets a half are few: intervals are wide; where every prompt says the same, about "
+            f"{wanted} a half tell ± {criteria.margin:g}"
+        )
+    if missing := int(effect.isnan().any(1).sum()):
+        notes.append(
+            f"{missing} of the {len(effect)} prompts are left out of the band: without its label edges nothing is left of "
+            "a confirmed head's row"
+        )
     causes = (selected["votes"] | selected["matters"]) & (columns["matters"] == 1)
     lacking = [
         str(HeadRef(*head)) for head in (causes & columns["beyond_equal_mass_low"].isnan()).nonzero().tolist()

@@ -6,7 +6,7 @@ none. TransformerLens's, transformers' and accelerate's own hooks, which only re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,31 +14,71 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "icl_kernel_lens.")
+KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where PyTorch keeps hooks of a module; those of every module stand under the same names behind `_global`."""
 
 
 def hooks_of(module: Any) -> list[Any]:
-    """The user's hooks on a module, forward and backward."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooks = [hook for kind in kinds for hook in (getattr(module, kind, None) or {}).values()]
+    """The user's hooks on a module, forward and backward, and a `forward` put in place of its own."""
+    return [*registered(module).values(), *_replacement(module)]
+
+
+def registered(module: Any) -> dict[tuple[str, int], Any]:
+    """The user's hooks that can be removed again, each with its kind and the number that PyTorch gave it."""
+    return {
+        (kind, number): hook
+        for kind in KINDS
+        for number, hook in (getattr(module, kind, None) or {}).items()
+        if not _of_a_library(hook)
+    }
+
+
+def _replacement(module: Any) -> list[Any]:
     own = vars(module).get("forward")
-    if own is not None and not hasattr(own, "taken_over"):
-        hooks.append(own)
-    return [hook for hook in hooks if not _defined_in(hook).startswith(_LIBRARIES)]
+    return [] if own is None or hasattr(own, "taken_over") or _of_a_library(own) else [own]
 
 
 def hooks_everywhere() -> list[Any]:
     """The hooks that PyTorch runs on every module there is."""
-    kinds = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+    kinds = (f"_global{kind}" for kind in KINDS)
     return [hook for kind in kinds for hook in getattr(nn.modules.module, kind, {}).values()]
 
 
-def _defined_in(hook: Any) -> str:
-    """The module a hook was written in; TransformerLens's hook points wrap what they are given."""
+def lasting(modules: Iterable[Any]) -> tuple[int, ...]:
+    """What `without_hooks` leaves, by identity: each `forward` put in place of a module's own, and hooks on every module."""
+    return tuple(map(id, [*hooks_everywhere(), *(own for module in modules for own in _replacement(module))]))
+
+
+@contextmanager
+def without_hooks(modules: Iterable[Any]) -> Iterator[None]:
+    """Takes the user's hooks off these modules; afterwards they are there again, in their order.
+
+    What libraries add within stays, as they remember that they added it.
+    """
+    removed = {}
+    for module in modules:
+        mine = registered(module)
+        for kind in {kind for kind, _ in mine}:
+            hooks = getattr(module, kind)
+            removed[id(hooks)] = hooks, dict(hooks)
+        for kind, number in mine:
+            del getattr(module, kind)[number]
+    try:
+        yield
+    finally:
+        for hooks, before in removed.values():
+            added = {number: hook for number, hook in hooks.items() if number not in before}
+            hooks.clear()
+            hooks.update(before | added)
+
+
+def _of_a_library(hook: Any) -> bool:
+    """Whether a hook was written in a library; TransformerLens's hook points wrap what they are given."""
     code, cells = getattr(hook, "__code__", None), getattr(hook, "__closure__", None)
     wrapped = str(getattr(hook, "__module__", "")) == "transformer_lens.hook_points"
     if wrapped and code is not None and cells and "hook" in code.co_freevars:
         hook = cells[code.co_freevars.index("hook")].cell_contents
-    return str(getattr(getattr(hook, "func", hook), "__module__", ""))
+    return str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith(_LIBRARIES)
 
 
 @contextmanager

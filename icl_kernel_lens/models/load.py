@@ -3,7 +3,8 @@
 `HookedTransformer.from_pretrained` refuses local folders and guesses the architecture from the name of
 the path, so its converters are used underneath it: the Hugging Face model is loaded first, its
 configuration and weights are converted without any weight processing, and the result is kept only if
-its logits equal Hugging Face's. Otherwise the model goes under a `TransformerBridge`.
+its logits equal Hugging Face's (`comparison.py`). Otherwise the model goes under a `TransformerBridge`, whose logits must
+equal them, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import SafetensorError
 
-from icl_kernel_lens.errors import LoadError, without_code
+from icl_kernel_lens.errors import LoadError
+from icl_kernel_lens.models.comparison import compare, comparison_of, reference
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 
 Backend = Literal["auto", "hooked", "bridge"]
@@ -30,9 +32,6 @@ MINI = Path(__file__).parent / "mini"
 
 HOOKED_CONTEXT = 2048
 """Longest context given to a HookedTransformer: each layer holds a causal mask of its square."""
-
-LOGIT_TOLERANCE = {torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Largest difference to Hugging Face's logits that rounding explains; 1e-3 in other types."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class LoadRecord:
     """Largest difference to Hugging Face's logits over their standard deviation; None: not compared."""
     why: str
     """Why this class was taken."""
+    compared: str = ""
+    """The comparison in words: on how many tokens, or why there was none."""
 
 
 _records: WeakKeyDictionary[Any, LoadRecord] = WeakKeyDictionary()
@@ -71,7 +72,7 @@ def load_model(
     `device="auto"` lays the model over all GPUs, by accelerate's device map, as a `TransformerBridge`.
     A HookedTransformer's context is cut to 2048 tokens; the bridge keeps the model's own.
 
-    Raises: LoadError: no such model, no safetensors, an architecture that cannot be held.
+    Raises: LoadError: no such model, no safetensors, an architecture that cannot be held, other logits than Hugging Face's.
     """
     if backend not in ("auto", "hooked", "bridge"):
         raise LoadError(
@@ -114,13 +115,13 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
             f"the model cannot be moved to device {str(device)!r}: {error}", code="device"
         ) from error
     name = path.name if local else source
-    model, residual, why = None, None, "backend='bridge' was asked for"
+    model, why = None, "backend='bridge' was asked for"
     if spread:
         why = 'device="auto" was asked for'
     elif hooked_class is None and backend == "auto":
         why = "this TransformerLens has no HookedTransformer"
     elif backend != "bridge":
-        model, residual, why = _converted(hf, tokenizer, name)
+        model, why = _converted(hf, tokenizer, name)
         if model is None and backend == "hooked":
             raise LoadError(
                 f'backend="hooked" is not possible for {source}: {why}. Use backend="bridge".',
@@ -129,24 +130,22 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
     kind = "bridge" if model is None else "hooked"
     if model is None:
         model = bridge_from_hf(hf, tokenizer, name=name)
-    _records[model] = LoadRecord(source, getattr(hf.config, "_commit_hash", None), kind, residual, why)
+    found, revision = comparison_of(model), getattr(hf.config, "_commit_hash", None)
+    _records[model] = LoadRecord(source, revision, kind, found.residual, why, found.says)
     return model
 
 
-def _converted(hf: Any, tokenizer: Any | None, name: str) -> tuple[Any | None, float | None, str]:
-    """A HookedTransformer with Hugging Face's logits, how far these are apart, and why it is taken or is not there."""
+def _converted(hf: Any, tokenizer: Any | None, name: str) -> tuple[Any | None, str]:
+    """A HookedTransformer with Hugging Face's logits, and why it is taken or is not there."""
     try:
         model = hooked_from_hf(hf, tokenizer, name=name)
-        residual = logit_residual(model, hf)
+    except LoadError as error:
+        return None, f"a HookedTransformer was tried, but {error.message}"
     except (NotImplementedError, ValueError, AttributeError, KeyError, AssertionError) as error:
-        return (
-            None,
-            None,
-            f"TransformerLens cannot convert {type(hf).__name__}: {type(error).__name__}: {without_code(error)}",
-        )
-    if residual > LOGIT_TOLERANCE.get(hf.dtype, 1e-3):
-        return None, None, f"HookedTransformer's logits differ from Hugging Face's by {residual:.1e}"
-    return model, residual, "its logits equal Hugging Face's"
+        return None, f"TransformerLens cannot convert {type(hf).__name__}: {type(error).__name__}: {error}"
+    if comparison_of(model).residual is None:
+        return None, f"a HookedTransformer was {comparison_of(model).says}"
+    return model, "its logits equal Hugging Face's"
 
 
 def _load_hugging_face(
@@ -221,7 +220,10 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
     """Puts a Hugging Face causal language model under a `TransformerBridge`, without network.
 
     The bridge builds itself into the module, which must use eager attention (loaded with
-    `attn_implementation="eager"`); fused attention shows no weights.
+    `attn_implementation="eager"`); fused attention shows no weights. Its logits are compared with the module's own, which
+    are taken before.
+
+    Raises: LoadError: fused attention, an architecture that TransformerLens does not know, or other logits.
     """
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -240,6 +242,7 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             "hold theirs packed, as torch.ao's quantisation does. Load the model without quantisation.",
             code="model-backend",
         )
+    theirs = reference(hf)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
@@ -256,6 +259,7 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
         bridge.cfg.device = str(next(hf.get_input_embeddings().parameters()).device)
         bridge.cfg.n_devices = len(set(placed.values()))
     _attach(bridge, tokenizer)
+    compare(bridge, theirs, f"{type(hf).__name__} under a TransformerBridge")
     return bridge
 
 
@@ -263,6 +267,7 @@ def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
     """Converts a Hugging Face causal language model to a `HookedTransformer`, weights unprocessed.
 
     Raises: NotImplementedError, ValueError, AttributeError: TransformerLens has no converter for it.
+            LoadError: its logits are not those of the Hugging Face model.
     """
     from transformer_lens import loading_from_pretrained  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -293,7 +298,8 @@ def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
         fold_value_biases=False,
     )
     _attach(model, tokenizer)
-    return model.eval()
+    compare(model.eval(), reference(hf), f"{type(hf).__name__} as a HookedTransformer")
+    return model
 
 
 def unwritten(fields: dict[str, Any]) -> Any:
@@ -371,21 +377,3 @@ def _phi_config(config: Any) -> dict[str, Any]:
 
 _CONFIGURATIONS = {"Gemma2ForCausalLM": _gemma2_config, "PhiForCausalLM": _phi_config}
 """Architectures whose weights TransformerLens converts but whose configuration it cannot read."""
-
-
-def logit_residual(model: Any, hf: Any) -> float:
-    """Largest difference of the two models' logits on random tokens, over the logits' spread."""
-    vocab, context = hf.config.vocab_size, model.cfg.n_ctx
-    windows = [getattr(hf.config, name, None) for name in ("sliding_window", "window_size")]
-    # A window shows only beyond its own length; one that the context cannot fill never does.
-    needed = [w + 24 for w in windows if isinstance(w, int) and w < context]
-    length = min(context, max([32, *needed]))
-    drawn = torch.randint(vocab, (2, length), generator=torch.Generator().manual_seed(0))
-    tokens = drawn.to(next(hf.parameters()).device)
-    mask = torch.ones_like(tokens)
-    with torch.no_grad():
-        theirs = hf(tokens, attention_mask=mask).logits.float()
-        ours = model(tokens, return_type="logits", attention_mask=mask).float()
-    if ours.shape != theirs.shape:
-        return float("inf")
-    return ((ours - theirs).abs().max() / theirs.std()).item()

@@ -39,7 +39,7 @@ class FrozenNorm:
 
     @classmethod
     def of(cls, module: nn.Module, name: str, width: int, adapter: InterceptableAdapter) -> FrozenNorm:
-        """From f(0) = β; f(±K s), whose norm is K for alternating signs s; and whether f(x + 1) = f(x)."""
+        """From f(0) = β; f(±K s), whose norm is K for alternating signs s; and whether f(x + 3) = f(x)."""
         like = next(module.parameters(), torch.empty(0, dtype=adapter.dtype, device=adapter.device))
         signs = 1.0 - 2.0 * (torch.arange(width) % 2)
         x = torch.randn(width, generator=torch.Generator().manual_seed(0))

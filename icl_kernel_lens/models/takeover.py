@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from icl_kernel_lens.models.hooks import instead
+from icl_kernel_lens.models.hooks import KINDS, instead
 from icl_kernel_lens.models.stand_in import (
     CannotIntercept,
     Mask,
@@ -96,7 +96,7 @@ def _through(layer: int, heads: int, module: nn.Module, handler: Handler) -> Cal
         for name in ("hook_pattern", "hook_attn_scores"):
             point = getattr(module, name, None)
             refuse(
-                any(getattr(point, kind, None) for kind in ("_forward_hooks", "_backward_hooks")),
+                any(getattr(point, kind, None) for kind in KINDS),
                 f"blocks.{layer}.attn.{name} has a hook, and what it would see is never written out. Give "
                 "run_with_cache a names_filter that leaves hook_pattern and hook_attn_scores out, or run the model "
                 "without fast_attention",

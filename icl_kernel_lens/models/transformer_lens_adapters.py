@@ -138,13 +138,9 @@ class TransformerLensAdapter(ABC):
 
     def hooks_in_place(self) -> list[str]:
         """See `InterceptableAdapter`; a bridge's own hooks, which capture what it reports, are not the user's."""
-        # What both hold goes by the name that the model itself gives it.
-        named = {
-            module: name for root in reversed(_roots(self.model)) for name, module in root.named_modules()
-        }
         everywhere = ["every module of PyTorch's"] if hooks_everywhere() else []
         return everywhere + sorted(
-            name.replace("._original_component", "") for module, name in named.items() if hooks_of(module)
+            name for module, name in modules_of(self.model).items() if hooks_of(module)
         )
 
     @abstractmethod
@@ -325,7 +321,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     A bridge runs modules that it does not list among its own: those of the model it was built into.
     """
-    training = {module for root in _roots(model) for module in root.modules() if module.training}
+    training = {module for module in modules_of(model) if module.training}
     for module in training:
         module.training = False
     try:
@@ -335,7 +331,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _roots(model: nn.Module) -> list[nn.Module]:
+def modules_of(model: Any) -> dict[nn.Module, str]:
+    """Every module that a model runs; what a bridge and the model under it both hold goes by the bridge's name for it."""
+    return {
+        module: name.replace("._original_component", "")
+        for root in reversed(_roots(model))
+        for name, module in root.named_modules()
+    }
+
+
+def _roots(model: Any) -> list[nn.Module]:
     """A model, and the one that a bridge was built into."""
     found = (model, getattr(model, "original_model", None))
     return [root for root in found if isinstance(root, nn.Module)]

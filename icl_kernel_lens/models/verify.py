@@ -9,7 +9,11 @@ On a few random tokens, for every layer:
 
 and, where attention can be taken over (`attention_passes.py`), that the row rebuilt from q and k equals the
 pattern's and the logits those of the plain run: for whole prompts, with their leading tokens run apart, and with the
-last token alone behind all others. Where they differ, the model is read by its own path.
+last token alone behind all others. Where they differ by more than 8 times the model's own rounding, the model is read
+by its own path. That rounding is what the plain run changes by when the last digit of q, k and v is another.
+
+The user's hooks are off meanwhile, whenever they came. They run in every forward pass that is for the user; an edit of
+the pattern must then reach z, or is refused. A `forward` put in place of a module's own is the model.
 
 The residuals are kept (`VerificationReport`) and travel with every result. Does not show: that an edit of the
 pattern changes the model's output; on some architectures it does not.
@@ -23,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,7 +35,7 @@ from einops import einsum, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from icl_kernel_lens.errors import ModelError, without_code
+from icl_kernel_lens.errors import LensError, ModelError, without_code
 from icl_kernel_lens.models.adapter import (
     HookName,
     InterceptableAdapter,
@@ -41,13 +45,26 @@ from icl_kernel_lens.models.adapter import (
     users_hooks,
 )
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, attention_pass, read_prefix
+from icl_kernel_lens.models.comparison import comparison_of
+from icl_kernel_lens.models.hooks import lasting, registered, without_hooks
 from icl_kernel_lens.models.stand_in import CannotIntercept
+from icl_kernel_lens.models.transformer_lens_adapters import VectorName, modules_of
+from icl_kernel_lens.numbers.residuals import gap, largest
 
 VERIFY_TOKENS = 13
 """Length of the longer of the two random prompts; the other is two tokens shorter."""
 
-_reports: WeakKeyDictionary[object, tuple[list[str], VerificationReport]] = WeakKeyDictionary()
-"""With the user's hooks that were in place: what is found under some is not kept for when they are gone."""
+PATTERN = ("hook_pattern", "hook_attn_scores")
+"""Where a hook of the user's sees or edits what is otherwise not written out."""
+ROUNDING = {torch.float16: (1e-2, 2.5e-2), torch.bfloat16: (4e-2, 1e-1)}
+"""Between what 8 times a model's own rounding is held; 1e-5 and 1e-2 in other types."""
+COPIES = 4
+"""How many other last digits are tried."""
+
+_reports: WeakKeyDictionary[object, tuple[tuple[int, ...], VerificationReport]] = WeakKeyDictionary()
+"""With the changes of the model that stayed in place: what is found under some is not kept for when they are gone."""
+_patterns: WeakKeyDictionary[object, tuple[object, ...]] = WeakKeyDictionary()
+"""The hooks on patterns that were found to reach z."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +85,30 @@ class VerificationReport:
     """Why leading tokens cannot be run apart; None: they can."""
     not_alone: str | None = "it was not tried"
     """Why the last token cannot be run with all others kept; None: it can."""
+    rounding: float = float("nan")
+    """What the plain run itself changes by when the last digits of q, k and v do, in rows and in logits; NaN: not known."""
+    limit: float = 1e-5
+    """The largest difference that is taken for rounding: 8 times `rounding`, within bounds."""
+    logits: str = ""
+    """Whether they are Hugging Face's."""
 
     @property
     def worst(self) -> float:
-        return max([*self.row_sum.values(), *self.values.values()], default=float("nan"))
+        return largest([*self.row_sum.values(), *self.values.values()])
 
     def __str__(self) -> str:
         whole = f", nothing shared, because {self.not_shared}" if self.not_shared else ""
-        way = f"rebuilt from q and k within {self.taken_over:.1e}{whole}"
+        way = f"rebuilt from q and k within {self.taken_over:.1e} (limit {self.limit:.1e}: {OWN_ROUNDING}){whole}"
         if self.not_fast is not None:
             way = f"attention is written out, because {self.not_fast}"
         verified = (
             f"{len(self.row_sum)} attention layers verified: rows sum to 1 within "
-            f"{max(self.row_sum.values(), default=float('nan')):.1e}, z = A·V within "
-            f"{max(self.values.values(), default=float('nan')):.1e}"
+            f"{largest(self.row_sum.values()):.1e}, z = A·V within {largest(self.values.values()):.1e}"
         )
-        return "; ".join([verified, way, *self.missing.values()])
+        return "; ".join([verified, way, self.logits, *self.missing.values()])
+
+
+OWN_ROUNDING = "8 times its own rounding, within bounds"
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -91,33 +116,61 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.float16: 1e-2, torch.bfloat16: 4e-2}.get(dtype, 1e-4)
 
 
-def why_not_finite(adapter: ModelAdapter) -> str:
-    """The cause of infinite or undefined numbers, and what to do: weights, or a number format that is too narrow."""
-    named = adapter.model.named_parameters() if isinstance(adapter.model, nn.Module) else ()
-    bad = [name for name, weight in named if weight.is_floating_point() and not weight.isfinite().all()]
-    if bad:
-        return (
-            f"{len(bad)} of its weights are not finite themselves, {bad[0]} the first: the file is damaged, or training "
-            "diverged. Load another copy."
-        )
-    if adapter.dtype == torch.float16:
-        return "float16 ends at 65504, and the model overflows it: load it in bfloat16 or float32."
-    return f"Its weights are finite, so that it overflows on the way in {adapter.dtype}. Check hooks and scaling of your own."
-
-
 def verify_model(adapter: ModelAdapter) -> VerificationReport:
-    """Verifies a model once; later calls return that report, unless it was made under hooks that are gone.
+    """Verifies a model once, without the user's hooks; later calls return that report.
 
-    Raises: ModelError: a hook did not fire, rows do not sum to one, or z is not A·V.
+    Raises: ModelError: a hook did not fire, rows do not sum to one, z is not A·V, or a hook's edit of a pattern does not
+            reach z. LoadError: a bridge that the user built gives other logits than what it wraps.
     """
+    modules = modules_of(adapter.model)
+    changes = lasting(modules)
     try:
-        hooks, report = _reports.get(adapter.model, ([], None))
-        if report is None or (hooks and hooks != users_hooks(adapter)):
-            report = _verify(adapter)
-            _reports[adapter.model] = users_hooks(adapter), report
+        before, report = _reports.get(adapter.model, ((), None))
     except TypeError:  # a model that cannot be weakly referenced is verified every time
-        return _verify(adapter)
+        with without_hooks(modules):
+            return _verify(adapter)
+    if report is None or before != changes:
+        with without_hooks(modules):
+            report = _verify(adapter)
+        _reports[adapter.model] = changes, report
+    _check_patterns(adapter, modules)
     return report
+
+
+def stated(adapter: ModelAdapter) -> str:
+    """The report in words, and what becomes of the user's hooks."""
+    said, hooks = (
+        str(verify_model(adapter)),
+        [n for m, n in modules_of(adapter.model).items() if registered(m)],
+    )
+    if hooks:
+        said += f"; verified without the hooks on {', '.join(sorted(hooks))}, which run in every forward pass"
+    return said
+
+
+def _check_patterns(adapter: ModelAdapter, modules: Mapping[nn.Module, str]) -> None:
+    """Refuses a hook of the user's that edits a pattern which the layer does not use: what is read would not be so.
+
+    Raises: ModelError: its edit does not reach z, is not attention, or fails on a short prompt.
+    """
+    points = [module for module, name in modules.items() if name.endswith(PATTERN) and registered(module)]
+    found = tuple(number for point in points for number in registered(point))
+    if not points or _patterns.get(adapter.model) == found:
+        return
+    tokens, lengths = _probe(adapter)
+    with without_hooks([module for module in modules if module not in points]):
+        try:
+            _check_layers(adapter, tokens, lengths)
+        except LensError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"hooks on patterns must let a prompt of {tokens.shape[1]} tokens through, on which it is seen whether "
+                f"their edits reach z; at {modules[points[0]]} came {type(error).__name__}: {error}. Let the hook pass on "
+                "what it does not know.",
+                code="not-attention",
+            ) from error
+    _patterns[adapter.model] = found
 
 
 def to_be_taken_over(model: Any, purpose: str, instead: str) -> InterceptableAdapter:
@@ -127,6 +180,8 @@ def to_be_taken_over(model: Any, purpose: str, instead: str) -> InterceptableAda
     """
     adapter = as_adapter(model)
     reason = verify_model(adapter).not_fast
+    if reason is None and (hooks := _on_patterns(adapter)):
+        reason = f"{hooks[0]} has a hook, and what it would see is never written out"
     if reason is None and isinstance(adapter, InterceptableAdapter):
         return adapter
     raise ModelError(
@@ -137,9 +192,11 @@ def to_be_taken_over(model: Any, purpose: str, instead: str) -> InterceptableAda
 
 def reads_fast(adapter: ModelAdapter) -> bool:
     """Whether rows are rebuilt from q and k: it is exact, and no hook of the user's looks at the pattern."""
-    return verify_model(adapter).not_fast is None and not any(
-        name.endswith(("hook_pattern", "hook_attn_scores")) for name in users_hooks(adapter)
-    )
+    return verify_model(adapter).not_fast is None and not _on_patterns(adapter)
+
+
+def _on_patterns(adapter: ModelAdapter) -> list[str]:
+    return [name for name in users_hooks(adapter) if name.endswith(PATTERN)]
 
 
 def _verify(adapter: ModelAdapter) -> VerificationReport:
@@ -150,34 +207,128 @@ def _verify(adapter: ModelAdapter) -> VerificationReport:
             f"({next(iter(missing.values()))}). State-space and recurrent models cannot be scored.",
             code="no-attention",
         )
-    length = min(VERIFY_TOKENS, shape.context or VERIFY_TOKENS)
-    tokens = torch.randint(shape.vocab, (2, length), generator=torch.Generator().manual_seed(0))
-    alike = length // 2
-    tokens[1, :alike] = tokens[0, :alike]
-    lengths = torch.tensor([length, length - 2])
+    same_logits = comparison_of(adapter.model).says
+    tokens, lengths = _probe(adapter)
+    seen, logits, residuals = _check_layers(adapter, tokens, lengths)
+    if adapter.device.type == "mps":
+        cross_check(adapter, {at: (seen[at, "hook_pattern"], seen[at, "hook_v"]) for at in layers})
+    rounding = _rounding(adapter, tokens[0], seen, logits[0])
+    low, high = ROUNDING.get(adapter.dtype, (1e-5, 1e-2))
+    limit = tolerance(adapter.dtype) if math.isnan(rounding) else min(max(8 * rounding, low), high)
+    length, differences, reason, reasons = tokens.shape[1], [], None, []
+    # Of whole prompts, of prompts behind a shared prefix, and of one token behind all others; each needs those before.
+    for shared, prompts in ((0, 2), (length // 2, 2), (length - 1, 1)):
+        if reason is None:
+            difference, reason = _difference(
+                adapter,
+                tokens[:prompts],
+                lengths[:prompts],
+                seen,
+                logits[:prompts],
+                shared=shared,
+                limit=limit,
+            )
+            differences.append(difference)
+        reasons.append(reason)
+    worst = largest(x for x in differences if x is not None)
+    row_sum, values = ({layer: pair[i] for layer, pair in residuals.items()} for i in (0, 1))
+    return VerificationReport(
+        row_sum, values, missing, worst, *reasons, rounding=rounding, limit=limit, logits=same_logits
+    )
+
+
+_NAMES: tuple[HookName, ...] = ("hook_pattern", "hook_v", "hook_z")
+Shown = Mapping[tuple[int, HookName], Tensor]
+"""What each layer's hooks show."""
+
+
+def _probe(adapter: ModelAdapter) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
+    """Two random prompts whose first half is the same, one two tokens shorter than the other."""
+    length = min(VERIFY_TOKENS, adapter.shape.context or VERIFY_TOKENS)
+    tokens = torch.randint(adapter.shape.vocab, (2, length), generator=torch.Generator().manual_seed(0))
+    tokens[1, : length // 2] = tokens[0, : length // 2]
+    return tokens, torch.tensor([length, length - 2])
+
+
+def _check_layers(
+    adapter: ModelAdapter, tokens: Tensor, lengths: Tensor
+) -> tuple[Shown, Float[Tensor, "batch 1 vocab"], dict[int, tuple[float, float]]]:
+    """What a plain run shows, its logits, and each layer's residuals.
+
+    Raises: ModelError: numbers are not finite, or see `_check_layer`.
+    """
+    layers, sinks = attention_layers(adapter), _declared_sinks(adapter)
     seen, logits = _plain_run(adapter, layers, tokens, lengths)
-    sinks = _declared_sinks(adapter)
+    _check_finite(adapter, seen, logits, lengths)
     residuals = {
         layer: _check_layer(adapter, layer, lengths, layer in sinks, *(seen[layer, name] for name in _NAMES))
         for layer in layers
     }
-    if adapter.device.type == "mps":
-        cross_check(adapter, {at: (seen[at, "hook_pattern"], seen[at, "hook_v"]) for at in layers})
-    differences, reason, reasons = [], None, []
-    # Of whole prompts, of prompts behind a shared prefix, and of one token behind all others; each needs those before.
-    for shared, prompts in ((0, 2), (alike, 2), (length - 1, 1)):
-        if reason is None:
-            difference, reason = _difference(
-                adapter, tokens[:prompts], lengths[:prompts], seen, logits[:prompts], shared=shared
+    return seen, logits, residuals
+
+
+def _check_finite(adapter: ModelAdapter, seen: Shown, logits: Tensor, lengths: Tensor) -> None:
+    """Refuses infinities and NaN, and names the first place in the forward pass that has them."""
+    places = {f"blocks.{layer}.attn.{name}": x for (layer, name), x in seen.items()} | {"its logits": logits}
+    for place, x in places.items():
+        positions = x.transpose(1, 2) if place.endswith("hook_pattern") and x.dim() == 4 else x
+        if not all(bool(row[:end].isfinite().all()) for row, end in zip(positions, lengths, strict=False)):
+            raise ModelError(
+                f"what a model computes must be finite; {adapter.name} has infinite or undefined numbers first in {place}. "
+                f"{why_not_finite(adapter)}",
+                code="not-finite",
             )
-            differences.append(difference)
-        reasons.append(reason)
-    worst = max([x for x in differences if not math.isnan(x)], default=float("nan"))
-    row_sum, values = ({layer: pair[i] for layer, pair in residuals.items()} for i in (0, 1))
-    return VerificationReport(row_sum, values, missing, worst, *reasons)
 
 
-_NAMES: tuple[HookName, ...] = ("hook_pattern", "hook_v", "hook_z")
+def why_not_finite(adapter: ModelAdapter) -> str:
+    """Why a model's numbers are infinite or undefined, as far as can be told, and what to do."""
+    weights = [
+        f"{name}.{key}".lstrip(".")
+        for module, name in modules_of(adapter.model).items()
+        for key, weight in module.named_parameters(recurse=False)
+        if not bool(weight.isfinite().all())
+    ]
+    if weights:
+        return (
+            f"Weights are so themselves ({len(weights)} of its tensors, among them {weights[0]}): the file is damaged, or "
+            "training failed. Get the weights anew."
+        )
+    if hooks := users_hooks(adapter):
+        return f"Its weights are finite; it has hooks ({', '.join(hooks[:3])}), which may make them. Remove these."
+    if adapter.dtype == torch.float16:
+        return "Its weights are finite: numbers overflow in float16. Load the model in bfloat16 or float32."
+    return (
+        f"Its weights are finite: numbers overflow in {adapter.dtype}, as those of wrong weights or of a wrong "
+        "config.json do. Check that both are of this model."
+    )
+
+
+def _rounding(
+    adapter: ModelAdapter, tokens: Int[Tensor, " pos"], seen: Shown, logits: Float[Tensor, "1 vocab"]
+) -> float:
+    """How far a plain run of copies in one batch, each with other last digits of q, k and v, is from the first prompt's."""
+    if not isinstance(adapter, InterceptableAdapter):
+        return float("nan")
+    generator, differences = torch.Generator().manual_seed(0), []
+
+    def last_digit(x: Tensor) -> Tensor:
+        moved = torch.randint(-1, 2, x.shape, generator=generator).to(x)
+        return x * (1 + torch.finfo(x.dtype).eps * moved)
+
+    def compare(layer: int, a: Float[Tensor, "copy head query key"]) -> None:
+        differences.append(float((a.float() - seen[layer, "hook_pattern"][0]).abs().max()))
+
+    layers, length = attention_layers(adapter), torch.full((COPIES,), len(tokens))
+    edits: dict[tuple[int, HookName | VectorName], Callable[[Tensor], Tensor | None]] = {
+        (layer, name): last_digit for layer in layers for name in get_args(VectorName)
+    }
+    looks = {(layer, "hook_pattern"): partial(compare, layer) for layer in layers}
+    try:
+        with adapter.editing({**edits, **looks}):  # pyright: ignore[reportArgumentType]
+            again = adapter.forward(tokens.expand(COPIES, -1), length, length[:, None] - 1)
+    except Exception:  # no such hook point, or a layer that does not take an edit
+        return float("nan")
+    return largest([*differences, gap(again, logits.expand_as(again))])
 
 
 def _plain_run(
@@ -217,7 +368,7 @@ def _check_layer(
             code="hook-shape",
         )
     future = a.triu(1)[0].abs().max().item()
-    if future > limit:
+    if not future <= limit:
         raise ModelError(
             "attention must be causal to be read at the answer position; in blocks."
             f"{layer}.attn.hook_pattern of {adapter.name} a position gives {future:.1e} of its attention to later "
@@ -254,21 +405,21 @@ def _difference(
     adapter: ModelAdapter,
     tokens: Int[Tensor, "batch pos"],
     lengths: Int[Tensor, " batch"],
-    seen: Mapping[tuple[int, HookName], Tensor],
+    seen: Shown,
     logits: Float[Tensor, "batch 1 vocab"],
     *,
     shared: int,
-) -> tuple[float, str | None]:
+    limit: float,
+) -> tuple[float | None, str | None]:
     """How far attention that is taken over differs from the plain run; and why it is not used, if it is not."""
-    worst = 0.0
+    found: list[float] = []
 
     def compare(attention: AttentionUnderWay) -> Tensor:
-        nonlocal worst
         rows = attention.row(lengths - 1)
         pattern = seen[attention.layer, "hook_pattern"]
         last = pattern[torch.arange(len(lengths)), :, (lengths - 1).to(rows.device)]
         beyond = (torch.arange(rows.shape[-1]) >= lengths[:, None]).to(rows.device)
-        worst = max(worst, (rows - last).abs().masked_fill(beyond[:, None], 0).max().item())
+        found.append((rows - last).abs().masked_fill(beyond[:, None], 0).max().item())
         return attention.attend()
 
     try:
@@ -277,13 +428,16 @@ def _difference(
             adapter, tokens[:, shared:], lengths, lengths[:, None] - 1, compare, prefix=prefix
         )
     except CannotIntercept as error:
-        return float("nan"), error.message
+        return None, error.message
     except Exception as error:
         # Whatever an unknown model's code makes of it: the plain way is always there, and the reason is kept.
-        return float("nan"), f"{type(error).__name__}: {without_code(error)}"
-    worst = max(worst, ((again - logits).abs().max() / logits.abs().max().clamp(min=1e-12)).item())
-    if not worst <= tolerance(adapter.dtype):
-        return worst, f"what it gives differs from the plain run by {worst:.1e}"
+        return None, f"{type(error).__name__}: {without_code(error)}"
+    worst = largest([*found, gap(again, logits)])
+    if not worst <= limit:
+        return (
+            worst,
+            f"what it gives differs from the plain run by {worst:.1e} (limit {limit:.1e}: {OWN_ROUNDING})",
+        )
     return worst, None
 
 
@@ -336,8 +490,8 @@ def _residuals(
     row_sum = off.masked_fill(padding[:, None], 0).max().item()
     v = repeat(v.to(a.device), "b k g d -> b k (g r) d", r=a.shape[1] // v.shape[2])
     mixed = einsum(a, v, "b h q k, b k h d -> b q h d")
-    gap = (mixed - z.to(a.device)).abs().masked_fill(padding[..., None, None], 0)
-    return row_sum, (gap.max() / z.abs().max().clamp(min=1e-12)).item()
+    off = (mixed - z.to(a.device)).abs().masked_fill(padding[..., None, None], 0)
+    return row_sum, (off.max() / z.abs().max().clamp(min=1e-12)).item()
 
 
 def _declared_sinks(adapter: ModelAdapter) -> frozenset[int]:
@@ -353,20 +507,21 @@ def _declared_sinks(adapter: ModelAdapter) -> frozenset[int]:
 
 def cross_check(adapter: ModelAdapter, seen: Mapping[int, tuple[Tensor, Tensor]]) -> None:
     """On Apple's MPS, sums have been wrong in silence: redo one row of every layer on the CPU."""
-    worst = 0.0
+    found = []
     for a, v in seen.values():
         row = a[0, :, -1]
         v = repeat(v[0], "k g d -> k (g r) d", r=a.shape[1] // v.shape[2])
         there = einsum(row, v, "h k, k h d -> h d").cpu()
         here = einsum(row.cpu(), v.cpu(), "h k, k h d -> h d")
-        worst = max(worst, (there - here).abs().max().item())
+        found.append((there - here).abs().max().item())
+    worst = largest(found)
     warnings.warn(
         f"{adapter.name} runs on MPS, where PyTorch has given wrong numbers in silence; one attention row "
         f"of each layer, redone on the CPU, differs by at most {worst:.1e}. Check what you publish on "
         "a CPU or a CUDA device.",
         stacklevel=2,
     )
-    if worst > tolerance(adapter.dtype):
+    if not worst <= tolerance(adapter.dtype):
         raise ModelError(
             f"MPS and CPU must agree on A·V; they differ by {worst:.1e} on {adapter.name}. Load the model "
             'with device="cpu".',

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-LARGEST_BLOCK = {"cpu": 2**21}
+LARGEST_STRETCH = {"cpu": 2**21}
 """Most scores alive at once where they must be written out: 8 MiB in float32 on a CPU, 256 MiB elsewhere."""
 ELSEWHERE = 2**26
 
@@ -136,7 +136,7 @@ def _attend_block(
 def stretches(q: Float[Tensor, "batch head pos d_head"], keys: int) -> list[tuple[int, int]]:
     """Queries in stretches of which the scores on so many keys may be alive at once."""
     batch, heads, length, _ = q.shape
-    step = max(1, LARGEST_BLOCK.get(q.device.type, ELSEWHERE) // (batch * heads * keys))
+    step = max(1, LARGEST_STRETCH.get(q.device.type, ELSEWHERE) // (batch * heads * keys))
     return [(at, min(at + step, length)) for at in range(0, length, step)]
 
 

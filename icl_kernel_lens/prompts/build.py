@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
 from icl_kernel_lens.prompts.example import Episode
-from icl_kernel_lens.prompts.fit import check_fits
+from icl_kernel_lens.prompts.fit import check_fits, check_same_tokenizer
 from icl_kernel_lens.prompts.label_tokens import find_label_tokens
 from icl_kernel_lens.prompts.promptset import (
     SHOWN,
@@ -31,7 +31,7 @@ from icl_kernel_lens.prompts.promptset import (
 )
 from icl_kernel_lens.prompts.spans import LocatedPrompt, locate_prompts, pieces_of, token_strings
 from icl_kernel_lens.prompts.template import Template
-from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode, tokenizer_name
+from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode, tokenizer_name, vocabulary_of
 
 PERMUTATIONS = 32
 """Fewest permutations of labels that prompts with permuted labels are drawn from."""
@@ -49,16 +49,17 @@ def build_prompts(
 ) -> PromptSet:
     """Tokenize episodes of equally many demonstrations for a model.
 
-    `prepend_bos=None` does what the tokenizer does by default.
+    `prepend_bos=None` does what the tokenizer does by default; a chat template writes its own.
 
     Raises: PromptError: no tokenizer or no offsets, label tokens that depend on their surroundings,
         prompts longer than the context.
     """
-    _check_shortest(adapter, episodes, template, prepend_bos)
-    located = locate_prompts(adapter, episodes, template, prepend_bos)
+    asked = False if template.whole and prepend_bos is None else prepend_bos
+    _check_shortest(adapter, episodes, template, asked)
+    located = locate_prompts(adapter, episodes, template, asked)
     tokenizer: Any = adapter.tokenizer
     words = tuple(episode.label_words for episode in episodes)
-    answers = find_label_tokens(tokenizer, located, words, template, prepend_bos)
+    answers = find_label_tokens(tokenizer, located, words, template, asked, score_on)
     flat = [torch.tensor(answer) for row in answers for answer in row]
     sequences = pad_sequence(flat, batch_first=True).unflatten(0, (len(episodes), -1))
     if score_on == "first_token":
@@ -69,7 +70,7 @@ def build_prompts(
             '(score_on="sequence").',
             spell=tokenizer.decode,
         )
-    _check_labels_as_answers(episodes, located, answers)
+    _check_labels_as_answers(episodes, located, answers, tokenizer.convert_ids_to_tokens)
     lengths = torch.tensor([len(p.ids) for p in located])
     demos = len(episodes[0].demos)
 
@@ -96,8 +97,10 @@ def build_prompts(
             info,
             template=template,
             tokenizer=tokenizer_name(tokenizer),
-            prepend_bos=located[0].roles[:1] == [TokenRole.SPECIAL],
+            prepend_bos=located[0].roles[:1] == [TokenRole.SPECIAL]
+            or located[0].ids[:1] == [tokenizer.bos_token_id],
             bos_asked=prepend_bos,
+            vocabulary=vocabulary_of(tokenizer),
         ),
         episodes=tuple(episodes),
     )
@@ -120,7 +123,7 @@ def _check_shortest(
     shortest = min(texts, key=len)
     if context is None or len(shortest) <= max(FAR_TOO_LONG * context, LONG_TEXT):
         return
-    ((ids, _),) = encode(check_tokenizer(adapter), [shortest], prepend_bos)
+    ((ids, _),) = encode(check_tokenizer(adapter), [[(shortest, True)]], prepend_bos)
     if len(ids) > context:
         demos = len(episodes[0].demos)
         raise PromptError(
@@ -131,7 +134,10 @@ def _check_shortest(
 
 
 def _check_labels_as_answers(
-    episodes: Sequence[Episode], located: list[LocatedPrompt], answers: list[list[list[int]]]
+    episodes: Sequence[Episode],
+    located: list[LocatedPrompt],
+    answers: list[list[list[int]]],
+    spell: Callable[[list[int]], list[str]],
 ) -> None:
     """Refuse a label whose tokens in a demonstration are not those of the answer."""
     for prompt, (episode, row) in enumerate(zip(episodes, located, strict=True)):
@@ -139,9 +145,10 @@ def _check_labels_as_answers(
             if row.ids[start:end] != answers[prompt][demo.label]:
                 raise PromptError(
                     "a label word must have the same tokens in a demonstration and as the answer; "
-                    f"{episode.label_words[demo.label]!r} is {row.ids[start:end]} in demonstration {i} of "
-                    f"prompt {prompt} and {answers[prompt][demo.label]} as the answer. The tokenizer "
-                    "merges it with the template around it; put a space or a line break there.",
+                    f"{episode.label_words[demo.label]!r} is {spell(row.ids[start:end])} in demonstration {i} of "
+                    f"prompt {prompt} and {spell(answers[prompt][demo.label])} as the answer. The tokenizer merges it "
+                    "with the template around it; put a space or a line break there, or let the same stand before the "
+                    "label in both.",
                     code="label-tokens",
                 )
 
@@ -151,8 +158,10 @@ def rewritten(
 ) -> PromptSet:
     """The prompts of these episodes, in the template and with the tokenization of `prompts`."""
     assert prompts.info.template is not None
+    adapter = as_adapter(model)
+    check_same_tokenizer(prompts, adapter)
     return build_prompts(
-        as_adapter(model),
+        adapter,
         episodes,
         prompts.info.template,
         info=info or prompts.info,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.numbers.derangements import draw_derangement
 from icl_kernel_lens.prompts.build import rewritten
+from icl_kernel_lens.prompts.example import one_word_each
 from icl_kernel_lens.prompts.promptset import PromptSet, check_first_tokens, respelled
 
 
@@ -71,7 +72,7 @@ def map_labels(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
 
 
 def replace_label_words(
-    prompts: PromptSet, seed: int, *, words: Sequence[str] | Tensor, model: Any
+    prompts: PromptSet, seed: int, *, words: Sequence[str] | Mapping[str, str] | Tensor, model: Any
 ) -> tuple[PromptSet, str]:
     """`words`, one a class, replace the label words; nothing is drawn. See `corrupt`."""
     _check_labels_shown(prompts)
@@ -81,7 +82,7 @@ def replace_label_words(
         what = ", ".join(map(repr, found.label_words[0])) if same else f"{prompts.labels} tokens"
     else:
         found = _words_from_text(prompts, words, model)
-        what = ", ".join(map(repr, words))
+        what = ", ".join(map(repr, found.label_words[0]))
     _check_unrelated(prompts, found)
     return found, f"label words {what}"
 
@@ -130,7 +131,9 @@ def _words_from_ids(prompts: PromptSet, words: Tensor) -> PromptSet:
     )
 
 
-def _words_from_text(prompts: PromptSet, words: Sequence[str], model: Any) -> PromptSet:
+def _words_from_text(prompts: PromptSet, words: Sequence[str] | Mapping[str, str], model: Any) -> PromptSet:
+    if not isinstance(words, str):
+        words = one_word_each(words, prompts.classes)
     if isinstance(words, str) or len(words) != prompts.labels or not all(w.strip() for w in words):
         given = [words] if isinstance(words, str) else list(words)
         raise PromptError(
@@ -148,7 +151,9 @@ def _words_from_text(prompts: PromptSet, words: Sequence[str], model: Any) -> Pr
             "label words given as text need a tokenizer. Pass model=, or token ids in words=.",
             code="tokenizer",
         )
-    episodes = [replace(episode, label_words=tuple(words)) for episode in prompts.episodes or ()]
+    assert prompts.info.template is not None
+    words = tuple(prompts.info.template.bare(word) for word in words)
+    episodes = [replace(episode, label_words=words) for episode in prompts.episodes or ()]
     found = rewritten(prompts, episodes, model)
     _check_lengths_and_beginnings(prompts, found.label_sequences, found.label_lengths, found.label_words)
     # Written as token ids, and compared with the tokens of the whole new text.

@@ -48,7 +48,7 @@ def corrupt(
     seed: int,
     derange: bool = False,
     model: Any = None,
-    words: Sequence[str] | Tensor | None = None,
+    words: Sequence[str] | Mapping[str, str] | Tensor | None = None,
 ) -> PromptSet:
     """The same prompts with one thing changed, and (but for `"reorder_demos"`) no position moved.
 
@@ -58,7 +58,7 @@ def corrupt(
     - `"map_labels"`: every class's label is replaced by another class's, by one map for all prompts; with two
       classes they are exchanged. The map is in `info.corruption`.
     - `"unrelated_words"`: `words`, one a class, replace the label words, in the demonstrations and as answers.
-      They are text (`model` brings the tokenizer) or token ids (`label`, or `prompt label`). Nothing is drawn.
+      They are text (`model` brings the tokenizer; a dictionary is read by the classes) or token ids (`label`, or `prompt label`). Nothing is drawn.
     - `"exchange_inputs"`: the inputs are permuted among demonstrations of a prompt whose inputs have
       equally many tokens; labels stay. At least one demonstration gets another input.
     - `"replace_test_input"`: each test input gives way to one drawn from the other prompts' test inputs of

@@ -65,6 +65,8 @@ class PromptInfo:
     """Whether a beginning-of-sequence token stands first; None: not known (ready-made ids)."""
     bos_asked: bool | None = None
     """What was asked for; None: what the tokenizer does by default."""
+    vocabulary: str | None = None
+    """A digest of what the tokenizer's ids stand for; None: not known, and not compared with a model's."""
     permuted_labels: bool = False
     corruption: str | None = None
     """What `corrupt` did to them, as a sentence."""
@@ -231,6 +233,10 @@ class PromptSet:
             episodes=None if self.episodes is None else tuple(self.episodes[i] for i in numbers),
         )
 
+    def as_ids(self) -> PromptSet:
+        """The same prompts as bare token ids, which a model with another tokenizer takes as they are."""
+        return replace(self, episodes=None, info=replace(self.info, vocabulary=None))
+
     def rearranged(
         self,
         where: Int[Tensor, "prompt pos"],
@@ -391,7 +397,7 @@ def _ints(name: str, given: Tensor, dims: int | None = None, prompts: int | None
 
 def _warn_if_shifted(tokens: Tensor, label_pos: Tensor, demo_labels: Tensor, words: Tensor) -> None:
     """Say so where no label position holds its label token: the positions may be shifted."""
-    if demo_labels.numel() == 0 or not 0 <= int(demo_labels.min()) <= int(demo_labels.max()) < words.shape[1]:
+    if not 0 <= int(demo_labels.min()) <= int(demo_labels.max()) < words.shape[1]:
         return  # out of range: refused in a moment
     if not (tokens.gather(1, label_pos) == words.gather(1, demo_labels)).any():
         warnings.warn(

@@ -7,7 +7,7 @@ belongs to the piece that holds its first character which is not white space.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,7 +16,7 @@ from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.prompts.example import Episode
 from icl_kernel_lens.prompts.promptset import TEXT_ROLES, TokenRole
 from icl_kernel_lens.prompts.template import Template
-from icl_kernel_lens.prompts.tokenizer import Offsets, check_tokenizer, encode
+from icl_kernel_lens.prompts.tokenizer import Offsets, Stretches, check_tokenizer, encode
 
 TEST, OUTSIDE = -1, -2
 """Owners of a piece that is in no demonstration: the test input; separators and the prefix."""
@@ -48,12 +48,16 @@ def pieces_of(episode: Episode, template: Template) -> list[Piece]:
 class LocatedPrompt:
     """The tokens of one prompt, with the role of each and the spans of demonstrations and labels."""
 
-    text: str
+    stretches: Stretches
     ids: list[int]
     offsets: Offsets
     roles: list[int]
     demo_spans: list[tuple[int, int]]
     label_spans: list[tuple[int, int]]
+
+    @property
+    def text(self) -> str:
+        return "".join(string for string, _ in self.stretches)
 
 
 def locate_prompts(
@@ -63,13 +67,20 @@ def locate_prompts(
 
     Raises: PromptError: no tokenizer or no offsets; spans that cannot be told.
     """
+    tokenizer = check_tokenizer(adapter)
     pieces = [pieces_of(episode, template) for episode in episodes]
-    texts = ["".join(piece.string for piece in row) for row in pieces]
-    encoded = encode(check_tokenizer(adapter), texts, prepend_bos)
-    return [locate_spans(row, *tokens) for row, tokens in zip(pieces, encoded, strict=True)]
+    texts = [[(piece.string, piece.role == TokenRole.TEMPLATE) for piece in row] for row in pieces]
+    encoded = encode(tokenizer, texts, prepend_bos)
+    spell = tokenizer.convert_ids_to_tokens
+    return [
+        locate_spans(row, text, *tokens, spell)
+        for row, text, tokens in zip(pieces, texts, encoded, strict=True)
+    ]
 
 
-def locate_spans(pieces: list[Piece], ids: list[int], offsets: Offsets) -> LocatedPrompt:
+def locate_spans(
+    pieces: list[Piece], stretches: Stretches, ids: list[int], offsets: Offsets, spell: Callable[[int], str]
+) -> LocatedPrompt:
     """The role of every token of a prompt, and its demonstrations' spans.
 
     Raises: PromptError: a label shares a token with the text around it; a demonstration or label without a token.
@@ -78,7 +89,7 @@ def locate_spans(pieces: list[Piece], ids: list[int], offsets: Offsets) -> Locat
     ends = list(accumulate(len(piece.string) for piece in pieces))
     roles: list[int] = []
     owners: list[int] = []
-    for span in offsets:
+    for token, span in zip(ids, offsets, strict=True):
         if span is None:
             roles.append(int(TokenRole.SPECIAL))
             owners.append(OUTSIDE)
@@ -88,21 +99,21 @@ def locate_spans(pieces: list[Piece], ids: list[int], offsets: Offsets) -> Locat
             start += 1
         which = min(bisect_right(ends, start), len(pieces) - 1)
         piece = pieces[which]
-        if end > ends[which] and text[ends[which] : end].strip():
-            after = pieces[which + 1]
-            if TokenRole.LABEL in (piece.role, after.role):
-                raise PromptError(
-                    "a label must not share a token with the text around it; the token "
-                    f"{text[span[0] : end]!r} covers the end of {piece.string[-20:]!r} and the beginning of "
-                    f"{after.string[:20]!r}. Put a space or a line break between label and template.",
-                    code="label-tokens",
-                )
+        last = min(bisect_right(ends, start + len(text[start:end].rstrip()) - 1), len(pieces) - 1)
+        if any(other.role == TokenRole.LABEL for other in pieces[which : last + 1]) and last > which:
+            spanned = " | ".join(repr(other.string[-20:]) for other in pieces[which : last + 1])
+            raise PromptError(
+                "a label must not share a token with the text around it; the token "
+                f"{text[span[0] : end]!r} covers several pieces of the prompt: {spanned} (it is "
+                f"{spell(token)!r} to the tokenizer). Put a space or a line break between label and template.",
+                code="label-tokens",
+            )
         roles.append(int(piece.role))
         owners.append(piece.owner)
     demos = range(max((piece.owner for piece in pieces), default=TEST) + 1)
     labels = [o if r == TokenRole.LABEL else OUTSIDE for o, r in zip(owners, roles, strict=True)]
     return LocatedPrompt(
-        text,
+        stretches,
         ids,
         offsets,
         roles,

@@ -28,7 +28,7 @@ from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ModelError, PromptError
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, Handle, Prefix
-from icl_kernel_lens.models.verify import to_be_taken_over
+from icl_kernel_lens.models.verify import to_be_taken_over, why_not_finite
 from icl_kernel_lens.numbers.attention import masked_scores, stretches
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.run_info import RunInfo
@@ -164,10 +164,11 @@ class _Graph:
         self.gradients: dict[int, Tensor] = {}
         for at, gradient in zip(zeros, found, strict=True):
             if gradient is None or not bool(gradient.isfinite().all()):
-                what = "no" if gradient is None else "an infinite or undefined"
+                what, why = "no", "A hook may cut it, or the layer's own code."
+                if gradient is not None:
+                    what, why = "an infinite or undefined", why_not_finite(adapter)
                 raise ModelError(
-                    f"the loss's gradient must reach every layer; z of layer {at} of {adapter.name} gets {what} one. A "
-                    "hook may cut it, or the layer's own code; or weights overflow.",
+                    f"the loss's gradient must reach every layer; z of layer {at} of {adapter.name} gets {what} one. {why}",
                     code="gradient",
                 )
             self.gradients[at] = gradient

@@ -28,7 +28,7 @@ from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.verify import verify_model
 from icl_kernel_lens.numbers.control_votes import SHUFFLES
-from icl_kernel_lens.numbers.draws import generator
+from icl_kernel_lens.numbers.permutations import shuffled_mean
 from icl_kernel_lens.prompts.example import Example
 from icl_kernel_lens.prompts.promptset import PromptInfo, PromptSet, TokenRole
 from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode
@@ -103,11 +103,8 @@ def prediction_similarity(
         checkpoint=checkpoint,
         progress=progress,
     )
-    values, control = pearson(weights, similar), torch.zeros(weights.shape[:3])
-    draws = generator(prompts.info.seed or 0)
-    for _ in range(SHUFFLES):
-        order = torch.rand(similar.shape, generator=draws).argsort(1)
-        control += pearson(weights, similar.gather(1, order)) / SHUFFLES
+    values, seed = pearson(weights, similar), prompts.info.seed or 0
+    control = shuffled_mean(lambda other: pearson(weights, other), similar, shuffles=SHUFFLES, seed=seed)
     return HeadScores(
         name="prediction_similarity",
         title="correlation of attention with the similarity of the model's own predictions",
@@ -162,20 +159,22 @@ def _texts(adapter: ModelAdapter, prompts: PromptSet) -> list[list[Text]]:
     if prompts.episodes is None or template is None:
         return _cut_out(prompts)
 
-    def written(example: Example) -> str:
+    def written(example: Example) -> tuple[tuple[str, bool], ...]:
         # Between its fields, as in the template; not what stands before and behind.
         pieces = template.pieces(example.texts, None)
         fields = [at for at, (role, _) in enumerate(pieces) if role != "template"]
-        return "".join(string for _, string in pieces[fields[0] : fields[-1] + 1]) if fields else ""
+        inner = pieces[fields[0] : fields[-1] + 1] if fields else []
+        return tuple((string, role == "template") for role, string in inner)
 
     rows = [[written(example) for example in (e.test, *e.demos)] for e in prompts.episodes]
     distinct = list(dict.fromkeys(chain(*rows)))
-    encoded = encode(check_tokenizer(adapter), distinct, prompts.info.bos_asked)
-    ids: dict[str, Text] = {}
+    encoded = encode(check_tokenizer(adapter), [list(text) for text in distinct], prompts.info.bos_asked)
+    ids: dict[tuple[tuple[str, bool], ...], Text] = {}
     for text, (tokens, offsets) in zip(distinct, encoded, strict=True):
         if all(span is None for span in offsets):
             raise PromptError(
-                f"every text must have a token to be run alone; {text!r} has none.", code="empty-text"
+                f"every text must have a token to be run alone; {''.join(s for s, _ in text)!r} has none.",
+                code="empty-text",
             )
         ids[text] = tuple(tokens)
     return [[ids[text] for text in row] for row in rows]
@@ -190,7 +189,7 @@ def _cut_out(prompts: PromptSet) -> list[list[Text]]:
     for number, (tokens, roles) in enumerate(
         zip(prompts.tokens.tolist(), prompts.roles.tolist(), strict=True)
     ):
-        bos = tokens[:1] if prompts.info.prepend_bos and roles[0] == TokenRole.SPECIAL else []
+        bos = tokens[:1] if prompts.info.prepend_bos else []
         for what, start, end in zip(names, starts[number], ends[number], strict=True):
             text = [at for at in range(start, end) if roles[at] in (TokenRole.TEXT, TokenRole.TEXT2)]
             if not text:

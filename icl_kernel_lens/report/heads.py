@@ -12,12 +12,12 @@ from icl_kernel_lens.charts.page import Page
 from icl_kernel_lens.charts.token_view import MOST_HEADS
 from icl_kernel_lens.files import write_atomically
 from icl_kernel_lens.results.ablation_curves import AblationCurves
-from icl_kernel_lens.results.criteria import HeadClass
+from icl_kernel_lens.results.criteria import CLASS_MEANS
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
-from icl_kernel_lens.scores.caveats import notices
+from icl_kernel_lens.scores.notes import notes_of
 
 READING = (
     "Each attention head is read as a kernel regression: its attention from the answer position to the "
@@ -45,15 +45,6 @@ LOCATING = (
     "the answer needs its attention on the labels. The smallest effects that were looked for: a margin of {margin:g} "
     "above the strongest control, a drop of {effect:.0%} of the logit difference."
 )
-CLASS_MEANS: dict[HeadClass, str] = {
-    "kernel head": "votes, its weights follow the inputs, and the answer needs its label edges",
-    "shadow": "votes, its weights follow the inputs, and the answer does not need them",
-    "driver": "the answer needs its label edges, and it is no kernel head",
-    "echo": "its weights follow the model's answer",
-    "word preference": "its weights follow the label words",
-    "neither": "none of these, or nothing in the choosing half gave reason to measure it",
-    "undetermined": "intervals too wide to say",
-}
 LOCATED_LIMITS = (
     "What this does not show: that other heads could not take over; that a head is a kernel regression on other "
     "tasks, templates or demonstrations; which features of the inputs its kernel compares. Heads that share one "
@@ -89,7 +80,7 @@ def write_report(
         _located(page, ranking)
     if curves is not None:
         _curves(page, curves)
-    _votes(page, scores, notices(evidence, main))
+    _votes(page, scores, notes_of(evidence, main))
     page.heading("Where does the answer position look?").chart(evidence.figure())
     if evidence.prompts.strings and not main.mean().isnan().all():
         page.tokens(evidence.token_view(list(main.top(MOST_HEADS)["head"])))
@@ -140,11 +131,11 @@ def _located(page: Page, ranking: HeadRanking) -> None:
 
 
 def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
-    measured = ranking.singled_out()
+    measured = ranking.notable()
     rows = [
         [
             row["head"],
-            row["class"],
+            f"{row['class']}: {row['why']}" if row["why"] else row["class"],
             _number(row, "agreement"),
             f"{_number(row, 'control')} ({_words(row['strongest_control'])})",
             _between(row, "margin"),
@@ -168,8 +159,8 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
             "drop, equal mass",
         ],
         rows,
-        f"{len(rows)} of the {len(measured)} heads that were singled out; the others are in the table of all heads "
-        "(heads.csv, or HeadRanking.table()). Label shift: total variation of the weights when labels are permuted. "
+        f"{len(rows)} of the {len(measured)} heads that are more than neither, or were cut in the reporting half; the others "
+        "are in the table of all heads (heads.csv, or HeadRanking.table()). Label shift: total variation of the weights when labels are permuted. "
         f"Drop: of the logit difference without the head's label edges, as a share. {ranking.criteria.level:.0%} "
         "intervals.",
     )
@@ -201,7 +192,7 @@ def _curves(page: Page, curves: AblationCurves) -> None:
     )
 
 
-def _votes(page: Page, scores: Sequence[HeadScores], caveats: Sequence[str]) -> None:
+def _votes(page: Page, scores: Sequence[HeadScores], notes: Sequence[str]) -> None:
     main = scores[0]
     pooling = main.settings["pooling"]
     what = POOLINGS[pooling.removesuffix("_without_first")]
@@ -210,7 +201,7 @@ def _votes(page: Page, scores: Sequence[HeadScores], caveats: Sequence[str]) -> 
             pooling=what + (", position 0 left out" if pooling.endswith("_without_first") else ""),
             whose="the model's own answer" if main.settings["against"] == "model" else "the true label",
         ),
-        *caveats,
+        *notes,
     )
     page.chart(main.figure())
     for result in scores:
@@ -243,7 +234,7 @@ def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:
         ],
         rows,
         f"{_capital(scores.unit)}; {len(scores.values)} prompts; {settings}. "
-        f"The {len(rows)} heads furthest above their controls.{reasons}",
+        f"The {len(rows)} heads most surely above their controls; those that hardly read the labels last.{reasons}",
     )
 
 

@@ -16,7 +16,7 @@ from icl_kernel_lens.axes import HeadRef, Reference, check_reference
 from icl_kernel_lens.charts.curves import curves_figure
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.numbers.intervals import cluster_bootstrap, wilson
+from icl_kernel_lens.numbers.intervals import RATE, cluster_t, interval_of
 from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import RunInfo
 
@@ -111,12 +111,12 @@ class AblationCurves(Result):
     ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, " k"]]:
         """(accuracy − floor) / (ceiling − floor) with the first k heads' label edges alone; and its interval.
 
-        A ratio of means, over demonstration sets drawn whole.
+        A ratio of means; its interval is linearised, from the spread between demonstration sets.
         Raises: ResultError: the interval of ceiling − floor includes 0: there is nothing to restore.
         """
         kept = self.right("sufficiency", cut=cut, against=against)
         whole = self.right("necessity", cut=cut, against=against)[:, :1] - kept[:, :1]
-        low, high = (float(x) for x in cluster_bootstrap(whole, self.demo_set, level=level))
+        low, high = (float(x) for x in interval_of(RATE, whole, self.demo_set, difference=True, level=level))
         if not low > 0:
             raise ResultError(
                 f"the ceiling must lie above the floor to divide by their difference; they are "
@@ -128,12 +128,13 @@ class AblationCurves(Result):
         value = (kept - kept[:, :1]).mean(0) / whole.mean(0)
         # A ratio's interval: of Σ (part − r · whole), linearised.
         left = (kept - kept[:, :1] - value * whole) / whole.mean(0)
-        low, high = (value + edge for edge in cluster_bootstrap(left, self.demo_set, level=level))
+        low, high = (value + edge for edge in cluster_t(left, self.demo_set, level=level))
         # Where all prompts say the same there is no spread: what is sure then is how rarely one could say otherwise.
-        least, _ = wilson(torch.ones(len(left), 1), self.demo_set, level=level)
-        slack = float((1 - least) / whole.mean())
+        least, _ = interval_of(RATE, torch.ones(len(left)), self.demo_set, level=level)
+        slack = (
+            (1 - least) / whole.mean() * (torch.arange(len(value)) > 0)
+        )  # the floor itself is 0 by definition
         same = ((left - left[:1]).abs() < 1e-6).all(0)
-        same[0] = False  # the floor itself: 0 by definition
         return value, torch.where(same, value - slack, low), torch.where(same, value + slack, high)
 
     def table(self, *, against: Reference | None = None) -> pd.DataFrame:
@@ -142,7 +143,7 @@ class AblationCurves(Result):
         rows = []
         for cut, side in product(self.cuts, get_args(Side)):
             right = self.right(side, cut=cut, against=against)
-            low, high = wilson(right, self.demo_set)
+            low, high = interval_of(RATE, right, self.demo_set)
             columns = {"right": right.mean(0), "low": low, "high": high}
             drawn = self.random_right(side, cut=cut, against=against).mean(0)  # (k, draw)
             for k, head in enumerate(["", *map(str, self.heads)]):
@@ -189,7 +190,7 @@ class AblationCurves(Result):
         for cut in self.cuts:
             floor, chance = self.floor(cut=cut, against=against), self.chance(against)
             right = self.right("sufficiency", cut=cut, against=against)[:, :1]
-            low, _ = (float(x) for x in wilson(right, self.demo_set))
+            low, _ = (float(x) for x in interval_of(RATE, right, self.demo_set))
             if low > chance + 0.05:
                 notes.append(
                     f"{cut}: with every label edge of the answer position cut, {floor:.1%} are still right (chance "
@@ -229,7 +230,7 @@ class AblationCurves(Result):
         return "\n".join(
             [
                 f"AblationCurves({self.run.about}: label edges of "
-                f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts; against "
+                f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts of seed {self.run.prompts.seed}; against "
                 f"{'the true label' if against == 'truth' else 'the uncut answer'})",
                 self.table().to_string(index=False, float_format=lambda x: f"{x:.3f}"),
                 *(f"  {note}" for note in self.notes()),

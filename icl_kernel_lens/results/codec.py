@@ -21,7 +21,7 @@ from icl_kernel_lens import fields
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.files import replacing
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format; raised whenever an older reader would misread a file."""
 _KEY = "icl_kernel_lens"
 _BEFORE = {1: "icl-kernel-lens 0.1 before results were declared"}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from icl_kernel_lens.errors import ResultError
 
 HeadClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither", "undetermined"]
-"""What a head is, by the intervals of three questions (see `locate_heads`).
-
-    kernel head        votes, its weights follow the inputs, and the answer needs its label edges
-    shadow             votes, its weights follow the inputs, and the answer does not need them
-    driver             the answer needs its label edges, and it is no kernel head
-    echo               its weights follow the model's answer
-    word preference    its weights follow the label words
-    neither            none of these; also every head that the choosing half gave no reason to look at
-    undetermined       intervals too wide to say
-"""
+"""What a head is, by the intervals of three questions (see `locate_heads`)."""
+CLASS_MEANS: Mapping[HeadClass, str] = {
+    "kernel head": "votes, its weights follow the inputs, and the answer needs its label edges",
+    "shadow": "votes, its weights follow the inputs, and the answer does not need them",
+    "driver": "the answer needs its label edges, and it is no kernel head",
+    "echo": "its weights follow the model's answer",
+    "word preference": "its weights follow the label words",
+    "neither": "none of these, or nothing in the choosing half gave reason to measure it",
+    "undetermined": "intervals too wide to say",
+}
+"""Of each class. neither: also every head that the choosing half gave no reason to look at."""
 HEAD_CLASSES: tuple[HeadClass, ...] = get_args(HeadClass)
 
 
@@ -93,14 +95,22 @@ class Band:
         deepest = max(1, self.layers - 1)
         return self.first / deepest, self.last / deepest
 
+    @property
+    def where(self) -> str:
+        """Its layers in words."""
+        one = self.first == self.last
+        return (f"layer {self.first}" if one else f"layers {self.first}–{self.last}") + f" of {self.layers}"
+
+    @property
+    def depth_words(self) -> str:
+        """Its relative depth in words: one number where it is one layer."""
+        low, high = self.depth
+        return f"{low:.2f}" + f"–{high:.2f}" * (self.first < self.last)
+
     def __str__(self) -> str:
         (a, b), (c, d) = self.first_interval, self.last_interval
-        low, high = self.depth
         one = self.first == self.last
         return (
-            (f"layer {self.first}" if one else f"layers {self.first}–{self.last}")
-            + f" of {self.layers} (counted from 0; relative depth {low:.2f}"
-            + ("" if one else f"–{high:.2f}")
-            + f") hold{'s' * one} {self.share:.0%} of the confirmed effect (asked: {self.wanted:.0%}); intervals: first "
+            f"{self.where} (counted from 0; relative depth {self.depth_words}) hold{'s' * one} {self.share:.0%} of the confirmed effect (asked: {self.wanted:.0%}); intervals: first "
             f"{a}–{b}, last {c}–{d}"
         )

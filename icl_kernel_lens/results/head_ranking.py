@@ -18,9 +18,10 @@ from icl_kernel_lens.charts.ranking import ranking_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.correlation import spearman
+from icl_kernel_lens.numbers.intervals import RATE, sets_for
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, head_table, long_form
-from icl_kernel_lens.results.criteria import HEAD_CLASSES, Band, Criteria, HeadClass
+from icl_kernel_lens.results.criteria import CLASS_MEANS, HEAD_CLASSES, Band, Criteria, HeadClass
 from icl_kernel_lens.results.run_info import RunInfo
 
 By = Literal["margin", "logit_diff_drop"]
@@ -29,7 +30,7 @@ their label edges costs (choosing half, where every head's is measured)."""
 
 COLUMNS: Mapping[str, str] = {
     "agreement": "how often the head's vote is the model's answer",
-    "agreement_low": "lower end of Wilson's interval, on the effective number of prompts",
+    "agreement_low": "lower end of Clopper–Pearson's interval, on the prompts that the sets are worth",
     "agreement_high": "its upper end",
     "control": "the same of its strongest control",
     "margin": "agreement minus control",
@@ -80,11 +81,11 @@ DESCRIBED = [
 CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted")
 """Of the choosing half, beside the tests: the largest p-value, adjusted; the drop as a share, and its p-value."""
 UNSURE = {
-    "votes": Reason.VOTES_UNSURE,
-    "invariant": Reason.INPUTS_UNSURE,
-    "matters": Reason.MATTERS_UNSURE,
+    "votes": (Reason.VOTES_UNSURE, "margin", "margin"),
+    "invariant": (Reason.INPUTS_UNSURE, "label_shift", "least_label_shift"),
+    "matters": (Reason.MATTERS_UNSURE, "logit_diff_drop", "effect"),
 }
-"""The three questions, and what is said where the answer is NaN."""
+"""The three questions: what is said where the answer is NaN, the number it hangs on, and the smallest of interest."""
 
 
 class HeadClasses(dict[HeadRef, HeadClass]):
@@ -144,9 +145,7 @@ class Comparison:
         if not self.same_shape:
             return (
                 "heads of models of different shape do not correspond; bands, in relative depth: "
-                + " and ".join(
-                    "none" if b is None else f"{b.depth[0]:.2f}–{b.depth[1]:.2f}" for b in self.bands
-                )
+                + " and ".join("none" if b is None else b.depth_words for b in self.bands)
                 + f", overlap {self.depth_overlap:.2f}"
             )
         by = ", ".join(f"{name} {value:.2f}" for name, value in self.correlation.items())
@@ -169,7 +168,7 @@ class HeadRanking(Result):
     """Choosing half: the p-values by name, and `CHOOSING`."""
     selected: Mapping[str, Bool[Tensor, "layer head"]]
     """What the choosing half gave reason to measure again, by the reason: `SELECTED`."""
-    agreement: Float[Tensor, "prompt layer head"] = field(metadata=unit("fraction of prompts"))
+    agreement: Float[Tensor, "prompt layer head"] = field(metadata=unit(RATE))
     """Credit of each head's vote, per prompt."""
     logit_diff_drop: Float[Tensor, "prompt layer head"] = field(metadata=unit("logits"))
     """How far each prompt's logit difference drops when the head's label edges are cut; NaN for heads not selected."""
@@ -224,20 +223,21 @@ class HeadRanking(Result):
         return self.of("kernel head")
 
     def of(self, name: HeadClass) -> tuple[HeadRef, ...]:
-        """The heads of one class, the largest effect first."""
+        """The heads of one class, the largest effect first, as in `table()`."""
         if name not in HEAD_CLASSES:
             raise ResultError(f"classes are {', '.join(HEAD_CLASSES)}; got {name!r}.", code="unknown-choice")
-        drop = self.columns["logit_diff_drop"].nan_to_num()
-        return tuple(
-            sorted((h for h, c in self.classes.items() if c == name), key=lambda h: (-float(drop[h]), h))
-        )
+        table = self.table()
+        return tuple(HeadRef.of(head) for head in table.loc[table["class"] == name, "head"])
 
     def table(self) -> pd.DataFrame:
         """One row a head: its class, why if that is not all, and every number of the reporting half (`COLUMNS`).
 
         Kernel heads first, then the largest effects.
         """
-        about = {"class": list(self.classes.values()), "why": [self.why(head) for head in self.classes]}
+        about = {
+            "class": list(self.classes.values()),
+            "why": ["; ".join(map(str, self.reasons(head))) for head in self.classes],
+        }
         frame = head_table({**about, **self.columns, **self._selected()})
         frame.insert(list(frame).index("control") + 1, "strongest_control", self.strongest)
         order = pd.DataFrame(
@@ -249,7 +249,7 @@ class HeadRanking(Result):
         ).sort_values(["kernel", "size", "margin"], ascending=False, kind="stable")
         return frame.loc[order.index].reset_index(drop=True)
 
-    def singled_out(self) -> pd.DataFrame:
+    def notable(self) -> pd.DataFrame:
         """The rows of `table()` of the heads that are more than neither, or that were cut in the reporting half."""
         table = self.table()
         return table.loc[table["class"].ne("neither") | table["logit_diff_drop"].notna()]
@@ -263,12 +263,31 @@ class HeadRanking(Result):
             return (Reason.NOT_SINGLED_OUT,)
         if name == "neither":
             return ()
-        unknown = tuple(why for column, why in UNSURE.items() if self.columns[column][at].isnan())
+        unknown = tuple(why for column, (why, *_) in UNSURE.items() if self.columns[column][at].isnan())
         return unknown or (Reason.SHIFT_UNEXPLAINED,)
 
     def why(self, head: Head | str) -> str:
-        """The same in words."""
-        return "; ".join(map(str, self.reasons(head)))
+        """A head's class, what it means or what kept the head from a clearer one, and what was measured, in words.
+
+        Of what an interval leaves open it says how many sets would narrow it to the smallest effect of interest.
+        """
+        at = HeadRef.of(head)
+        name = self.classes[at]
+        article = {"neither": "", "undetermined": "", "echo": "an "}.get(name, "a ")
+        wanted = {why: self._wanted(at, *of) for why, *of in UNSURE.values()}
+        means = "; ".join(f"{why}{wanted.get(why, '')}" for why in self.reasons(at)) or CLASS_MEANS[name]
+        measured = ("agreement", "control", "label_shift", "word_bound_shift", "logit_diff_drop")
+        known = {of: float(self.columns[of][at]) for of in measured}
+        numbers = ", ".join(f"{of.replace('_', ' ')} {x:.3f}" for of, x in known.items() if x == x)
+        return f"{at} is {article}{name}: {means}" + (f" ({numbers})" if numbers else "")
+
+    def _wanted(self, head: HeadRef, column: str, criterion: str) -> str:
+        low, high = (float(self.columns[f"{column}_{end}"][head]) for end in ("low", "high"))
+        within, reach = getattr(self.criteria, criterion), (high - low) / 2
+        if not reach > within:
+            return ""
+        sets = sets_for(reach, len(self.demo_set.unique()), within, self.criteria.level)
+        return f" (about {sets} sets a half for ± {within:g})"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form of the reporting half: prompt (its number among those given), layer, head, class, agreement, and in
@@ -331,7 +350,7 @@ class HeadRanking(Result):
             margin=criteria.margin,
             effect=criteria.effect,
             level=criteria.level,
-            band=band and asdict(band) | {"depth": band.depth},
+            band=band and asdict(band) | {"where": band.where, "depth": band.depth_words},
         )
 
     def __repr__(self) -> str:
@@ -350,7 +369,7 @@ class HeadRanking(Result):
             "  " + ", ".join(f"{count[name]} {name}" for name in HEAD_CLASSES if count[name]),
         ]
         lines += [f"  {note}" for note in self.notes]
-        if len(rows := self.singled_out().head(top)[DESCRIBED]):
+        if len(rows := self.notable().head(top)[DESCRIBED]):
             lines.append(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"))
-        lines += [f"  {head}: {self.why(head)}" for head in self.of("undetermined")[:top]]
+        lines += [f"  {self.why(head)}" for head in rows["head"] if self.reasons(head)]
         return "\n".join(lines)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
@@ -17,23 +18,18 @@ from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.head_map import head_map_figure
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.numbers.intervals import cluster_bootstrap
+from icl_kernel_lens.numbers.intervals import cluster_bootstrap, cluster_t, interval_of
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, first_rows, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
 _OWN_COLUMNS = {
-    "prompt",
-    "layer",
-    "head",
-    "value",
-    "low",
-    "high",
-    "strongest_control",
-    "control",
-    "above_control",
+    *("prompt", "layer", "head", "value"),
+    *("low", "high", "strongest_control", "control", "above_control", "above_control_low"),
 }
 """What the tables call columns of their own."""
+LEAST_ATTENTION = 0.05
+"""Mean attention on labels, below which a head's vote is noise: such heads stand after all others."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +114,13 @@ class HeadScores(Result):
     def interval(
         self, level: float = 0.95, *, draws: int = 2000, seed: int = 0
     ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-        """Bootstrap interval of the mean, over prompts, demonstration sets drawn whole.
+        """Interval of the mean over prompts, of which those of one demonstration set may be alike.
 
-        Per head and pointwise: the best of many heads is better than its interval says.
+        Of fractions of prompts Clopper–Pearson's, on the prompts that the sets are worth; else a bootstrap in which sets
+        are drawn whole. Per head and pointwise: the best of many heads is better than its interval says.
         """
-        return cluster_bootstrap(self.values, self.demo_set, level=level, draws=draws, seed=seed)
+        bootstrap = partial(cluster_bootstrap, draws=draws, seed=seed)
+        return interval_of(self.unit, self.values, self.demo_set, level=level, otherwise=bootstrap)
 
     def control_means(self) -> dict[str, Float[Tensor, "layer head"]]:
         """The mean of each control, over the prompts that the head itself could be scored on."""
@@ -134,50 +132,82 @@ class HeadScores(Result):
 
     def strongest_control(self) -> tuple[Float[Tensor, "layer head"], list[list[str]]]:
         """For each head, the largest control mean and its name."""
+        best, which = self._strongest()
+        names = list(self.controls)
+        return best, [[names[i] for i in row] for row in which.tolist()]
+
+    def _strongest(self) -> tuple[Float[Tensor, "layer head"], Int[Tensor, "layer head"]]:
+        """For each head, the largest control mean and which control it is."""
         if not self.controls:
             raise ResultError(
                 f"{self.name} has no controls to compare with; look at its values.", code="not-in-result"
             )
-        means = self.control_means()
-        names = list(means)
-        best, which = torch.stack(list(means.values())).nan_to_num(nan=-torch.inf).max(0)
-        best = best.masked_fill(self.mean().isnan(), float("nan"))
-        return best, [[names[i] for i in row] for row in which.tolist()]
+        best, which = torch.stack(list(self.control_means().values())).nan_to_num(nan=-torch.inf).max(0)
+        return best.masked_fill(self.mean().isnan(), float("nan")), which
 
     def above_control(self) -> Float[Tensor, "layer head"]:
         """The mean minus that of the head's strongest control: above 0, the head knows more."""
         return self.mean() - self.strongest_control()[0]
 
-    def best(self) -> HeadRef:
-        """The head furthest above its strongest control (with no controls: the largest mean).
+    def surely_above(self, level: float = 0.95) -> Float[Tensor, "layer head"]:
+        """The lower end of the interval of score − strongest control, prompt by prompt; with no controls, the mean."""
+        if not self.controls:
+            return self.mean()
+        controls = torch.stack([control.expand_as(self.values) for control in self.controls.values()])
+        strongest = controls.gather(0, self._strongest()[1].expand(1, *self.values.shape))[0]
+        low, _ = interval_of(
+            self.unit,
+            self.values - strongest,
+            self.demo_set,
+            difference=True,
+            level=level,
+            otherwise=cluster_t,
+        )
+        return low
 
-        The largest of many is too good: choose on one half of the prompts and report on the other.
+    def reads_labels(self, least_attention: float = LEAST_ATTENTION) -> Bool[Tensor, "layer head"]:
+        """Whether a head pays the labels at least this much attention, in the mean; all do, if it is not known."""
+        attention = self.companions.get("label_attention", torch.ones(self.values.shape[1:]))
+        return attention >= least_attention
+
+    def best(self, *, least_attention: float = LEAST_ATTENTION) -> HeadRef:
+        """The head most surely above its strongest control (with no controls: of the largest mean): the first of `table`.
+
+        The best of many is too good: choose on one half of the prompts and report on the other.
         """
-        margin = self.above_control() if self.controls else self.mean()
-        if margin.isnan().all():
+        if self.mean().isnan().all():
             raise ResultError(
                 f"no head could be scored on {self.name}: {'; '.join(map(str, self.reasons))}.",
                 code="nothing-scored",
             )
-        return HeadRef(*divmod(int(margin.nan_to_num(nan=-torch.inf).argmax()), margin.shape[1]))
+        return HeadRef.of(str(self.table(least_attention=least_attention)["head"][0]))
 
-    def table(self) -> pd.DataFrame:
-        """One row per head, furthest above its strongest control first."""
+    def table(self, *, least_attention: float = LEAST_ATTENTION) -> pd.DataFrame:
+        """One row per head, the most surely above its strongest control first.
+
+        Heads that pay the labels less attention than `least_attention` stand after all others, in the same order.
+        """
         low, high = self.interval()
         columns: dict[str, Any] = {self.name: self.mean(), "low": low, "high": high}
+        surely = self.surely_above()
         if self.controls:
             strongest, names = self.strongest_control()
             columns["strongest_control"] = list(chain(*names))
-            columns |= {"control": strongest, "above_control": self.mean() - strongest}
-        order = "above_control" if self.controls else self.name
-        return head_table(columns | dict(self.companions)).sort_values(
-            order, ascending=False, kind="stable", ignore_index=True
+            columns |= {
+                "control": strongest,
+                "above_control": self.mean() - strongest,
+                "above_control_low": surely,
+            }
+        order = head_table(
+            {"reads": self.reads_labels(least_attention), "surely": surely, "mean": self.mean()}
         )
+        order = order.sort_values(["reads", "surely", "mean"], ascending=False, kind="stable")
+        return head_table(columns | dict(self.companions)).loc[order.index].reset_index(drop=True)
 
     @checked
-    def top(self, k: int = 10) -> pd.DataFrame:
+    def top(self, k: int = 10, *, least_attention: float = LEAST_ATTENTION) -> pd.DataFrame:
         """The first `k` rows of `table()`."""
-        return first_rows(self.table(), k)
+        return first_rows(self.table(least_attention=least_attention), k)
 
     def describe(self, top: int) -> str:
         """What was scored and how, with the first `top` rows of the table, as text."""
@@ -189,12 +219,12 @@ class HeadScores(Result):
         """Long form: prompt, layer, head, value, and one column a control."""
         return long_form(("prompt", "layer", "head"), {"value": self.values, **self.controls})
 
-    def figure(self) -> Figure:
-        """The layer × head map beside the map of its strongest control; a click on a head shows its
-        weights over the demonstrations of a prompt."""
+    def figure(self, *, least_attention: float = LEAST_ATTENTION) -> Figure:
+        """The layer × head map beside the map of its strongest control; a click on a head shows its attention on the
+        demonstrations of a prompt. Heads that pay the labels less than `least_attention` are grey."""
         prompts, pooling = self.run.prompts, self.settings.get("pooling")
         return head_map_figure(
-            self.table().to_dict("records"),
+            self.table(least_attention=least_attention).to_dict("records"),
             score=self.name,
             title=self.title,
             of=self.run.about,
@@ -202,6 +232,7 @@ class HeadScores(Result):
             + (f"; pooling {pooling}" if pooling else ""),
             weights=self.shown and self.shown.weights,
             demos=self.shown.rows() if self.shown else (),
+            least_attention=least_attention,
         )
 
     def __repr__(self) -> str:

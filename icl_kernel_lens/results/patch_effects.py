@@ -301,11 +301,11 @@ class PatchEffects(Result):
             self._cells().to_dict("records"),
             self.places,
             tuple(self.controls),
-            title=f"{self.intervention.replace('_', ' ')}: {self.title}",
+            title=self.title[:1].upper() + self.title[1:],
             subtitle=[
                 f"{self.run.about}: {len(self.values)} prompts of {self.run.prompts.demos} demonstrations; "
                 "change of the label logit difference",
-                about,
+                f"{self.intervention}; {about}",
             ],
             short=f"{self.intervention}: {self.run.about}",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.models.load import load_record
-from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.models.verify import stated
 from icl_kernel_lens.prompts.promptset import PromptInfo
 
 
@@ -65,6 +65,6 @@ class RunInfo:
             heads=adapter.shape.heads,
             prompts=prompts,
             score_on=score_on,
-            verification=str(verify_model(adapter)),
+            verification=stated(adapter),
             **more,
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
-from icl_kernel_lens.numbers.intervals import cluster_bootstrap
+from icl_kernel_lens.fields import unit
+from icl_kernel_lens.numbers.intervals import RATE, interval_of, sets_for
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import RunInfo
@@ -28,7 +29,7 @@ class TaskAccuracy(Result):
     majority            always the commonest true label (no model)
     """
 
-    correct: Mapping[str, Float[Tensor, " prompt"]]
+    correct: Mapping[str, Float[Tensor, " prompt"]] = field(metadata=unit(RATE))
     demo_set: Int[Tensor, " prompt"]
     run: RunInfo
     reasons: Mapping[str, Reason]
@@ -56,7 +57,7 @@ class TaskAccuracy(Result):
 
     @checked
     def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals, demonstration sets drawn whole."""
+        """Intervals of the accuracies, between demonstration sets."""
         return {name: self._interval(right, level) for name, right in self.correct.items()}
 
     def best_without(self) -> str:
@@ -70,10 +71,12 @@ class TaskAccuracy(Result):
         The difference is taken prompt by prompt, so that easy test inputs cancel.
         """
         difference = self.correct["demonstrations"] - self.correct[self.best_without()]
-        return difference.mean().item(), *self._interval(difference)
+        return difference.mean().item(), *self._interval(difference, difference=True)
 
-    def _interval(self, values: Float[Tensor, " prompt"], level: float = 0.95) -> tuple[float, float]:
-        low, high = cluster_bootstrap(values, self.demo_set, level=level)
+    def _interval(
+        self, values: Float[Tensor, " prompt"], level: float = 0.95, *, difference: bool = False
+    ) -> tuple[float, float]:
+        low, high = interval_of(RATE, values, self.demo_set, difference=difference, level=level)
         return low.item(), high.item()
 
     def verdict(self) -> str:
@@ -88,6 +91,13 @@ class TaskAccuracy(Result):
             return f"Undetermined: {span}. A single demonstration set gives no interval; draw several."
         if low > 0:
             return f"The demonstrations help: {span}."
+        if gain > 0:
+            sets = len(self.demo_set.unique())
+            wanted = sets_for(gain - low, sets, gain)
+            return (
+                f"No in-context learning shown: {span}. There are {sets} demonstration sets; were the gain as large as "
+                f"this, about {wanted} would show it."
+            )
         return (
             f"No in-context learning shown: {span}. What heads agree with here is not learned from the "
             "demonstrations."

@@ -62,7 +62,7 @@ def _bytes(adapter: ModelAdapter, share: float) -> int:
     return int(share * min(free))
 
 
-def exhausted(error: RuntimeError) -> bool:
+def exhausted(error: Exception) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
     signs = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in signs)

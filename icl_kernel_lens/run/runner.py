@@ -26,8 +26,8 @@ from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run.checkpoint import SUM, Checkpoint, fingerprint
 from icl_kernel_lens.run.memory import LARGEST_BATCH, in_pieces, must_fit, prefix_tokens, prompts_at_once
+from icl_kernel_lens.run.prefixes import Branch, find_branches, split, unshared
 from icl_kernel_lens.run.processes import here
-from icl_kernel_lens.run.sharing import Branch, find_branches, split, unshared
 
 BatchSize = int | Literal["auto"]
 Step = Callable[[list[int], Prefix | None], dict[str, Tensor]]

@@ -5,7 +5,7 @@
     attention.py   label_attention     attention on the demonstrations
                    effective_demos     number of demonstrations that share the vote
     in_context.py  in_context_accuracy whether the model learns in context at all (it runs the model)
-    caveats.py     notices             what a reader must know before believing the numbers
+    notes.py       notes_of            what a reader must know before believing the numbers
 
 To add a score, write one file with one function, `(evidence, *, pooling) -> HeadScores`: take the weights from
 `evidence.pooled(pooling)`, compute `values` (prompt × layer × head; NaN where a head cannot be scored), and the

@@ -8,6 +8,7 @@ from torch import Tensor
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling, Reference
 from icl_kernel_lens.numbers.control_votes import shuffled_credit, simple_votes
+from icl_kernel_lens.numbers.intervals import RATE
 from icl_kernel_lens.numbers.votes import cohen_kappa, credit, hard_vote, kernel_regression
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_scores import HeadScores
@@ -66,7 +67,7 @@ def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pool
         credit(vote(weights), answer),
         name="head_vote",
         title=f"agreement of the head's vote with {whose}",
-        unit="fraction of prompts",
+        unit=RATE,
         controls=controls,
         companions=companions,
         against=against,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from icl_kernel_lens.tasks.topics import TopicsTask
 def load_task(
     name: str | Path,
     *,
-    template: Template | None = None,
-    label_words: Sequence[str] | None = None,
+    template: Template | str | None = None,
+    label_words: Sequence[str] | Mapping[Any, str] | None = None,
     text_fields: Sequence[str] | None = None,
     label_field: str = "label",
 ) -> Task | TopicsTask:
@@ -64,7 +64,10 @@ def load_task(
 
 
 def _from_hub(
-    name: str, preset: Preset, template: Template | None, label_words: Sequence[str] | None
+    name: str,
+    preset: Preset,
+    template: Template | None,
+    label_words: Sequence[str] | Mapping[Any, str] | None,
 ) -> Task:
     """A preset's task, its data fetched from the Hub through `datasets`."""
     from datasets import load_dataset

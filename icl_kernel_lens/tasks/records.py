@@ -12,7 +12,7 @@ from typing import Any
 
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import TaskError
-from icl_kernel_lens.prompts.example import Example
+from icl_kernel_lens.prompts.example import Example, one_word_each
 from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.presets import PRESETS, Preset
 
@@ -84,10 +84,10 @@ def task_fields(
     test: Rows,
     *,
     name: str = "records",
-    text_fields: Sequence[str] | None = None,
+    text_fields: Sequence[str] | str | None = None,
     label_field: str = "label",
-    classes: Sequence[str] | None = None,
-    label_words: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[Any, str] | None = None,
+    label_words: Sequence[str] | Mapping[Any, str] | None = None,
     template: Template | None = None,
     origin: str = "given in memory",
     licence: str = "unknown",
@@ -103,6 +103,7 @@ def task_fields(
                 f"both pools need examples; the {split} pool of {name!r} is empty.", code="task-pool"
             )
     preset = PRESETS.get(name)
+    text_fields = (text_fields,) if isinstance(text_fields, str) else text_fields
     fields = tuple(text_fields or (("text", "text2") if "text2" in pools["train"][0] else ("text",)))
     for split, rows in pools.items():
         for number, row in enumerate(rows):
@@ -117,14 +118,14 @@ def task_fields(
     if classes is None:
         known, numbers = _classes(pools, label_field, name)
     else:
-        known = tuple(classes)
+        known = one_word_each(classes, (), "classes")
         # A label is a class's name or, failing that, its number: names that are digits come first.
         numbers = {i: i for i in range(len(known))} | {_as_number(word): i for i, word in enumerate(known)}
     usual = Template() if len(fields) == 1 else PAIR_OF_TEXTS
     return {
         "name": name,
         "classes": known,
-        "label_words": _words(preset, known) if label_words is None else tuple(label_words),
+        "label_words": _words(preset, known) if label_words is None else one_word_each(label_words, known),
         "template": template or (preset.template if preset else usual),
         "origin": origin,
         "licence": licence,

@@ -15,7 +15,7 @@ from typing import Any
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.models.adapter import ModelAdapter
-from icl_kernel_lens.prompts.example import Episode, Example
+from icl_kernel_lens.prompts.example import Episode, Example, one_word_each
 from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.matching import (
     class_counts,
@@ -32,8 +32,8 @@ class Task(MakesPrompts):
     """A labelled pool for demonstrations, a labelled pool for test inputs, and the words to show.
 
     `train` feeds the demonstrations and `test` the test inputs; a text that is in both is never drawn as a
-    demonstration before itself. `label_words[c]` is the text written for class c, without the leading space that the
-    template puts before it.
+    demonstration before itself. `label_words[c]` is the text written for class c; a leading space is dropped where the
+    template has its own. A dictionary of label words is read by the classes' names or numbers.
     """
 
     name: str
@@ -52,34 +52,24 @@ class Task(MakesPrompts):
                 f"{list(self.classes)}. Check which field holds the label.",
                 code="too-few-labels",
             )
-        if len(self.label_words) != len(self.classes):
+        words = tuple(map(self.template.bare, one_word_each(self.label_words, self.classes)))
+        object.__setattr__(self, "label_words", words)
+        if len(words) != len(self.classes):
             raise TaskError(
                 f"every class needs one label word; {self.name!r} has {len(self.classes)} classes "
-                f"{list(self.classes)} and {len(self.label_words)} label words "
-                f"{list(self.label_words)}. Give label_words in the order of the classes.",
+                f"{list(self.classes)} and {len(words)} label words {list(words)}. Give label_words in the order of the "
+                "classes.",
                 code="label-words",
             )
-        words = [word.strip() for word in self.label_words]
-        if len(set(words)) < len(words) or "" in words:
+        plain = [word.strip() for word in words]
+        if len(set(plain)) < len(plain) or "" in plain:
             raise TaskError(
-                f"label words must be different and not empty; {self.name!r} has {words}. "
+                f"label words must be different and not empty; {self.name!r} has {plain}. "
                 "Choose other words in label_words.",
                 code="label-words",
             )
         for split, pool in (("train", self.train), ("test", self.test)):
-            for row, example in enumerate(pool):
-                if not 0 <= example.label < len(self.classes):
-                    raise TaskError(
-                        f"labels must lie in 0…{len(self.classes) - 1}; row {row} of the {split} "
-                        f"pool of {self.name!r} has label {example.label}.",
-                        code="label-range",
-                    )
-                if len(example.texts) != self.template.fields:
-                    raise TaskError(
-                        f"the template of {self.name!r} shows {self.template.fields} text field(s); "
-                        f"row {row} of the {split} pool has {len(example.texts)}.",
-                        code="task-field",
-                    )
+            self._check_examples(pool, "row", f"the {split} pool of {self.name!r}")
             counts = self.class_counts(split)
             if empty := [c for c, n in zip(self.classes, counts, strict=True) if n == 0]:
                 raise TaskError(
@@ -87,6 +77,28 @@ class Task(MakesPrompts):
                     f"{self.name!r} has none for {empty} (counts {counts}). The label field or the "
                     "label names may be wrong, or the file too short.",
                     code="task-pool",
+                )
+
+    def _check_examples(self, pool: Sequence[Any], one: str, where: str) -> None:
+        """Refuse examples that are none, whose label is no class, or whose texts the template does not show."""
+        for number, example in enumerate(pool):
+            if not isinstance(example, Example):
+                raise TaskError(
+                    f'{where} must hold examples, as Example(("a gripping film",), 1); {one} {number} is '
+                    f"{example!r:.80} ({type(example).__name__}).",
+                    code="wrong-type",
+                )
+            if not 0 <= example.label < len(self.classes):
+                raise TaskError(
+                    f"labels must lie in 0…{len(self.classes) - 1}; {one} {number} of {where} has label "
+                    f"{example.label}.",
+                    code="label-range",
+                )
+            if len(example.texts) != self.template.fields:
+                raise TaskError(
+                    f"the template of {self.name!r} shows {self.template.fields} text field(s); {one} {number} of "
+                    f"{where} has {len(example.texts)}.",
+                    code="task-field",
                 )
 
     @classmethod
@@ -145,9 +157,11 @@ class Task(MakesPrompts):
         Without `sets`, every test input gets fresh demonstrations (Han et al. 2025, section 5.2). With
         `sets=G`, G demonstration sets are each shared by `count / G` test inputs. Test inputs are drawn
         without replacement, demonstrations of one set likewise; `balanced` gives every class the same
-        number of demonstrations (to within one). `given` fixes the demonstrations.
+        number of demonstrations (to within one). `given` fixes the demonstrations, and their texts are then no
+        test inputs.
 
-        Raises: TaskError: not enough examples, or prompts that cannot be shared evenly.
+        Raises: TaskError: not enough examples, `given` demonstrations that do not fit the task, or prompts that
+            cannot be shared evenly.
         """
         return self._draw(
             self.train,
@@ -196,20 +210,21 @@ class Task(MakesPrompts):
         """`episodes` from these of the pools' examples."""
         groups = shared_sets(demos, count, 1 if given is not None else sets)
         rng = random.Random(f"{self.name}/{seed}")
+        shown = None if given is None else self._shown(given)
+        less = ""
+        if shown is not None:
+            texts = {example.texts for example in shown}
+            test = [example for example in test if example.texts not in texts]
+            less = " beside those that given= shows with their labels"
         if count > len(test):
             raise TaskError(
                 f"every prompt needs its own test input; {count} were asked for and the test pool of "
-                f"{self.name!r} has {len(test)}. Ask for fewer prompts.",
+                f"{self.name!r} has {len(test)}{less}. Ask for fewer prompts.",
                 code="task-pool",
             )
         tests = rng.sample(test, count)
-        if given is not None:
-            if wrong := [e.label for e in given if not 0 <= e.label < len(self.classes)]:
-                raise TaskError(
-                    f"labels must lie in 0…{len(self.classes) - 1} for {self.name!r}; given has {wrong}.",
-                    code="label-range",
-                )
-            drawn = {0: tuple(given)}
+        if shown is not None:
+            drawn = {0: shown}
         else:
             twice = {e.texts for e in train} & {e.texts for e in test}
             hidden: dict[int, set[tuple[str, ...]]] = {group: set() for group in groups}
@@ -223,6 +238,18 @@ class Task(MakesPrompts):
             Episode(drawn[group], example, self.label_words, group)
             for group, example in zip(groups, tests, strict=True)
         ]
+
+    def _shown(self, given: Any) -> tuple[Example, ...]:
+        """The demonstrations of `given=`, checked as the pools are."""
+        if isinstance(given, str | Mapping | Example) or not isinstance(given, Iterable):
+            raise TaskError(
+                'given= must be a list of examples, as [Example(("a gripping film",), 1)]; got '
+                f"{given!r:.80} ({type(given).__name__}).",
+                code="wrong-type",
+            )
+        shown = tuple(given)
+        self._check_examples(shown, "example", f"given= for {self.name!r}")
+        return shown
 
     def _draw_demos(
         self,

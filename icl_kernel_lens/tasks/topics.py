@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import Literal
 
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.prompts.example import Episode, Example
@@ -69,7 +69,7 @@ NEUTRAL = tuple(
     "even soon later here there every while after before under about along among beyond within "
     "through toward around behind until since across above below".split()
 )
-"""40 words that belong to no topic. In `label_words="unseen"` they serve as labels, which they never are in training."""
+"""40 words that belong to no topic. In `words="unseen"` they serve as labels, which they never are in training."""
 
 LABEL_WORDS = tuple(
     "red blue green yellow purple orange pink brown black white gray gold silver violet scarlet "
@@ -129,10 +129,10 @@ def _draw_apart(rng: random.Random, pool: list[str], split: Split, count: int) -
 class TopicsTask(MakesPrompts):
     """Draws few-shot prompts from the topics world; the bundled task of `load_task("topics")`."""
 
-    template: ClassVar[Template] = TEMPLATE
-    classes: ClassVar[tuple[str, ...]] = ("first topic", "second topic")
+    template = TEMPLATE
+    classes = ("first topic", "second topic")
     """The document's first and second topic; which topics those are differs per prompt."""
-    origin: ClassVar[str] = "generated (icl_kernel_lens.tasks.topics)"
+    origin = "generated (icl_kernel_lens.tasks.topics)"
 
     split: Split = "heldout"
     words: LabelWords = "seen"

@@ -29,7 +29,7 @@ from icl_kernel_lens.charts.theory import Series, concentration_figure
 from icl_kernel_lens.results.base import Result, broken, long_form
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.checks import at_least, require, rising
-from icl_kernel_lens.theory.hmm import all_sequences, distinct, log_matmul, normalised, of_each
+from icl_kernel_lens.theory.hmm import all_sequences, distinct, log_matmul, of_each, shares
 from icl_kernel_lens.theory.mixture import Prompts, TaskMixture, WorldInfo
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def answered(
     joint = of_each(world.log_joint, test_inputs)
     given_task = torch.logsumexp(joint, -1)
     seen = log_weights + given_task[:, None]
-    posterior = normalised(seen)
+    posterior = shares(seen)
     log_given = (joint - given_task[..., None]).nan_to_num(nan=-math.inf)
     prediction = torch.einsum("pnt,pty->pny", posterior, log_given.exp())
     return prediction, posterior, torch.logsumexp(seen, -1)
@@ -150,7 +150,7 @@ def bayesian_prediction(
     return BayesPrediction(
         counts=counts,
         prediction=prediction,
-        posterior=normalised(weights),
+        posterior=shares(weights),
         posterior_with_input=posterior,
         log_marginal=log_marginal + world.input_length * math.log1p(-world.delimiter_rate),
     )
@@ -160,7 +160,7 @@ def task_prediction(
     world: TaskMixture, inputs: Int64[Tensor, "input position"]
 ) -> Float64[Tensor, "task input symbol"]:
     """P(Y | x, θ), what a predictor that knows the task says. NaN where P(x | θ) = 0."""
-    return normalised(world.log_joint(inputs)).transpose(0, 1)
+    return shares(world.log_joint(inputs)).transpose(0, 1)
 
 
 def true_prediction(world: TaskMixture, prompts: Prompts) -> Float64[Tensor, "prompt symbol"]:

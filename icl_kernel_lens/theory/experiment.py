@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.theory import Series, experiment_figure
-from icl_kernel_lens.numbers.intervals import cluster_bootstrap
+from icl_kernel_lens.numbers.intervals import RATE, cluster_bootstrap, interval_of
 from icl_kernel_lens.results.base import Result, broken, long_form
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.theory.mixture import WorldInfo
@@ -99,10 +100,14 @@ class Experiment(Result):
     def interval(
         self, measure: str, *, level: float = 0.95, draws: int = 1000, seed: int = 0
     ) -> tuple[Float64[Tensor, "setting series"], Float64[Tensor, "setting series"]]:
-        """Bootstrap interval of the mean, trials drawn with replacement. The world is the same in all."""
-        return cluster_bootstrap(
-            self.values[measure], torch.arange(self.trials), level=level, draws=draws, seed=seed
-        )
+        """Interval of the mean over trials: of agreement (`agree_…`) Clopper–Pearson's, else a bootstrap.
+
+        The world is the same in all.
+        """
+        values = self.values[measure]
+        bootstrap = partial(cluster_bootstrap, draws=draws, seed=seed)
+        unit = RATE if measure.startswith("agree_") else self.unit
+        return interval_of(unit, values, torch.arange(len(values)), level=level, otherwise=bootstrap)
 
     def table(self) -> pd.DataFrame:
         """Long form: one row a setting, series and measure, with mean, interval and the share scored."""

@@ -52,8 +52,8 @@ def log_matmul(
     return out.reshape(*log_left.shape[:-1], right.shape[-1])
 
 
-def normalised(log_weights: Float64[Tensor, "*row outcome"]) -> Float64[Tensor, "*row outcome"]:
-    """Logarithms of weights as shares of their sum; NaN where all weights are 0."""
+def shares(log_weights: Float64[Tensor, "*row outcome"]) -> Float64[Tensor, "*row outcome"]:
+    """Shares that weights, given by their logarithms, have of their sum; NaN where all weights are 0."""
     total = torch.logsumexp(log_weights, -1, keepdim=True)
     return (log_weights - total).exp().masked_fill(total.isneginf(), float("nan"))
 

@@ -15,7 +15,7 @@ and the ratio of Eq. 6 (`Variant()`), and then for every task without bias:
 
     E_θ[e(y) φ(x)ᵀ] φ(x_test) = P(x_test, Y | θ) / P(x_test | p_pre),   so the ratio is P(Y | x_test, θ).
 
-The other choices (`VARIANTS`) are here to be compared with (`variants`). Regression with a kernel: `regression`.
+The other choices (`VARIANTS`) are here to be compared with (`regression.compare_variants`). Regression with a kernel: `regression`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.theory import Series, theorem_figure
-from icl_kernel_lens.numbers.intervals import bootstrap_counts, cluster_bootstrap
+from icl_kernel_lens.numbers.intervals import RATE, bootstrap_counts, cluster_bootstrap, interval_of
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, long_form
 from icl_kernel_lens.results.run_info import versions
@@ -306,10 +306,15 @@ class TheoremResult(Result):
         draws: int = 1000,
         seed: int = 0,
     ) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]:
-        """Bootstrap interval over trials, of `mean`, or for "agree" of `agreement`. The world is the same in all."""
+        """Bootstrap interval over trials, of `mean`; for "agree" Clopper–Pearson's, of `agreement`.
+
+        The world is the same in all.
+        """
         values = getattr(self, name)
-        values = values.nan_to_num(0.0) if name == "agree" else values
-        return cluster_bootstrap(values, torch.arange(len(values)), level=level, draws=draws, seed=seed)
+        trials = torch.arange(len(values))
+        if name == "agree":
+            return interval_of(RATE, values.nan_to_num(0.0), trials, level=level)
+        return cluster_bootstrap(values, trials, level=level, draws=draws, seed=seed)
 
     def beside_paper(self) -> pd.DataFrame:
         """Ours beside the paper's Table 3, for the numbers of demonstrations that both have."""

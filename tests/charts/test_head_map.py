@@ -40,7 +40,7 @@ def plain(values: dict[str, float], *, controls: dict[str, float] | None = None,
         row |= {
             "control": control,
             "strongest_control": "label_prior",
-            "above_control": row["a_score"] - control,
+            "above_control_low": row["a_score"] - control,
         }
     return head_map_figure(rows, score="a_score", title="how", of="it", measured="7 prompts", **more)
 
@@ -66,7 +66,7 @@ def test_rows_make_a_map_and_the_first_is_framed():
 
 @pytest.mark.parametrize(
     ("control", "said"),
-    [(0.5, "furthest above its control"), (0.95, "nearest to its control; none is above")],
+    [(0.5, "most surely above its control"), (0.95, "nearest to its control; none is surely above")],
 )
 def test_what_the_frame_says_beside_a_control(control, said):
     figure = plain({"L0H1": 0.9, "L0H0": 0.8}, controls={"L0H1": control, "L0H0": 1.0})
@@ -107,6 +107,22 @@ def test_weights_of_zero_stay_zero_and_demonstrations_keep_their_order():
     )
 
 
+def test_bars_show_attention_on_one_scale_for_all_heads():
+    """A head of next to no attention has next to no bars, and the title says how much it is."""
+    weights = torch.tensor([[[[0.1, 0.1, 0.6], [0.0005, 0.0005, 0.003]]]])
+    demos = [{"label": str(i), "rank": i, "text": "t", "answer": "1"} for i in range(3)]
+    figure = plain({"L0H1": 0.9, "L0H0": 0.5}, weights=weights, demos=demos)
+    rows = figure.spec()["datasets"]["heads"]
+    assert [row["sum"] for row in rows] == [[pytest.approx(0.8)], [pytest.approx(0.004)]]
+    assert rows[0]["w"] == rows[1]["w"]
+    bars = figure.spec()["vconcat"][1]["layer"][0]["encoding"]["y"]
+    assert bars["field"] == "attention"
+    assert bars["scale"]["domain"] == [0, pytest.approx(0.6)]
+    words = " ".join(texts(figure.svg()))
+    assert all(f" {demo} " in words for demo in range(3)), "every demonstration has its bar"
+    assert "Attention of L0H1 on the demonstrations of one prompt, 0.004 in all" in words
+
+
 @needs_browser
 @pytest.mark.browser
 def test_a_click_on_a_head_shows_its_weights(tmp_path):
@@ -121,7 +137,7 @@ def test_a_click_on_a_head_shows_its_weights(tmp_path):
         + scores.figure()._repr_html_()
         + """
 <script>
-const read = () => [...document.querySelectorAll('text')].map(t => t.textContent).find(t => t.startsWith('Weights of'));
+const read = () => [...document.querySelectorAll('text')].map(t => t.textContent).find(t => t.startsWith('Attention of'));
 const bars = () => [...document.querySelectorAll('path[aria-label^="demonstration"]')].map(p => p.getAttribute('aria-label')).join();
 setTimeout(() => {
   const before = [read(), bars()];
@@ -145,6 +161,6 @@ setTimeout(() => {
     found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.S)
     assert found is not None, dom[-2000:]
     told = json.loads(html.unescape(found.group(1)))
-    assert told["before"][0].startswith(f"Weights of {best} ")
-    assert told["after"][0].startswith(f"Weights of {other} ")
+    assert told["before"][0].startswith(f"Attention of {best} ")
+    assert told["after"][0].startswith(f"Attention of {other} ")
     assert told["before"][1] != told["after"][1]

@@ -185,7 +185,7 @@ def test_columns_of_ones_own(tmp_path, capsys):
         "{text} is {label} .",
     ]
     assert score(tmp_path / "a", *arguments) == 1
-    assert "needs the label field 'label'" in capsys.readouterr().err
+    assert "needs the fields ['text', 'label']" in capsys.readouterr().err
     assert score(tmp_path / "a", *arguments, "--text-fields", "sentence", "--label-field", "target") == 0
     assert "mine.csv (split in halves)" in capsys.readouterr().out
 

@@ -13,7 +13,6 @@ from support import needs_hooked, shared_prompts, uneven_prompts
 from icl_kernel_lens import HeadRef, PromptSet, knock_out, patch_labels, swap_values
 from icl_kernel_lens.errors import ModelError, PromptError, ResultError, RunError
 from icl_kernel_lens.interventions import engine, patch
-from icl_kernel_lens.interventions.verify import verify_interventions
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import bridge_from_hf, hooked_from_hf
 from icl_kernel_lens.models.verify import verify_model
@@ -189,12 +188,6 @@ def test_hooks_of_the_users_meet_whole_prompts():
     model = bridge_from_hf(hf_model("llama"))
     verify_model(as_adapter(model))
     prompts = shared_prompts(sets=1, tests=2)
-    hook = model.blocks[0].attn.hook_z
-    hook.add_hook(lambda z, hook: z[:, :40:39] * 0 + z[:, 39:40])
-    with pytest.raises(ModelError, match="on 9 random tokens.*Call verify_interventions"):
-        knock_out(model, prompts, progress=False)
-    hook.remove_hooks()
-    verify_interventions(model)
 
     def ablate(z, hook):
         assert z.shape[1] > 20, "whole prompts"

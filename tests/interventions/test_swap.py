@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from architectures import hf_model
@@ -9,8 +11,9 @@ from interventions.huggingface import Plain, rows_changed
 from support import uneven_prompts
 
 from icl_kernel_lens import swap_values
-from icl_kernel_lens.interventions.swap import pairs_drawn
+from icl_kernel_lens.interventions.swap import _with_direct, pairs_drawn
 from icl_kernel_lens.readouts.logit_attribution import direct_logit_attribution
+from icl_kernel_lens.reasons import Reason
 
 
 def test_swaps_are_what_the_weights_and_values_say(tiny):
@@ -23,7 +26,17 @@ def test_swaps_are_what_the_weights_and_values_say(tiny):
     kept = (pairs >= 0).all(1)
     assert 0 < kept.sum() < len(prompts), "or this test shows less"
     assert effects.values[~kept].isnan().all()
-    assert list(effects.reasons.values()) == [int((~kept).sum())]
+    cells = effects.values[0].numel()
+    assert effects.reasons == {Reason.NO_PAIR: int((~kept).sum()) * cells}, "cells, as they are printed"
+    assert f"({effects.reasons[Reason.NO_PAIR]} of {effects.values.numel()} cells)" in repr(effects)
+    one = swap_values(model, prompts, heads=["L1H2"], progress=False, seed=3)
+    assert one.reasons == {Reason.NO_PAIR: int((~kept).sum())}, "cells not asked for have no reason"
+    # A cell that was already lost keeps the reason it had.
+    lost = torch.full_like(one.values, torch.nan)
+    lost[:, 1, 2] = 0.0
+    lost[int((~kept).nonzero()[0, 0]), 1, 2] = torch.nan
+    again = _with_direct(replace(one, values=lost, reasons={Reason.NOTHING_LEFT: 1}), parts, pairs)
+    assert again.reasons == {Reason.NOTHING_LEFT: 1, Reason.NO_PAIR: int((~kept).sum()) - 1}
     plain = Plain("llama", hf_model("llama"))
     number = int(kept.nonzero()[0, 0])
     i, j = prompts.label_pos[number, pairs[number]].tolist()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import hf_model
+from architectures import VOCAB, hf_model
 from support import KINDS, uneven_prompts
 
-from icl_kernel_lens import knock_out
+from icl_kernel_lens import corrupt, knock_out, patch_labels
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.interventions import verify
 from icl_kernel_lens.interventions.verify import check_primitive, verify_interventions
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import bridge_from_hf
+from icl_kernel_lens.models.verify import verify_model
 from icl_kernel_lens.run import variants
 
 
@@ -20,7 +21,8 @@ from icl_kernel_lens.run import variants
 def test_every_change_is_exact_on_every_architecture(tiny, name, kind):
     table = verify_interventions(tiny(name, kind)[0])
     assert len(table) == 9
-    assert list(table.columns) == ["change", "route", "residual"]
+    assert list(table.columns) == ["change", "route", "residual", "verdict"]
+    assert set(table["verdict"]) == {"exact"}
     assert table["residual"].max() < 1e-5
     assert (table["route"][:2] == "answer position alone").all()
 
@@ -62,3 +64,77 @@ def test_a_disconnected_head_is_measured_too(monkeypatch):
     assert effects.effect()[:, 1, 1].abs().max() < 1e-5
     assert effects.effect()[:, 1, 0].abs().max() > 1e-3
     assert "answer position alone" in effects.settings["route"]
+
+
+@pytest.fixture(scope="module")
+def olmo2():
+    """Its norm of queries and of keys is one over all heads: what hook_q shows is not yet a head's query."""
+    import transformers
+
+    config = transformers.Olmo2Config(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=96, initializer_range=0.15, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return bridge_from_hf(
+            transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        )
+
+
+def test_only_the_change_that_is_not_exact_is_refused(olmo2):
+    """The table has a verdict each, and nothing that is exact waits for the others."""
+    table = verify_interventions(olmo2).set_index("change")
+    refused = set(table.index[table["verdict"] != "exact"])
+    assert refused == {"query", "key"}
+    assert (table.loc[sorted(refused), "residual"] > 1e-3).all()
+    assert table["verdict"]["query"].startswith("a change must do in the layer what it says; query of")
+    prompts = uneven_prompts(count=2)
+    assert knock_out(olmo2, prompts, progress=False).effect().abs().max() > 1e-3
+    corrupted = corrupt(prompts, "permute_labels", seed=0)
+    options = {"clean": prompts, "corrupted": corrupted, "offsets": (0,), "progress": False}
+    assert patch_labels(olmo2, activation="value", **options).values.isfinite().all()
+    with pytest.raises(ModelError, match=r"query of unnamed is off by .*lists the changes that are exact"):
+        patch_labels(olmo2, activation="query", **options)
+
+
+def test_a_change_that_cannot_be_measured_is_refused_alone(olmo2, monkeypatch):
+    """Whatever fails on the way is a verdict, not an exception out of the table."""
+    monkeypatch.setattr(verify._Bench, "streams", lambda *_: 1 / 0)
+    verdicts = verify_interventions(bridge_from_hf(hf_model("llama"))).set_index("change")["verdict"]
+    assert verdicts["residual"].endswith("cannot be measured: ZeroDivisionError: division by zero")
+    assert set(verdicts.drop(["residual", "attention_output", "mlp_output"])) == {"exact"}
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("change", ["attention_rows", "head_output", "value", "mlp_output"])
+def test_undefined_numbers_in_any_layer_are_refused(change, layer, monkeypatch):
+    """In whichever layer they are: a maximum that drops NaN would let them pass."""
+    adapter, seen = as_adapter(bridge_from_hf(hf_model("llama"))), iter(range(99))
+    verify_model(adapter)
+    gap = verify.gap
+    monkeypatch.setattr(verify, "gap", lambda *x: float("nan") if next(seen) % 3 == layer else gap(*x))
+    with pytest.raises(ModelError, match=f"{change} of unnamed is off by nan"):
+        check_primitive(adapter, change)
+
+
+@pytest.mark.parametrize("measured_before", [True, False])
+def test_a_users_hook_does_not_decide_what_is_exact(measured_before):
+    """It edits z of every run, also of the one that is measured; the change is verified without it, and made with it."""
+    model = bridge_from_hf(hf_model("llama"))
+    adapter = as_adapter(model)
+    if measured_before:
+        verify_interventions(model)
+
+    def last_only(z, hook):
+        z[:, 10] = 0  # on fewer tokens than that it fails
+        return z
+
+    model.blocks[1].attn.hook_z.add_hook(last_only)
+    effects = knock_out(model, uneven_prompts(count=2), progress=False)
+    assert effects.settings["route"].startswith("whole prompt; within")
+    assert f"verified without the hooks on {adapter.hooks_in_place()[0]}, which" in effects.run.verification
+    model.blocks[1].attn.hook_z.remove_hooks()
+    plain = knock_out(model, uneven_prompts(count=2), progress=False)
+    assert plain.settings["route"].startswith("answer position alone; within")
+    assert (plain.effect() - effects.effect()).abs().max() > 1e-3

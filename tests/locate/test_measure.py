@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -158,3 +160,48 @@ def test_the_band_and_its_intervals():
     unsure = find_band(drop, base, torch.arange(120) // 10, 0.9)
     assert unsure.last_interval == (21, 22)
     assert find_band(torch.zeros(120, 28), base, torch.arange(120), 0.9) is None
+
+
+def test_agreeing_as_often_as_the_control_in_few_sets_is_not_a_vote_denied():
+    """32 prompts in which a head and its control always agree do not say that it does not vote; 200 do."""
+    for prompts, votes in ((8, None), (32, None), (200, 0.0)):
+        fidelity, drop, base = numbers(1.0, 0.02, 0.4, p=1.0)
+        cut = {
+            name: value[:prompts] for name, value in vars(fidelity).items() if isinstance(value, torch.Tensor)
+        }
+        ones = torch.ones(prompts, 1, 1)
+        fidelity = replace(fidelity, **cut | {"agreement": ones, "controls": {"label_prior": ones}})
+        name, columns = classed(fidelity, drop[:prompts], base[:prompts])
+        assert name == ("undetermined" if votes is None else "driver")
+        assert columns["margin_low"] < 0 < columns["margin_high"]
+        assert columns["agreement_low"] < 1
+        assert columns["votes"] == votes if votes is not None else columns["votes"] != columns["votes"]
+
+
+def test_no_spread_in_few_sets_decides_nothing():
+    """Effects, shifts and comparisons that are the same in all of 8 sets; of 40, they are believed."""
+    for prompts, matters, invariant in ((8, None, None), (40, 0.0, 1.0)):
+        fidelity, drop, base = numbers(0.9, 0.02, 0.4)
+        tensors = {n: v[:prompts] for n, v in vars(fidelity).items() if isinstance(v, torch.Tensor)}
+        same = dict.fromkeys(("label_shift", "word_bound_shift"), torch.zeros(prompts, 1, 1))
+        controls = {"label_prior": fidelity.controls["label_prior"][:prompts]}
+        fidelity = replace(fidelity, **tensors | same | {"controls": controls})
+        _, columns = classed(fidelity, drop[:prompts] * 0, base[:prompts])
+        for column, expected in (("matters", matters), ("invariant", invariant)):
+            assert columns[column] == expected if expected is not None else columns[column] != columns[column]
+        # An effect beside the same effect of equal mass is none beyond it, however few the sets.
+        _, columns = classed(fidelity, drop[:prompts], base[:prompts], drop[:prompts].clone())
+        assert columns["matters"] != 1
+
+
+def test_the_band_leaves_out_prompts_that_were_not_measured():
+    """One missing drop among sixty must not read as "nothing is lost"."""
+    drop, base, sets = torch.zeros(60, 6), torch.linspace(1, 5, 60), torch.arange(60) // 2
+    drop[:, 2:4] = 1 + 0.1 * torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+    missing = drop.clone()
+    missing[7, 2] = torch.nan
+    kept = torch.arange(60) != 7
+    found = find_band(missing, base, sets, 0.9)
+    assert found is not None
+    assert found == find_band(drop[kept], base[kept], sets[kept], 0.9)
+    assert find_band(drop * torch.nan, base, sets, 0.9) is None

@@ -115,7 +115,7 @@ def test_nothing_of_the_square_is_alive(tiny, name, kind, monkeypatch):
     model, _ = tiny(name, kind)
     prompts = shared_prompts(sets=1, tests=1).select([0])
     length = int(prompts.lengths.max())
-    monkeypatch.setattr(attention, "LARGEST_BLOCK", {"cpu": 4 * length * 4})
+    monkeypatch.setattr(attention, "LARGEST_STRETCH", {"cpu": 4 * length * 4})
     read(model, prompts, progress=False)  # the probe, and what is made at the first run
     inner = model.original_model if kind == "bridge" else model
     with Squares(length, inner) as squares:
@@ -192,9 +192,10 @@ def test_fast_attention_refuses_what_the_probe_refuses(monkeypatch):
     original = inner.attn_dropout.forward
     inner.attn_dropout.forward = lambda weights: weights.relu()
     assert "layer 1: it calls relu" in str(verify_model(as_adapter(model)).not_fast)
-    inner.attn_dropout.forward = original
     with pytest.raises(ModelError, match="calls relu"), fast_attention(model):
         pass
+    inner.attn_dropout.forward = original
+    assert verify_model(as_adapter(model)).not_fast is None
 
     model = bridge_from_hf(hf_model("gptj"))
     attend = attention_passes.attend
@@ -468,7 +469,6 @@ def test_a_config_that_two_models_share(tiny):
     tokens = torch.arange(3, 40)[None]
     logits = twin(tokens).logits
     with fast_attention(bridge_from_hf(hf)):
-        assert hf.config._attn_implementation != "eager" or torch.equal(twin(tokens).logits, logits)
         torch.testing.assert_close(twin(tokens).logits, logits)
 
 
@@ -489,7 +489,14 @@ def test_every_way_to_hook_a_model_is_seen():
     mlp.forward = lambda x: forward(x) * 2
     assert any("mlp" in name for name in adapter.hooks_in_place())
     del mlp.forward
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
-    assert adapter.hooks_in_place() == ["every module of PyTorch's"]
-    handle.remove()
+    everywhere = torch.nn.modules.module
+    for register in (
+        everywhere.register_module_forward_hook,
+        everywhere.register_module_forward_pre_hook,
+        everywhere.register_module_full_backward_hook,
+        everywhere.register_module_full_backward_pre_hook,
+    ):
+        handle = register(lambda *_: None)
+        assert adapter.hooks_in_place() == ["every module of PyTorch's"]
+        handle.remove()
     assert adapter.hooks_in_place() == []

@@ -9,7 +9,6 @@ from support import SHARED, has_hooked_transformer, needs_hooked, needs_shared
 
 from icl_kernel_lens import load_model
 from icl_kernel_lens.errors import LoadError
-from icl_kernel_lens.models import load
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import MINI, load_record
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
@@ -88,19 +87,19 @@ def test_auto_falls_back_to_the_bridge_and_says_why(tmp_path):
 @needs_hooked
 def test_a_conversion_with_wrong_logits_is_not_kept(tmp_path, monkeypatch):
     """A converter that gets the weights wrong loses to the bridge, with the residual in the record."""
-    good = load.hooked_from_hf
+    from transformer_lens import loading_from_pretrained
 
-    def bad(hf, tokenizer, *, name):
-        model = good(hf, tokenizer, name=name)
-        with torch.no_grad():
-            model.blocks[1].attn.W_O *= 1.5
-        return model
+    good = loading_from_pretrained.get_pretrained_state_dict
 
-    monkeypatch.setattr(load, "hooked_from_hf", bad)
+    def bad(*args, **kwargs):
+        weights = good(*args, **kwargs)
+        return weights | {"blocks.1.attn.W_O": weights["blocks.1.attn.W_O"] * 1.5}
+
+    monkeypatch.setattr(loading_from_pretrained, "get_pretrained_state_dict", bad)
     record = load_record(load_model(saved(tmp_path, "gpt2"), device="cpu"))
     assert record is not None
     assert record.backend == "bridge"
-    assert "logits differ from Hugging Face's by" in record.why
+    assert "a HookedTransformer was tried, but a model must give Hugging Face's logits" in record.why
 
 
 @pytest.mark.skipif(has_hooked_transformer(), reason="this TransformerLens has HookedTransformer")

@@ -69,7 +69,7 @@ def inputs(length=11, batch=2, heads=2, width=3):
 def stretches(request, monkeypatch):
     """Scores written out all at once, or a few queries at a time."""
     if request.param:
-        monkeypatch.setattr(attention, "LARGEST_BLOCK", {"cpu": request.param * 2 * 2 * 11})
+        monkeypatch.setattr(attention, "LARGEST_STRETCH", {"cpu": request.param * 2 * 2 * 11})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -147,7 +147,7 @@ def test_equal_first_label_tokens_are_refused_and_both_shown():
 
 
 def test_unknown_and_overlapping_label_words_are_refused():
-    with pytest.raises(PromptError, match=r"'☃' is not \(it becomes '\[UNK\]'\)"):
+    with pytest.raises(PromptError, match=r"'☃' is not \(it becomes '\[UNK\]': \[UNK\]\)"):
         build(word_pieces(), task(words=("☃", "good")), score_on="sequence", demos=0)
     with pytest.raises(PromptError, match="'very' begins 'very good' in tokens"):
         build(byte_level(), task(words=("very good", "very")), score_on="sequence")
@@ -240,7 +240,7 @@ def test_printing_shows_a_prompt_with_its_spans():
     assert "BOS: no" in text
     page = prompts._repr_html_()
     assert "<img src" not in page
-    assert "&lt;img" in page or "&lt;" in page
+    assert "&lt;img" in page
 
 
 def test_the_same_seed_gives_the_same_prompts():

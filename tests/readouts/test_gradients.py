@@ -51,7 +51,9 @@ def test_every_head_by_autograd_through_the_pattern(tiny, monkeypatch, name, kin
     (model, hf) = tiny(name, kind)
     prompts = {"uneven": uneven_prompts, "shared": shared_prompts}[made]()
     if made == "shared":
-        monkeypatch.setitem(attention.LARGEST_BLOCK, "cpu", 7 * 4 * int(prompts.lengths.max()) * len(prompts))
+        monkeypatch.setitem(
+            attention.LARGEST_STRETCH, "cpu", 7 * 4 * int(prompts.lengths.max()) * len(prompts)
+        )
     found = saliency(model, prompts, progress=False)
     assert "of finite differences; prompts read whole" in found.run.reading
     for number, length in enumerate(prompts.lengths.tolist()):

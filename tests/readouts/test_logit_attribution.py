@@ -16,7 +16,7 @@ from icl_kernel_lens.models.verify import verify_model
 from icl_kernel_lens.readouts.logit_attribution import direct_logit_attribution
 from icl_kernel_lens.results.logit_attribution import LogitAttribution
 from icl_kernel_lens.run import runner
-from icl_kernel_lens.run.sharing import unshared
+from icl_kernel_lens.run.prefixes import unshared
 
 
 def raw_logits(hf, prompts, number):

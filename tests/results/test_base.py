@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +14,14 @@ from jaxtyping import Float, Int
 from results.examples import EXAMPLES
 from torch import Tensor
 
-from icl_kernel_lens import fields
+from icl_kernel_lens import axes, fields
 from icl_kernel_lens.errors import LoadError, ResultError
 from icl_kernel_lens.results import codec
 from icl_kernel_lens.results.base import Result, long_form
 from icl_kernel_lens.saved import load
+
+DEFINED = re.findall(r"^    (\w+) +\S", axes.__doc__ or "", re.MULTILINE)
+"""The axes that `axes.py` defines."""
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -49,6 +54,14 @@ def test_axes_are_named(name):
     frame = made.to_dataframe()
     assert len(frame)
     assert frame.columns.is_unique
+    used = {axis.rpartition(".")[2] for leaf in made.leaves() for axis in leaf.varying()[1]}
+    assert used - {"2"} <= set(DEFINED), "every axis is defined in axes.py"
+
+
+def test_the_notation_lists_every_axis():
+    text = (Path(__file__).parents[2] / "docs" / "notation.md").read_text(encoding="utf-8")
+    section = text.partition("## Axes\n")[2].partition(" are defined in")[0]
+    assert re.findall(r"`(\w+)`", section) == DEFINED
 
 
 @dataclass(frozen=True, eq=False)

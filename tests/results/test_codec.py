@@ -59,7 +59,7 @@ def test_what_is_no_result(path, tmp_path):
 @pytest.mark.parametrize(
     ("change", "drop", "reason"),
     [
-        (lambda h: h.update(format=99), (), "has format 99; this library reads format 2"),
+        (lambda h: h.update(format=99), (), "has format 99; this library reads format 3"),
         (lambda h: h.pop("kind"), (), "cannot be read"),
         (lambda h: h.pop("digest"), (), "cannot be read"),
         (lambda h: h.pop("data"), (), "cannot be read"),

@@ -25,7 +25,7 @@ def found():
 def test_heads_are_found_by_pair_and_by_name(found):
     for head in ("L2H1", (2, 1), HeadRef(2, 1)):
         assert found.classes[head] == "kernel head"
-        assert found.why(head) == ""
+        assert found.reasons(head) == ()
     assert found.heads == ((2, 1),)
     for wrong in ("L9H0", (9, 0)):
         with pytest.raises(ResultError, match="these heads run from L0H0 to L3H2; there is no L9H0"):
@@ -42,11 +42,19 @@ def test_why_is_a_reason(found):
     known = replace(found, columns={**found.columns, **sure})
     assert known.reasons("L1H1") == (Reason.SHIFT_UNEXPLAINED,)
     part = replace(found, columns={**found.columns, "votes": torch.ones(4, 3)})
-    assert part.why("L1H1") == (
-        "more prompts must say whether its weights follow the inputs; "
+    assert part.why("L1H1").startswith(
+        "L1H1 is undetermined: more prompts must say whether its weights follow the inputs; "
         "more prompts must say whether the answer needs it"
     )
+    said = found.why("L2H1")
+    assert said.startswith(
+        "L2H1 is a kernel head: votes, its weights follow the inputs, and the answer needs its label edges (agreement 0.900,"
+    )
+    assert "nan" not in said, "what was not measured is not said"
+    for head, name in found.classes.items():
+        assert name in found.why(head), "every class is said in words"
     table = found.table().set_index("head")
+    assert table.loc["L2H1", "why"] == ""
     assert table.loc["L0H1", "why"] == "the choosing half gave no reason to look"
 
 
@@ -103,3 +111,38 @@ def test_bands_and_criteria_are_checked():
         Band(**whole, **{**band, "by_layer": (0.0, 1.0)})
     with pytest.raises(ResultError, match="Criteria.label_shift must lie between 0 and 1; got nan"):
         Criteria(label_shift=float("nan"))
+
+
+def test_reasons_stand_in_the_order_of_the_table_for_its_rows():
+    """A reason for each row that has one, none without a row; several undetermined heads, cut to a few rows."""
+    unsure = dict.fromkeys([(0, 0), (1, 2), (2, 0), (3, 0), (3, 1)], "undetermined")
+    drop = {(0, 0): 0.01, (1, 2): -0.3, (2, 0): 0.2, (3, 0): 0.1, (3, 1): -0.02}
+    found = ranking(classes={(2, 1): "kernel head", **unsure})
+    drops = found.columns["logit_diff_drop"].clone()
+    for head, value in drop.items():
+        drops[head] = value
+    found = replace(found, columns={**found.columns, "logit_diff_drop": drops})
+    for top in (1, 3, 4, 12):
+        rows = found.notable().head(top)
+        lines = [line.split()[0] for line in found.describe(top).splitlines() if "more prompts" in line]
+        assert lines == list(rows.loc[rows["why"] != "", "head"])
+    assert [str(head) for head in found.of("undetermined")] == ["L1H2", "L2H0", "L3H0", "L3H1", "L0H0"]
+
+
+def test_why_says_how_many_sets_would_tell(found):
+    """As many as a margin within ± 0.05 needs; nothing where the interval is as narrow as that."""
+    wide = {"margin_low": torch.full((4, 3), -0.11), "margin_high": torch.full((4, 3), 0.11)}
+    known = {name: torch.ones(4, 3) for name in ("invariant", "matters")}
+    said = replace(found, columns={**found.columns, **wide, **known}).why("L1H1")
+    assert "more prompts must say whether it votes (about 150 sets a half for ± 0.05)" in said
+    assert "sets a half" not in replace(found, columns={**found.columns, **known}).why("L1H1")
+
+
+def test_the_notable_heads_are_those_of_a_class_and_those_that_were_cut(found):
+    """Also those that the choosing half did not select; and a report says of them what they are."""
+    rows = found.notable().set_index("head")
+    assert set(rows.index) == {
+        str(head)
+        for head, name in found.classes.items()
+        if name != "neither" or not found.columns["logit_diff_drop"][head].isnan()
+    }

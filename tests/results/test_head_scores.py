@@ -31,7 +31,9 @@ def test_above_control_uses_the_strongest_of_each_head(scores):
     torch.testing.assert_close(scores.above_control(), scores.values.mean(0) - strongest)
     table = scores.table()
     assert len(table) == 12
-    assert table["above_control"].is_monotonic_decreasing
+    reads = table["label_attention"] >= 0.05
+    assert table.loc[reads, "above_control_low"].is_monotonic_decreasing
+    assert (table["above_control_low"] <= table["above_control"]).all()
     assert table["head"][0] == str(scores.best())
 
 
@@ -54,16 +56,66 @@ def test_long_form(scores):
     assert row["label_prior"] == scores.controls["label_prior"][7, 0, 0].item()
 
 
-def test_the_interval_matches_scipy_on_independent_prompts(scores):
-    from scipy.stats import bootstrap
+def test_the_interval_goes_by_the_unit(scores):
+    """Fractions of prompts get the exact interval, other units the bootstrap, both as scipy's on independent prompts."""
+    from scipy.stats import binomtest, bootstrap
 
-    low, high = scores.interval(0.9, draws=20000)
-    data = scores.values[:, 1, 1].numpy()
+    votes = (scores.values > 0.5).float()
+    low, high = replace(scores, values=votes).interval(0.9)
+    exact = binomtest(int(votes[:, 1, 1].sum()), 24).proportion_ci(0.9)
+    assert low[1, 1].item() == pytest.approx(exact.low, abs=1e-6)
+    assert high[1, 1].item() == pytest.approx(exact.high, abs=1e-6)
+    low, high = replace(scores, unit="logits").interval(0.9, draws=20000)
     reference = bootstrap(
-        (data,), np.mean, confidence_level=0.9, n_resamples=20000, method="percentile", rng=0
+        (scores.values[:, 1, 1].numpy(),),
+        np.mean,
+        confidence_level=0.9,
+        n_resamples=20000,
+        method="percentile",
+        rng=0,
     )
     assert low[1, 1].item() == pytest.approx(reference.confidence_interval.low, abs=0.02)
     assert high[1, 1].item() == pytest.approx(reference.confidence_interval.high, abs=0.02)
+
+
+def made(scores, agreement, attention, control=0.5, prompts=40):
+    """Scores of one layer: how often each head agrees, and how much attention it pays the labels."""
+    order = torch.arange(prompts)[:, None, None]
+    share = torch.tensor([agreement])
+    return replace(
+        scores,
+        values=(order < (share * prompts).round()).float(),
+        controls={"label_prior": (order < control * prompts).float()},
+        companions={"label_attention": torch.tensor([attention])},
+        reasons={},
+        demo_set=torch.arange(prompts),
+        shown=None,
+    )
+
+
+def test_a_head_that_hardly_reads_the_labels_is_not_the_best(scores):
+    found = made(scores, [0.7, 0.95, 0.8, 0.4], [0.3, 0.004, 0.06, 0.9])
+    assert found.best() == HeadRef(0, 2)
+    assert list(found.top(4)["head"]) == ["L0H2", "L0H0", "L0H3", "L0H1"]
+    assert found.best(least_attention=0.1) == HeadRef(0, 0)
+    assert found.best(least_attention=0.001) == HeadRef(0, 1)
+    spec = found.figure().spec()
+    assert [row["reads"] for row in spec["datasets"]["heads"]] == [True, False, True, True]
+    assert spec["title"]["subtitle"][-1] == "grey: attention on labels below 0.05, where a vote is noise"
+    (pick,) = [p for p in spec["params"] if p["name"] == "pick"]
+    assert pick["value"] == [{"layer": 0, "head": 2}]
+
+
+def test_the_best_is_the_surest_and_not_the_largest(scores):
+    """A head scored on few prompts is far above its control, and not surely."""
+    found = made(scores, [0.8, 1.0], [0.5, 0.5])
+    few = found.values.clone()
+    few[4:, 0, 1] = float("nan")
+    found = replace(found, values=few, controls={"label_prior": torch.zeros(40, 1, 1)}, reasons={})
+    assert found.mean()[0, 1] > found.mean()[0, 0]
+    assert found.best() == HeadRef(0, 0)
+    low = found.surely_above()
+    assert low[0, 1] < low[0, 0] < found.above_control()[0, 0]
 
 
 def test_the_interval_covers_and_clusters_widen_it():

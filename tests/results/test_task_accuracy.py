@@ -32,3 +32,23 @@ def test_what_it_must_hold():
     ):
         with pytest.raises(ResultError, match=words):
             replace(found, **change)
+
+
+def test_twelve_prompts_that_are_all_right_are_not_certainty():
+    """Nor is a gain of as many prompts in which neither is ever right; the verdict says how many sets would tell."""
+    right = torch.ones(12)
+    found = replace(
+        task_accuracy(),
+        correct={"demonstrations": right, "majority": right},
+        demo_set=torch.arange(12),
+    )
+    low, high = found.interval()["demonstrations"]
+    assert low == pytest.approx(0.025 ** (1 / 12))
+    assert high == 1
+    gain, low, high = found.gain()
+    assert gain == 0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 12))
+    assert low == -high
+    better = replace(found, correct={"demonstrations": right, "majority": (torch.arange(12) < 10).float()})
+    assert "There are 12 demonstration sets" in better.verdict()
+    assert "would show it" in better.verdict()

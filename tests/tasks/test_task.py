@@ -50,7 +50,7 @@ def test_shared_sets_and_balance_and_given():
     fixed = task.episodes(demos=2, count=4, seed=0, given=given)
     assert all(e.demos == given for e in fixed)
     assert {e.demo_set for e in fixed} == {0}, "prompts with the same demonstrations are one set"
-    with pytest.raises(TaskError, match=r"labels must lie in 0…2 .* given has \[7\]"):
+    with pytest.raises(TaskError, match=r"labels must lie in 0…2; example 0 of given= .* has label 7"):
         task.episodes(demos=1, count=4, seed=0, given=[Example(("x",), 7)])
 
 

@@ -162,7 +162,7 @@ def label_noise(
     trials: int = 200,
     seed: int = 0,
 ) -> Experiment:
-    """Wrong labels in a share of the demonstrations: error of kernel regression and of Bayes (long by its three readers).
+    """Wrong labels in a share of the demonstrations: error of kernel regression and of Bayes.
 
     A wrong label is any other symbol, evenly. Bayes does not know of wrong labels; *told* Bayes knows their share.
     Kernel regression cannot know: in expectation it moves by the share towards the labels' mean, whose first answer is

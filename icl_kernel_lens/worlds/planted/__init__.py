@@ -13,9 +13,7 @@ stated share). Beside such heads stand decoys: each role's attention and output 
 Every attention weight, logit and knock-out effect has a closed form here (`PlantedPlan.weights`, `.logits`,
 `.effects`), computed from the world and not from the model; `expected` is every head's class by that closed form.
 
-Norms: every coordinate stands in the stream as a pair (+v, −v), so that its mean is 0, beside one pair so large
-that the norm's scale does not depend on the rest; both are divided out in the weights. What remains is float32
-rounding. Does not show: what trained models do, where heads are neither exact nor alone in their subspace.
+Norms are divided out in the weights (`write.py` says how); what remains is float32 rounding. Does not show: what trained models do, where heads are neither exact nor alone in their subspace.
 """
 
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan

@@ -13,7 +13,7 @@ from icl_kernel_lens.worlds.planted.roles import FEATURES, KERNELS, ROLES, ROTAR
 from icl_kernel_lens.worlds.planted.stream import Stream
 from icl_kernel_lens.worlds.planted.world import PlantedWorld
 
-FORM = ("kernel", "anti_kernel", "driver", "uniform", "last_label", "word_preference", "echo")
+WRITERS = ("kernel", "anti_kernel", "driver", "uniform", "last_label", "word_preference", "echo")
 """Roles that write into the answer, if they have a gain."""
 
 
@@ -133,7 +133,7 @@ def _rules_of_all_heads(plan: PlantedWorld) -> Iterator[tuple[bool, str]]:
             f"a canceller must stand in a later layer than what it takes back; {head.ref} is a cancelled kernel "
             f"and the canceller is {cancellers[0].ref}. Move one of them.",
         )
-    writing = [h for h in plan.heads if h.role in FORM and h.strength]
+    writing = [h for h in plan.heads if h.role in WRITERS and h.strength]
     for head in plan.heads:
         yield (
             head.role != "echo" or plan.direct > 0 or any(h.layer < head.layer for h in writing),

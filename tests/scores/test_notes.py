@@ -8,19 +8,23 @@ import torch
 
 from icl_kernel_lens import head_vote
 from icl_kernel_lens.evidence.small import small_evidence
-from icl_kernel_lens.scores.caveats import notices
+from icl_kernel_lens.scores.notes import notes_of
 
 
 def test_each_sentence_where_it_applies_and_not_elsewhere():
     evidence = small_evidence()
-    assert notices(evidence, head_vote(evidence)) == []
+    assert notes_of(evidence, head_vote(evidence)) == []
     silent = replace(evidence, model_tokens=torch.zeros(4, dtype=torch.long))
-    (said,) = notices(silent, head_vote(silent))
+    (said,) = notes_of(silent, head_vote(silent))
     assert said.startswith("In 0.0% of the prompts the model's likeliest next token begins a label word")
     constant = replace(evidence, label_scores=torch.tensor([[1.0, 0.0]]).repeat(4, 1))
-    told = notices(constant, head_vote(constant))
+    told = notes_of(constant, head_vote(constant))
     assert any("same answer to every prompt" in t for t in told)
-    assert any("No head is above its strongest control" in t for t in told)
+    assert any("No head that reads the labels is above its strongest control" in t for t in told)
+    scores = head_vote(evidence)
+    feeble = {**scores.companions, "label_attention": torch.full((2, 2), 0.004)}
+    (said,) = notices(evidence, replace(scores, companions=feeble))
+    assert said.startswith("No head that reads the labels")
 
 
 UNCHECKED = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from icl_kernel_lens.run.sharing import find_branches, split
+from icl_kernel_lens.run.prefixes import find_branches, split
 
 
 def made(rows):

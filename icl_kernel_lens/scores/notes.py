@@ -1,4 +1,4 @@
-"""Caveats of a run: sentences that a reader must know before believing its numbers."""
+"""Notes on a run: sentences that a reader must know before believing its numbers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_scores import HeadScores
 
 
-def notices(evidence: Evidence, scores: HeadScores) -> list[str]:
-    """The caveats that apply: no head above its control, a model that always gives one answer, or hardly ever a label."""
+def notes_of(evidence: Evidence, scores: HeadScores) -> list[str]:
+    """The notes that apply: no head above its control, a model that always gives one answer, or hardly ever a label."""
     found = []
     mean = scores.mean()
     if mean.isnan().all():
         found.append("No head could be scored.")
-    elif not (scores.above_control() > 0).any():
-        found.append("No head is above its strongest control: nothing here votes like a kernel regression.")
+    elif not ((scores.above_control() > 0) & scores.reads_labels()).any():
+        found.append(
+            "No head that reads the labels is above its strongest control: nothing here votes like a kernel regression."
+        )
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
     if answers.max() == len(evidence.answers):
         found.append(
