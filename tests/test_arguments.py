@@ -29,7 +29,7 @@ def test_numbers_of_numpy_and_texts_stand_for_what_is_declared():
 @pytest.mark.parametrize(
     "wrong",
     ["2", 2.0, None, True, float("nan"), [2], np.float64(2), object(), torch.tensor([2, 3])],
-    ids=repr,
+    ids=["text", "2.0", "None", "True", "nan", "list", "float64", "object", "tensor"],
 )
 def test_whatever_is_no_whole_number_is_refused(wrong):
     @checked
