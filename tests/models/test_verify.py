@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from operator import attrgetter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from benchmarks.architecture_configs import ENTRIES
 from benchmarks.architectures import BRIDGE, measure
 from benchmarks.architectures import hf_model as bench_model
 from icl_kernel_lens import head_vote, knock_out, read
-from icl_kernel_lens.errors import LoadError, ModelError
+from icl_kernel_lens.errors import LensError, LoadError, ModelError
 from icl_kernel_lens.interventions.verify import verify_interventions
 from icl_kernel_lens.models import attention_passes, takeover, verify
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import bridge_from_hf, hooked_from_hf
+from icl_kernel_lens.models.transformer_lens_adapters import HookedAdapter
 from icl_kernel_lens.models.verify import cross_check, verify_model
 
 
@@ -197,8 +199,11 @@ def test_a_model_that_shows_no_attention_is_told_whether_it_has_any(name, messag
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_without_blocks_is_refused():
     """Two stacks that run in cycles: TransformerLens has no list of blocks of them."""
-    with pytest.raises(ModelError, match="must show its layers as blocks") as found:
+    with pytest.raises(LensError):
         read(bridge_from_hf(bench_model(ENTRIES["hrm_text"])), uneven_prompts(), progress=False)
+    without = SimpleNamespace(cfg=SimpleNamespace(n_layers=1, n_heads=1, d_vocab=9, d_model=4))
+    with pytest.raises(ModelError, match="must show its layers as blocks") as found:
+        HookedAdapter(without).missing_attention()
     assert found.value.code == "hook-missing"
 
 
