@@ -158,8 +158,9 @@ def product_seen(module: nn.Module, heads: int, see: Mapping[str, Callable[[Tens
             out = forward(*args, **kwargs)
         if len(products.found) == 1:
             shown = products.found[0]
-        for name in set(see) & set(shown):
-            see[name](shown[name])
+        for name, callback in see.items():
+            if name in shown:
+                callback(shown[name])
         return out
 
     with instead(module, "forward", watched):
@@ -203,7 +204,7 @@ def without_masks(model: nn.Module) -> Iterator[None]:
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attention written plainly, for modules that leave it to Hugging Face's registry: it is taken over too."""
     refuse(
@@ -214,7 +215,7 @@ def _attention(
     key, value = (x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (key, value))
     scale = kwargs.get("scaling")
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = scores if mask is None else scores + mask
+    scores = scores if attention_mask is None else scores + attention_mask
     weights = torch.nn.functional.dropout(
         scores.softmax(-1), p=kwargs.get("dropout", 0.0), training=module.training
     )
