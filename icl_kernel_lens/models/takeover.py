@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from icl_kernel_lens.models.hooks import hooked, instead
 from icl_kernel_lens.models.stand_in import (
+    EARLIER_KEYS,
     CannotIntercept,
     Mask,
     Noted,
@@ -64,7 +65,7 @@ class _Seeing(TorchFunctionMode):
             q, k = (rearrange(x, "(b h) s d -> b h s d", h=self.heads) for x in (q, k))
         refuse(
             q.dim() == k.dim() == 4 and q.shape[2] < k.shape[2],
-            "keys of earlier tokens come from a cache, and its masks count from them. Run without one "
+            f"{EARLIER_KEYS}, and its masks count from them. Run without one "
             "(use_cache=False; in generate also use_past_kv_cache=False)",
         )
         refuse(

@@ -47,7 +47,7 @@ from icl_kernel_lens.models.adapter import (
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, attention_pass, read_prefix
 from icl_kernel_lens.models.comparison import comparison_of
 from icl_kernel_lens.models.hooks import lasting, registered, without_hooks
-from icl_kernel_lens.models.stand_in import CannotIntercept
+from icl_kernel_lens.models.stand_in import EARLIER_KEYS, CannotIntercept
 from icl_kernel_lens.models.transformer_lens_adapters import VectorName, modules_of
 from icl_kernel_lens.numbers.residuals import gap, largest
 
@@ -239,6 +239,12 @@ def _verify(adapter: ModelAdapter) -> VerificationReport:
             )
             differences.append(difference)
         reasons.append(reason)
+    if reasons[0] is not None and EARLIER_KEYS in reasons[0]:
+        raise ModelError(
+            f"a whole prompt run without a cache must attend its own keys alone; attention of {adapter.name} meets more "
+            f"({reasons[0]}). It keeps keys between runs, or chooses among them by an index of its own: it cannot be read.",
+            code="not-attention",
+        )
     worst = largest(x for x in differences if x is not None)
     row_sum, values = ({layer: pair[i] for layer, pair in residuals.items()} for i in (0, 1))
     return VerificationReport(

@@ -166,6 +166,13 @@ def test_attention_is_read_where_its_own_code_multiplies(name):
     assert found["outcome"] == "exact", found["parts"]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_attention_that_keeps_keys_between_runs_is_refused():
+    """An index chooses keys, and keeps those of the run before: what is shown of one prompt is not so of the next."""
+    found = measure("glm_moe_dsa", BRIDGE)
+    assert found["outcome"] == "refused", found["parts"]
+
+
 def test_values_that_reach_z_otherwise_are_refused(monkeypatch):
     """Whatever the layer multiplies, the pattern hook must show it."""
     monkeypatch.setattr(takeover._Products, "__torch_function__", _halved)
