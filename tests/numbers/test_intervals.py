@@ -37,16 +37,16 @@ def draws(rate, sets, per_set, correlation, seed):
 @pytest.mark.parametrize(
     ("sets", "per_set", "correlation", "low", "high"),
     [
-        (100, 1, 0.0, 0.945, 0.985),
-        (200, 1, 0.0, 0.945, 0.985),
-        (64, 2, 0.3, 0.93, 0.985),
-        (64, 6, 0.5, 0.93, 0.985),
-        (16, 12, 0.2, 0.92, 1.0),
-        (8, 25, 0.2, 0.88, 1.0),  # few sets, alike in part, and a rate of 0.95: 0.90
+        (100, 1, 0.0, 0.945, 0.98),
+        (200, 1, 0.0, 0.945, 0.98),
+        (64, 2, 0.3, 0.93, 0.975),
+        (64, 6, 0.5, 0.93, 0.975),
+        (16, 12, 0.2, 0.93, 1.0),
+        (8, 25, 0.2, 0.93, 1.0),
     ],
 )
 def test_rates_are_covered(sets, per_set, correlation, low, high):
-    """At least 95 % where prompts are independent; where sets are alike in part, about that, less near 0 and 1."""
+    """93–97 % at 95 % (± what 2,000 draws and whole numbers of prompts allow); with few sets, no less."""
     for at, rate in enumerate(RATES):
         values, clusters = draws(rate, sets, per_set, correlation, at)
         lower, upper = rate_interval(values, clusters)
@@ -68,7 +68,7 @@ def at_the_ends(rate, sets, alike, seed, per_set=6, repeats=400):
 def covers_and_is_no_wider(values, interval, truth, sets, alike, exact):
     """At least 93 % at 95 %. Mean width at most 1.25 × that of the exact interval on the true effective number (sets where
     they are alike, prompts where these are independent), over the draws in which not all prompts agree: where they do, the
-    two cannot be told apart. Eight sets estimate how alike they are so badly that 1.45 is what they get."""
+    two cannot be told apart. Few sets estimate badly how alike they are: what covers then is wider, by the table."""
     clusters = torch.arange(sets).repeat_interleave(len(values) // sets)
     low, high = interval(values, clusters)
     covered = float(((low <= truth + 1e-9) & (truth - 1e-9 <= high)).double().mean())
@@ -78,7 +78,7 @@ def covers_and_is_no_wider(values, interval, truth, sets, alike, exact):
         own = values[:: len(values) // sets] if alike else values
         low_exact, high_exact = exact(own, torch.arange(len(own)))
         ratio = float((high - low)[differ].mean() / (high_exact - low_exact)[differ].mean())
-        assert ratio <= (1.25 if alike or sets > 8 else 1.45), ratio
+        assert ratio <= (1.25 if alike else {8: 1.85, 16: 1.4, 64: 1.25}[sets]), ratio
 
 
 @pytest.mark.parametrize(("sets", "alike"), ALL_OR_NONE)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from prompts.from_text import fake_adapter as bare_adapter
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from icl_kernel_lens import PromptSet, Task
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.models.adapter import ModelShape
 from icl_kernel_lens.prompts.corruptions import corrupt
 
 TEXTS = (
@@ -33,18 +31,7 @@ def whole_words() -> PreTrainedTokenizerFast:
 
 def fake_adapter(tokenizer=None):
     """An adapter that is never run: only its tokenizer and sizes are asked for."""
-    return SimpleNamespace(
-        tokenizer=tokenizer or whole_words(),
-        name="fake",
-        kind="fake",
-        shape=ModelShape(2, 2, 2, None, 10_000),
-        model=None,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        missing_attention=dict,
-        watching=dict,
-        forward=dict,
-    )
+    return bare_adapter(tokenizer or whole_words())
 
 
 def task(texts=TEXTS, words=("negative", "positive"), tests=None):
