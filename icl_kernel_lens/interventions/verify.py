@@ -4,7 +4,7 @@ A few random tokens are run with one variant a layer, by the code that runs the 
 itself is compared with a computation that shares nothing with it, so that a head whose output goes nowhere is measured
 as well:
 
-    attention_edge, attention_rows   z against A'·V + added, from the plain run's hook_pattern and hook_v
+    attention_edge, attention_rows   z against A'·V + added, from the plain run's hook_pattern and v
     value                            z against A·V', from the same
     query, key                       z against that of the plain run with hook_q or hook_k edited
     head_output                      z against what was put there
@@ -218,15 +218,15 @@ class _Bench:
             return 0.25 * values[row.layer].to(row.weights)[row.heads, 0]
 
         rows = RowChange(heads, torch.full((count, 1), at), change, added if with_values else None)
-        found = self.run(Changes(rows=rows), ("hook_z",), prefix)
-        base, other = self.plain(("hook_pattern", "hook_v"), 0), self.plain(("hook_v",), 1)
+        found = self.run(Changes(rows=rows), ("z",), prefix)
+        base, other = self.plain(("hook_pattern", "v"), 0), self.plain(("v",), 1)
 
         def expected(layer: int) -> Tensor:
             head, a = layer % shape.heads, base[layer, "hook_pattern"]
             a[head, at, place] *= 0.5
-            z = self.mixed(a, base[layer, "hook_v"])[at]
+            z = self.mixed(a, base[layer, "v"])[at]
             if with_values:
-                v = other[layer, "hook_v"]
+                v = other[layer, "v"]
                 z[head] += 0.25 * v[place, head * v.shape[1] // shape.heads]
             return z
 
@@ -246,30 +246,31 @@ class _Bench:
             x[self.layers.index(layer), mine, self.place] = vectors[layer].to(x)[mine, 0]
             return x
 
-        found = self.run(Changes(vectors={name: edit}), ("hook_z",))  # pyright: ignore[reportArgumentType]
+        found = self.run(Changes(vectors={name: edit}), ("z",))  # pyright: ignore[reportArgumentType]
         expected = self.expected(name, groups)
         return largest(gap(z, expected[key]) for key, z in found.items())
 
     def expected(self, name: str, groups: int) -> Activations:
         """z of each changed layer, without taking attention over."""
-        hook = {"query": "hook_q", "key": "hook_k", "value": "hook_v", "head_output": "hook_z"}[name]
+        hook = {"query": "hook_q", "key": "hook_k", "value": "v", "head_output": "z"}[name]
         other = self.plain((hook,), 1)
 
         def put(
             layer: int, variant: int, x: Float[Tensor, "variant pos group d_head"]
         ) -> Float[Tensor, "variant pos group d_head"]:
-            x, part = x.clone(), layer % groups
+            x, size = x.clone(), x.shape[2] // groups
+            part = slice(layer % groups * size, (layer % groups + 1) * size)
             x[variant, self.place, part] = other[layer, hook][self.place, part].to(x)
             return x
 
         if name in ("query", "key"):
             edits = {(layer, hook): partial(put, layer, row) for row, layer in enumerate(self.layers)}
-            return self.plain(("hook_z",), 0, edits)
+            return self.plain(("z",), 0, edits)
         base = self.plain((hook, "hook_pattern"), 0)
         z = {layer: put(layer, 0, base[layer, hook][None])[0] for layer in self.layers}
         if name == "value":
             z = {layer: self.mixed(base[layer, "hook_pattern"], v) for layer, v in z.items()}
-        return {(layer, "hook_z"): x for layer, x in z.items()}
+        return {(layer, "z"): x for layer, x in z.items()}
 
     def mixed(
         self, a: Float[Tensor, "head q k"], v: Float[Tensor, "k kv_head d"]

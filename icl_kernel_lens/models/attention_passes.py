@@ -47,7 +47,7 @@ class AttentionUnderWay:
     """Of the tokens run, the first of which stands at `start`."""
     k: Float[Tensor, "batch head pos d_head"]
     """Repeated for every query head of a group, as v is."""
-    v: Float[Tensor, "batch head pos d_head"]
+    v: Float[Tensor, "batch head pos d_value"]
     rule: Rule
     before: tuple[Block, ...]
     """Keys and values of the prefix."""
@@ -58,7 +58,7 @@ class AttentionUnderWay:
         """All keys and values there are, in order of position."""
         return (*self.before, Block(self.k, self.v, self.start))
 
-    def attend(self) -> Float[Tensor, "batch head pos d_head"]:
+    def attend(self) -> Float[Tensor, "batch head pos d_value"]:
         """z, as the layer itself would compute it."""
         if self.before:
             return attend_blocks(self.q, self.blocks, self.rule)
@@ -75,7 +75,7 @@ class AttentionUnderWay:
         return answer_row(self.at(self.q, positions), positions, self.blocks, self.rule)
 
 
-Handle = Callable[[AttentionUnderWay], Float[Tensor, "batch head pos d_head"]]
+Handle = Callable[[AttentionUnderWay], Float[Tensor, "batch head pos d_value"]]
 """A layer's attention → its z."""
 
 

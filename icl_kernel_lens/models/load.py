@@ -242,9 +242,11 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             bridge = build_bridge_from_module(
                 hf, type(hf).__name__, hf_config=hf.config, tokenizer=None, model_name=name or "unnamed"
             )
-    except (ValueError, NotImplementedError, AttributeError) as error:
+    except (
+        Exception
+    ) as error:  # TransformerLens's adapters of architectures fail in as many ways as there are
         raise LoadError(
-            f"TransformerBridge does not support {type(hf).__name__}: {error}. See TransformerLens's "
+            f"TransformerBridge does not support {type(hf).__name__}: {type(error).__name__}: {error}. See TransformerLens's "
             "list of supported architectures.",
             code="model-backend",
         ) from error

@@ -27,6 +27,9 @@ HIDDEN = -1e4
 """A number added to a score that hides it; a bias that matters is smaller."""
 
 
+EARLIER_KEYS = "keys of earlier tokens come from a cache"
+
+
 class CannotIntercept(ModelError):
     """The layer does something to its scores that cannot be taken over exactly."""
 
@@ -233,6 +236,13 @@ def _masked_fill(scores: Any, mask: Any, value: Any) -> Scores:
     return scores.banded(causal_window(mask, scores.shape[-2], hidden=True))
 
 
+def _maximum(scores: Scores, floor: Any, **_: Any) -> Scores:
+    """A lowest score, as that of what is hidden, changes nothing that is seen."""
+    number = _number(floor)
+    refuse(number is None or number > HIDDEN, "it raises its attention scores to a number")
+    return scores
+
+
 def _where(condition: Any, scores: Any, other: Any) -> Scores:
     if isinstance(condition, Scores):  # rows without any key become zeros; causal rows have one
         return other
@@ -341,6 +351,7 @@ _STEPS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("add", "radd", "iadd"), add),
     "tanh": _tanh,
     "masked_fill": _masked_fill,
+    **dict.fromkeys(("max", "maximum"), _maximum),
     "where": _where,
     "softmax": _softmax,
     **dict.fromkeys(("to", "type", "type_as"), _cast),

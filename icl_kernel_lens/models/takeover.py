@@ -11,9 +11,10 @@ two paths agree is measured on the model in hand (`verify.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from icl_kernel_lens.models.hooks import KINDS, instead
+from icl_kernel_lens.models.hooks import KINDS, hooked, instead
 from icl_kernel_lens.models.stand_in import (
+    EARLIER_KEYS,
     CannotIntercept,
     Mask,
     Noted,
@@ -63,7 +65,7 @@ class _Seeing(TorchFunctionMode):
             q, k = (rearrange(x, "(b h) s d -> b h s d", h=self.heads) for x in (q, k))
         refuse(
             q.dim() == k.dim() == 4 and q.shape[2] < k.shape[2],
-            "keys of earlier tokens come from a cache, and its masks count from them. Run without one "
+            f"{EARLIER_KEYS}, and its masks count from them. Run without one "
             "(use_cache=False; in generate also use_past_kv_cache=False)",
         )
         refuse(
@@ -115,6 +117,57 @@ def _through(layer: int, heads: int, module: nn.Module, handler: Handler) -> Cal
     return intercepted
 
 
+class _Products(TorchFunctionMode):
+    """Active while one layer's attention runs: finds the v and z of weights times values, (batch, pos, head, d_head)."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.weighted = heads, False
+        self.found: list[dict[str, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        if name == "softmax":
+            self.weighted = True
+        elif self.weighted and name in ("matmul", "bmm") and args[0].shape[-2] == args[0].shape[-1]:
+            self.weighted = False
+            pair = {"v": args[1], "z": out}
+            if out.dim() == 3 and len(out) % self.heads == 0:
+                pair = {name: rearrange(x, "(b h) s d -> b h s d", h=self.heads) for name, x in pair.items()}
+            if all(x.dim() == 4 for x in pair.values()):
+                self.found.append({name: x.transpose(1, 2) for name, x in pair.items()})
+        return out
+
+
+@contextmanager
+def product_seen(module: nn.Module, heads: int, see: Mapping[str, Callable[[Tensor], Any]]) -> Iterator[None]:
+    """Shows the values that an attention module multiplies with its weights ("v"), and what it gets ("z").
+
+    What the module does before and after (norms, gates, other shapes) is not in between. Where its own code has no
+    such product, or several, they are what hook_v and hook_z show.
+    """
+    forward = module.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        shown: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for name in see:
+                if (point := getattr(module, f"hook_{name}", None)) is not None:
+                    stack.enter_context(hooked(point, partial(shown.__setitem__, name)))
+            products = stack.enter_context(_Products(heads))
+            out = forward(*args, **kwargs)
+        if len(products.found) == 1:
+            shown = products.found[0]
+        for name, callback in see.items():
+            if name in shown:
+                callback(shown[name])
+        return out
+
+    with instead(module, "forward", watched):
+        yield
+
+
 def _without_scores(out: Any) -> Any:
     if isinstance(out, Scores):
         return None
@@ -152,7 +205,7 @@ def without_masks(model: nn.Module) -> Iterator[None]:
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attention written plainly, for modules that leave it to Hugging Face's registry: it is taken over too."""
     refuse(
@@ -163,7 +216,7 @@ def _attention(
     key, value = (x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (key, value))
     scale = kwargs.get("scaling")
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = scores if mask is None else scores + mask
+    scores = scores if attention_mask is None else scores + attention_mask
     weights = torch.nn.functional.dropout(
         scores.softmax(-1), p=kwargs.get("dropout", 0.0), training=module.training
     )

@@ -23,15 +23,19 @@ from torch import Tensor, nn
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.hooks import hooked, hooks_everywhere, hooks_of, instead
 from icl_kernel_lens.models.stand_in import check_padding, refuse
-from icl_kernel_lens.models.takeover import Handler, intercepting, without_masks
+from icl_kernel_lens.models.takeover import Handler, intercepting, product_seen, without_masks
 
 HookName = Literal["hook_pattern", "hook_v", "hook_z"]
 """Of a layer's attention: (batch, head, query, key); (batch, pos, kv_head, d_head); (batch, pos, head, d_head)."""
+ProductName = Literal["v", "z"]
+"""Of a layer's attention, where its own code multiplies weights with values: (batch, pos, head, d_head); only seen."""
 VectorName = Literal["hook_q", "hook_k", "hook_v"]
 """Of a layer's attention: queries and keys before any rotary embedding, values; (batch, pos, head, d_head)."""
 StreamName = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
 """Of a layer's block: what comes in, what attention and MLP add (after any norm behind them), what goes out."""
-Edits = Mapping[tuple[int, HookName | VectorName | StreamName], Callable[[Tensor], Tensor | None]]
+Edits = Mapping[
+    tuple[int, HookName | VectorName | StreamName | ProductName], Callable[[Tensor], Tensor | None]
+]
 """(layer, activation) → a function that sees it, and may return another in its place."""
 
 
@@ -99,18 +103,29 @@ class TransformerLensAdapter(ABC):
     def tokenizer(self) -> Any | None:
         return getattr(self.model, "tokenizer", None)
 
+    @property
+    def _blocks(self) -> Any:
+        blocks = getattr(self.model, "blocks", None)
+        if blocks is None:
+            raise ModelError(
+                f"a model must show its layers as blocks to be read; this {self.kind} ({self.name}) has none: the installed "
+                "TransformerLens does not open this architecture up. Try another version of it.",
+                code="hook-missing",
+            )
+        return blocks
+
     def _attention(self, layer: int) -> nn.Module | None:
-        return getattr(self.model.blocks[layer], "attn", None)
+        return getattr(self._blocks[layer], "attn", None)
 
     def missing_attention(self) -> dict[int, str]:
         return {
-            layer: f"no attention in layer {layer} ({type(self.model.blocks[layer]).__name__})"
+            layer: f"no attention in layer {layer} ({type(self._blocks[layer]).__name__})"
             for layer in range(self.shape.layers)
             if self._attention(layer) is None
         }
 
     def _point(self, layer: int, name: HookName | StreamName | VectorName) -> Any:
-        owner = self.model.blocks[layer] if name in get_args(StreamName) else self._attention(layer)
+        owner = self._blocks[layer] if name in get_args(StreamName) else self._attention(layer)
         point = getattr(owner, name, None)
         if point is None:
             raise ModelError(
@@ -125,7 +140,7 @@ class TransformerLensAdapter(ABC):
     def intercepting(self, handler: Handler, *, start: int = 0) -> Iterator[None]:
         """See `InterceptableAdapter`. The model is as before afterwards, also after an exception."""
         attentions = {
-            layer: self.model.blocks[layer].attn
+            layer: self._blocks[layer].attn
             for layer in range(self.shape.layers)
             if self._attention(layer) is not None
         }
@@ -152,15 +167,22 @@ class TransformerLensAdapter(ABC):
         """See `InterceptableAdapter`; only these are removed again, whatever happens inside."""
         with ExitStack() as stack:
             stack.enter_context(_alone(self.model))
+            products: dict[int, dict[str, Callable[[Tensor], Any]]] = {}
             for (layer, name), callback in edits.items():
-                stack.enter_context(hooked(self._point(layer, name), callback))
+                if name in get_args(ProductName):
+                    products.setdefault(layer, {})[name] = callback
+                else:
+                    stack.enter_context(hooked(self._point(layer, name), callback))  # pyright: ignore[reportArgumentType]
+            for layer, see in products.items():
+                stack.enter_context(product_seen(self._blocks[layer].attn, self.shape.heads, see))
             yield
 
     def watching(
         self, callbacks: Mapping[tuple[int, HookName], Callable[[Tensor], None]]
     ) -> AbstractContextManager[None]:
-        """See `ModelAdapter`."""
-        return self.editing(callbacks)  # pyright: ignore[reportArgumentType]
+        """See `ModelAdapter`; values and z are those of the layer's own product."""
+        products = {"hook_v": "v", "hook_z": "z"}
+        return self.editing({(at, products.get(name, name)): see for (at, name), see in callbacks.items()})  # pyright: ignore[reportArgumentType]
 
     def forward(
         self,

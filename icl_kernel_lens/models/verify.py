@@ -5,7 +5,7 @@ On a few random tokens, for every layer:
     the pattern hook fires exactly once, with shape (batch, head, query, key)
     A[q, k] = 0 for k > q    attention is causal, so that padding cannot be seen
     Σ_k A[q, k] = 1          or 1 − (the declared attention sink), up to rounding
-    z[q] = Σ_k A[q, k] v[k]  per query head; values are repeated over the group of query heads
+    z[q] = Σ_k A[q, k] v[k]  per query head, with the v and z of the layer's own product (`takeover.product_seen`)
 
 and, where attention can be taken over (`attention_passes.py`), that the row rebuilt from q and k equals the
 pattern's and the logits those of the plain run: for whole prompts, with their leading tokens run apart, and with the
@@ -47,7 +47,7 @@ from icl_kernel_lens.models.adapter import (
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, attention_pass, read_prefix
 from icl_kernel_lens.models.comparison import comparison_of
 from icl_kernel_lens.models.hooks import lasting, registered, without_hooks
-from icl_kernel_lens.models.stand_in import CannotIntercept
+from icl_kernel_lens.models.stand_in import EARLIER_KEYS, CannotIntercept
 from icl_kernel_lens.models.transformer_lens_adapters import VectorName, modules_of
 from icl_kernel_lens.numbers.residuals import gap, largest
 
@@ -204,12 +204,21 @@ def _verify(adapter: ModelAdapter) -> VerificationReport:
     if not layers:
         raise ModelError(
             f"a model must have attention to be read; none of the {shape.layers} layers of {adapter.name} has "
-            f"({next(iter(missing.values()))}). State-space and recurrent models cannot be scored.",
+            f"({next(iter(missing.values()))}). {_why_none(adapter)}",
             code="no-attention",
         )
     same_logits = comparison_of(adapter.model).says
     tokens, lengths = _probe(adapter)
-    seen, logits, residuals = _check_layers(adapter, tokens, lengths)
+    try:
+        seen, logits, residuals = _check_layers(adapter, tokens, lengths)
+    except (LensError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # an unknown model's code may fail in any way
+        raise ModelError(
+            f"a model must run on tokens; {adapter.name} does not: {type(error).__name__}: {without_code(error)}. Try "
+            "another version of TransformerLens, or another model.",
+            code="model-backend",
+        ) from error
     if adapter.device.type == "mps":
         cross_check(adapter, {at: (seen[at, "hook_pattern"], seen[at, "hook_v"]) for at in layers})
     rounding = _rounding(adapter, tokens[0], seen, logits[0])
@@ -230,11 +239,30 @@ def _verify(adapter: ModelAdapter) -> VerificationReport:
             )
             differences.append(difference)
         reasons.append(reason)
+    if reasons[0] is not None and EARLIER_KEYS in reasons[0]:
+        raise ModelError(
+            f"a whole prompt run without a cache must attend its own keys alone; attention of {adapter.name} meets more "
+            f"({reasons[0]}). It keeps keys between runs, or chooses among them by an index of its own: it cannot be read.",
+            code="not-attention",
+        )
     worst = largest(x for x in differences if x is not None)
     row_sum, values = ({layer: pair[i] for layer, pair in residuals.items()} for i in (0, 1))
     return VerificationReport(
         row_sum, values, missing, worst, *reasons, rounding=rounding, limit=limit, logits=same_logits
     )
+
+
+def _why_none(adapter: ModelAdapter) -> str:
+    """Whether no layer attends, or TransformerLens only shows none that does."""
+    under = getattr(adapter.model, "original_model", None)
+    kinds = {type(module).__name__ for module in under.modules()} if isinstance(under, nn.Module) else set()
+    attends = sorted(kind for kind in kinds if kind.endswith("Attention"))
+    if attends and getattr(getattr(under, "config", None), "num_attention_heads", None):
+        return (
+            f"Hugging Face's code does attend ({attends[0]}), but the installed TransformerLens has no hooks there. Try "
+            "another version of it."
+        )
+    return "State-space and recurrent models cannot be scored."
 
 
 _NAMES: tuple[HookName, ...] = ("hook_pattern", "hook_v", "hook_z")
@@ -363,8 +391,8 @@ def _check_layer(
     if v.dim() != 4 or z.dim() != 4 or v.shape[-1] != z.shape[-1] or heads % v.shape[2]:
         raise ModelError(
             f"values must be (batch, pos, kv_head, d_head) and z (batch, pos, head, d_head); blocks.{layer}.attn "
-            f"of {adapter.name} has {tuple(v.shape)} and {tuple(z.shape)}. Attention whose values are stored "
-            "otherwise (multi-head latent attention) cannot be read.",
+            f"of {adapter.name} has {tuple(v.shape)} and {tuple(z.shape)}. Its own code has no single product of weights "
+            "and values, and its hooks show others: it cannot be read.",
             code="hook-shape",
         )
     future = a.triu(1)[0].abs().max().item()
@@ -386,10 +414,11 @@ def _check_layer(
         )
     if not values <= limit:
         raise ModelError(
-            f"z must be the attention-weighted sum of the values; blocks.{layer}.attn.hook_z of "
+            f"z must be the attention-weighted sum of the values; that of blocks.{layer}.attn of "
             f"{adapter.name} differs from A·V by {values:.1e} of its size (tolerance "
-            f"{limit:.0e} for {adapter.dtype}). The pattern shown is not the one the layer uses: "
-            'reload the model with attn_implementation="eager", and remove hooks that edit it.',
+            f"{limit:.0e} for {adapter.dtype}). The layer multiplies its values with other weights than hook_pattern "
+            "shows, or a gate or a norm stands between. Remove hooks that edit the pattern; otherwise this attention "
+            "cannot be read.",
             code="not-attention",
         )
     return row_sum, values

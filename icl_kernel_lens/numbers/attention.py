@@ -64,7 +64,7 @@ class Block:
     """
 
     k: Float[Tensor, "prompt kv_head key d_head"]
-    v: Float[Tensor, "prompt kv_head key d_head"]
+    v: Float[Tensor, "prompt kv_head key d_value"]
     start: int = 0
 
     @property
@@ -75,9 +75,9 @@ class Block:
 def attend(
     q: Float[Tensor, "batch head pos d_head"],
     k: Float[Tensor, "batch head pos d_head"],
-    v: Float[Tensor, "batch head pos d_head"],
+    v: Float[Tensor, "batch head pos d_value"],
     rule: Rule,
-) -> Float[Tensor, "batch head pos d_head"]:
+) -> Float[Tensor, "batch head pos d_value"]:
     """z of every position of whole prompts, through PyTorch's fused attention wherever it is exact."""
     windowed = rule.window is not None and rule.window < q.shape[2]
     if rule.soft_cap is not None or windowed:
@@ -96,7 +96,7 @@ def attend(
 
 def attend_blocks(
     q: Float[Tensor, "batch head pos d_head"], blocks: Sequence[Block], rule: Rule
-) -> Float[Tensor, "batch head pos d_head"]:
+) -> Float[Tensor, "batch head pos d_value"]:
     """z of the positions that the last block holds the keys of, over all blocks."""
     first = blocks[-1].start
     parts = [_attend_block(q, block, rule, first) for block in blocks]
@@ -109,7 +109,7 @@ def attend_blocks(
 
 def _attend_block(
     q: Float[Tensor, "batch head pos d_head"], block: Block, rule: Rule, first: int
-) -> tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos"]]:
+) -> tuple[Float[Tensor, "batch head pos d_value"], Float[Tensor, "batch head pos"]]:
     """z over one block alone, in float32, and the log of its summed exponentials (−inf: sees none of it).
 
     Queries are taken a stretch at a time, so that few scores are alive at once; where a gradient is asked for, they
@@ -143,11 +143,11 @@ def stretches(q: Float[Tensor, "batch head pos d_head"], keys: int) -> list[tupl
 def _attend_stretch(
     q: Float[Tensor, "batch head query d_head"],
     k: Float[Tensor, "prompt kv_head key d_head"],
-    v: Float[Tensor, "prompt kv_head key d_head"],
+    v: Float[Tensor, "prompt kv_head key d_value"],
     rule: Rule,
     query_start: int,
     key_start: int,
-) -> tuple[Float[Tensor, "batch head query d_head"], Float[Tensor, "batch head query"]]:
+) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
     scores = masked_scores(q, k, rule, query_start, key_start)
     top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
     # In place, unless a gradient needs the scores again.
@@ -203,7 +203,7 @@ def answer_scores(
 
 def mixed(
     weights: Float[Tensor, "batch head key"], blocks: Sequence[Block]
-) -> Float[Tensor, "batch head d_head"]:
+) -> Float[Tensor, "batch head d_value"]:
     """Σ_s w(s) v_s over all keys of all blocks in order, in float32."""
     parts = weights[:, :, None].float().split([block.k.shape[2] for block in blocks], -1)
     mixes = [_mix(part, block.v.float()) for part, block in zip(parts, blocks, strict=True)]
@@ -212,7 +212,7 @@ def mixed(
 
 def values_at(
     blocks: Sequence[Block], positions: Int[Tensor, "batch demo"], heads: int
-) -> Float[Tensor, "batch head demo d_head"]:
+) -> Float[Tensor, "batch head demo d_value"]:
     """v at some positions of each prompt, in float32, from whichever block holds them."""
     shape = len(positions), heads, positions.shape[1], blocks[0].v.shape[-1]
     found = torch.zeros(shape, device=positions.device, dtype=torch.float32)
@@ -243,8 +243,8 @@ def _dots(
 
 
 def _mix(
-    weights: Float[Tensor, "batch head query key"], v: Float[Tensor, "prompt kv_head key d_head"]
-) -> Float[Tensor, "batch head query d_head"]:
+    weights: Float[Tensor, "batch head query key"], v: Float[Tensor, "prompt kv_head key d_value"]
+) -> Float[Tensor, "batch head query d_value"]:
     return _by_rows(_by_keys(weights, v) @ v, *weights.shape[:3])
 
 

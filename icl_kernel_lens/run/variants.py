@@ -164,7 +164,7 @@ def run_variants(
 
 def _with_rows(
     attention: AttentionUnderWay, z: Tensor, rows: RowChange, count: int
-) -> Float[Tensor, "variant head pos d_head"]:
+) -> Float[Tensor, "variant head pos d_value"]:
     """z with the rows of this layer's heads changed."""
     variants, heads = (x.to(z.device) for x in rows.heads[:, attention.layer].nonzero(as_tuple=True))
     if len(variants) == 0:

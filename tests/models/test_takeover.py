@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from icl_kernel_lens.models.stand_in import CannotIntercept
-from icl_kernel_lens.models.takeover import intercepting
-from icl_kernel_lens.numbers.attention import attend
+from icl_kernel_lens.models.takeover import intercepting, product_seen
+from icl_kernel_lens.numbers.attention import Rule, attend
 
 HEADS, WIDTH, LENGTH = 2, 4, 7
 
@@ -67,6 +69,7 @@ EXACT = {
     "a window of one": (lambda s: s.masked_fill(~band(1), -1e30), {"window": 1}),
     "a linear bias": (lambda s: s + LINE, {}),
     "in place": (lambda s: s.mul_(2).add_(LINE), {"scale": 1.0}),
+    "a lowest score": (lambda s: torch.max(s, torch.tensor(torch.finfo(s.dtype).min)), {"scale": 0.5}),
     "batch and head in one": (lambda s: s.view(-1, LENGTH, LENGTH).view(2, HEADS, LENGTH, -1), {}),
 }
 
@@ -96,6 +99,7 @@ REFUSED = {
     "half a soft cap": (Attention(lambda s: torch.tanh(s / 2)), "soft cap does not multiply back"),
     "another cap": (Attention(lambda s: torch.tanh(s / 2) * 3), "after a soft cap"),
     "a bias that bends": (Attention(lambda s: s + LINE**2), "not linear"),
+    "a floor": (Attention(lambda s: s.max(torch.tensor(0.0))), "raises its attention scores"),
     "a bias for all heads": (Attention(lambda s: s + LINE[:1]), "not ALiBi's"),
     "a scale after a bias": (Attention(lambda s: (s + LINE) * 2), "after a bias"),
     "a hole in the mask": (
@@ -123,3 +127,51 @@ def test_refused(name):
         taken_over(module)
     assert "layer 3" in str(error.value)
     assert "forward" not in module.__dict__, "the module's own forward is back"
+
+
+def product(module, *, taken=False):
+    """What is seen of a layer's own product, plainly or while its attention is taken over."""
+    seen: dict[str, torch.Tensor] = {}
+    with product_seen(module, HEADS, {name: partial(seen.__setitem__, name) for name in ("v", "z")}):
+        out = taken_over(module)[0] if taken else module(*qkv())[0]
+    assert "forward" not in module.__dict__
+    return seen, out
+
+
+class Gated(nn.Module):
+    """Values are normed before, and a gate and a norm stand behind the product; batch and head may be in one."""
+
+    def __init__(self, flat):
+        super().__init__()
+        self.flat = flat
+
+    def forward(self, q, k, v):
+        v = functional.normalize(v, dim=-1)
+        if self.flat:
+            q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        weights = (q @ k.transpose(-1, -2)).masked_fill(~band(LENGTH), float("-inf")).softmax(-1)
+        z = weights @ v
+        return functional.layer_norm(z * torch.sigmoid(q), (WIDTH,)), weights
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("taken", [False, True])
+def test_values_and_z_are_those_of_the_layers_own_product(flat, taken):
+    q, k, v = qkv()
+    seen, out = product(Gated(flat), taken=taken)
+    values = functional.normalize(v, dim=-1)
+    z = attend(q, k, values, Rule())
+    torch.testing.assert_close(seen["v"].transpose(1, 2), values)
+    torch.testing.assert_close(seen["z"].transpose(1, 2), z, atol=1e-6, rtol=1e-5)
+    gated = functional.layer_norm(z * torch.sigmoid(q), (WIDTH,))
+    torch.testing.assert_close(out.view_as(gated), gated, atol=1e-5, rtol=1e-4)
+
+
+def test_where_there_is_no_product_nothing_is_made_up():
+    """Attention by one fused function; without hook points there is nothing to show."""
+    fused = Attention()
+    fused.forward = lambda q, k, v: (functional.scaled_dot_product_attention(q, k, v), None)
+    seen: dict[str, torch.Tensor] = {}
+    with product_seen(fused, HEADS, {"v": partial(seen.__setitem__, "v")}):
+        fused(*qkv())
+    assert not seen

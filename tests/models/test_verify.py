@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from operator import attrgetter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from architectures import VOCAB, hf_model
 from support import needs_hooked, same_evidence, uneven_prompts
 
+from benchmarks.architecture_configs import ENTRIES
+from benchmarks.architectures import BRIDGE, measure
+from benchmarks.architectures import hf_model as bench_model
 from icl_kernel_lens import head_vote, knock_out, read
-from icl_kernel_lens.errors import LoadError, ModelError
+from icl_kernel_lens.errors import LensError, LoadError, ModelError
 from icl_kernel_lens.interventions.verify import verify_interventions
-from icl_kernel_lens.models import attention_passes, verify
+from icl_kernel_lens.models import attention_passes, takeover, verify
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import bridge_from_hf, hooked_from_hf
+from icl_kernel_lens.models.transformer_lens_adapters import HookedAdapter
 from icl_kernel_lens.models.verify import cross_check, verify_model
 
 
@@ -28,7 +33,7 @@ def test_an_edited_pattern_that_does_not_reach_the_output_is_refused():
     """On GPT-J the bridge discards pattern edits: the hook shows weights that the layer does not use."""
     adapter = fresh("gptj")
     adapter.model.blocks[1].attn.hook_pattern.add_hook(lambda pattern, hook: pattern.flip(1))
-    with pytest.raises(ModelError, match=r"blocks\.1\.attn\.hook_z of unnamed differs from A·V"):
+    with pytest.raises(ModelError, match=r"that of blocks\.1\.attn of unnamed differs from A·V"):
         verify_model(adapter)
 
 
@@ -153,33 +158,87 @@ def test_mps_is_warned_about_and_cross_checked():
         cross_check(adapter, {0: (a.as_subclass(Wrong), v)})
 
 
-def test_values_stored_otherwise_are_refused():
-    """Multi-head latent attention: what the value hook shows is not one vector a head."""
-    import transformers
+@pytest.mark.filterwarnings("ignore")  # of transformers' own, about such configurations
+@pytest.mark.parametrize("name", ["afmoe", "bitnet", "gemma4", "deepseek_v3"])
+def test_attention_is_read_where_its_own_code_multiplies(name):
+    """A gate or a norm behind z, a norm of v, values made of a latent vector: hook_v and hook_z show something else."""
+    found = measure(name, BRIDGE)
+    assert found["outcome"] == "exact", found["parts"]
 
-    config = transformers.DeepseekV3Config(
-        vocab_size=89,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        kv_lora_rank=8,
-        q_lora_rank=8,
-        qk_rope_head_dim=4,
-        qk_nope_head_dim=4,
-        v_head_dim=8,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        n_group=1,
-        topk_group=1,
-        max_position_embeddings=64,
-        first_k_dense_replace=2,
-    )
-    hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with pytest.raises(ModelError, match=r"values must be|z must be|hook_v"):
-        verify_model(as_adapter(bridge_from_hf(hf)))
+
+@pytest.mark.filterwarnings("ignore")
+def test_attention_that_keeps_keys_between_runs_is_refused():
+    """An index chooses keys, and keeps those of the run before: what is shown of one prompt is not so of the next."""
+    found = measure("glm_moe_dsa", BRIDGE)
+    assert found["outcome"] == "refused", found["parts"]
+
+
+def test_values_that_reach_z_otherwise_are_refused(monkeypatch):
+    """Whatever the layer multiplies, the pattern hook must show it."""
+    monkeypatch.setattr(takeover._Products, "__torch_function__", _halved)
+    with pytest.raises(ModelError, match="must be the attention-weighted sum"):
+        verify_model(fresh("llama"))
+
+
+def _halved(self, func, types, args=(), kwargs=None):
+    """A layer whose weights change between the pattern hook and the product."""
+    out = func(*args, **(kwargs or {}))
+    if getattr(func, "__name__", "").strip("_") == "matmul" and args[0].shape[-1] == args[0].shape[-2]:
+        self.found.append({"v": args[1].transpose(1, 2), "z": out.transpose(1, 2) / 2})
+    return out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("zamba2", r"Hugging Face's code does attend \(Zamba2Attention\)"),
+        ("mamba", "State-space and recurrent models cannot be scored"),
+        ("rwkv", "State-space and recurrent models cannot be scored"),
+    ],
+)
+def test_a_model_that_shows_no_attention_is_told_whether_it_has_any(name, message):
+    with pytest.raises(ModelError, match=message) as found:
+        verify_model(as_adapter(bridge_from_hf(bench_model(ENTRIES[name]))))
+    assert found.value.code == "no-attention"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_without_blocks_is_refused():
+    """Two stacks that run in cycles: TransformerLens has no list of blocks of them."""
+    with pytest.raises(LensError):
+        read(bridge_from_hf(bench_model(ENTRIES["hrm_text"])), uneven_prompts(), progress=False)
+    without = SimpleNamespace(cfg=SimpleNamespace(n_layers=1, n_heads=1, d_vocab=9, d_model=4))
+    with pytest.raises(ModelError, match="must show its layers as blocks") as found:
+        HookedAdapter(without).missing_attention()
+    assert found.value.code == "hook-missing"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, KeyError, TypeError])
+def test_an_architecture_that_transformer_lens_fails_on_is_a_load_error(monkeypatch, error):
+    from transformer_lens.model_bridge.sources import _bridge_builder
+
+    def fail(*_args, **_kwargs):
+        raise error("split_sizes")
+
+    monkeypatch.setattr(_bridge_builder, "build_bridge_from_module", fail)
+    with pytest.raises(
+        LoadError, match=f"does not support LlamaForCausalLM: {error.__name__}: .*split_sizes"
+    ):
+        bridge_from_hf(hf_model("llama"))
+
+
+def test_a_model_that_fails_in_its_first_run_says_why(monkeypatch):
+    adapter = fresh("llama")
+
+    def fail(*_args, **_kwargs):
+        raise AttributeError("no attribute 'causal_conv1d_fn'")
+
+    monkeypatch.setattr(adapter, "forward", fail)
+    with pytest.raises(
+        ModelError, match=r"must run on tokens; unnamed does not: AttributeError: no attribute"
+    ):
+        verify_model(adapter)
 
 
 HOOKS = {
@@ -234,7 +293,7 @@ def test_an_edit_of_a_pattern_is_looked_at_whenever_it_comes():
         knock_out(adapter.model, uneven_prompts(), progress=False)
     point.remove_hooks()
     point.add_hook(lambda pattern, hook: pattern.flip(1))
-    with pytest.raises(ModelError, match=r"blocks\.1\.attn\.hook_z of unnamed differs from A·V"):
+    with pytest.raises(ModelError, match=r"that of blocks\.1\.attn of unnamed differs from A·V"):
         read(adapter.model, uneven_prompts(), progress=False)
     point.remove_hooks()
     point.add_hook(lambda pattern, hook: pattern[:, :, 40])
