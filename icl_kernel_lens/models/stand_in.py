@@ -27,9 +27,6 @@ HIDDEN = -1e4
 """A number added to a score that hides it; a bias that matters is smaller."""
 
 
-EARLIER_KEYS = "keys of earlier tokens come from a cache"
-
-
 class CannotIntercept(ModelError):
     """The layer does something to its scores that cannot be taken over exactly."""
 

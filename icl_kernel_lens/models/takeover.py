@@ -24,7 +24,6 @@ from torch.overrides import TorchFunctionMode
 
 from icl_kernel_lens.models.hooks import KINDS, hooked, instead
 from icl_kernel_lens.models.stand_in import (
-    EARLIER_KEYS,
     CannotIntercept,
     Mask,
     Noted,
@@ -64,8 +63,8 @@ class _Seeing(TorchFunctionMode):
         if q.dim() == 3:
             q, k = (rearrange(x, "(b h) s d -> b h s d", h=self.heads) for x in (q, k))
         refuse(
-            q.dim() == k.dim() == 4 and q.shape[2] < k.shape[2],
-            f"{EARLIER_KEYS}, and its masks count from them. Run without one "
+            q.dim() == k.dim() == 4 and q.shape[:2] == k.shape[:2] and q.shape[2] < k.shape[2],
+            "keys of earlier tokens come from a cache, and its masks count from them. Run without one "
             "(use_cache=False; in generate also use_past_kv_cache=False)",
         )
         refuse(

@@ -167,10 +167,11 @@ def test_attention_is_read_where_its_own_code_multiplies(name):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_attention_that_keeps_keys_between_runs_is_refused():
-    """An index chooses keys, and keeps those of the run before: what is shown of one prompt is not so of the next."""
+def test_a_model_that_chooses_keys_by_the_length_of_what_is_run_is_refused():
+    """An index chooses keys; among those it gives the same score, the choice depends on how many stand behind."""
     found = measure("glm_moe_dsa", BRIDGE)
     assert found["outcome"] == "refused", found["parts"]
+    assert "what stands behind a prompt must not change" in found["parts"]["answers"]["message"]
 
 
 def test_values_that_reach_z_otherwise_are_refused(monkeypatch):
