@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.groups import group_sums, numbered
 
 RATE = "fraction of prompts"
@@ -75,8 +76,7 @@ def cluster_bootstrap(
 
 def bootstrap_counts(count: int, draws: int, seed: int) -> Float[Tensor, "draw cluster"]:
     """How often each of `count` clusters is drawn, in each of `draws` draws of as many with replacement."""
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(count, (draws, count), generator=generator)
+    picks = torch.randint(count, (draws, count), generator=generator(seed))
     times = torch.zeros(draws, count, dtype=torch.float64)
     return times.scatter_add_(1, picks, torch.ones_like(times))
 
