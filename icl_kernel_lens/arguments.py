@@ -37,7 +37,7 @@ def checked(function: F) -> F:
         except TypeError as error:
             known = ", ".join(name for name in signature.parameters if name not in ("self", "cls"))
             raise ArgumentError(
-                f"{function.__qualname__} must be called with what it takes ({known}); {error}.",
+                f"{function.__name__} must be called with what it takes ({known}); {error}.",
                 code="wrong-type",
             ) from error
         hints = _hints(function)
@@ -142,6 +142,10 @@ def _advice(hint: Any) -> str:
     return next((f" {advice}" for advice in found if advice), "")
 
 
+_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
+_SEVERAL = {bool: "truth values", int: "whole numbers", float: "numbers", str: "texts"}
+
+
 def _words(hint: Any) -> str:
     """An annotation in words."""
     origin, args = get_origin(hint), get_args(hint)
@@ -150,9 +154,8 @@ def _words(hint: Any) -> str:
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(repr, args))
     if origin is tuple or origin in _ROWS:
-        return f"several, such as a list, each {_words(args[0])}" if args else "a list"
-    if hint is NoneType:
-        return "None"
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-    word = names.get(hint) or getattr(origin or hint, "__name__", str(hint))
-    return word if hint in names else f"{'an' if word[0] in 'AEIOU' else 'a'} {word}"
+        return f"a list of {_SEVERAL[args[0]]}" if args and args[0] in _SEVERAL else "a list"
+    word = getattr(origin or hint, "__name__", str(hint))
+    return _NAMES.get(hint) or (
+        "a dictionary" if origin is Mapping else f"{'an' if word[0] in 'AEIOU' else 'a'} {word}"
+    )

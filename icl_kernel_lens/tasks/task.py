@@ -78,6 +78,12 @@ class Task(MakesPrompts):
                     "label names may be wrong, or the file too short.",
                     code="task-pool",
                 )
+            if len({example.texts for example in pool}) == 1:
+                raise TaskError(
+                    f"texts must differ for labels to depend on them; all {len(pool)} rows of the {split} pool of "
+                    f"{self.name!r} are {pool[0].texts!r:.80}. Check which fields hold the text (text_fields, --text-fields).",
+                    code="task-pool",
+                )
 
     def _check_examples(self, pool: Sequence[Any], one: str, where: str) -> None:
         """Refuse examples that are none, whose label is no class, or whose texts the template does not show."""
