@@ -38,6 +38,9 @@ everywhere, also in print.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, NamedTuple, get_args
 
 from icl_kernel_lens.errors import ResultError
@@ -61,14 +64,34 @@ class HeadRef(NamedTuple):
 
         Raises: ResultError: it is neither.
         """
-        if isinstance(head, tuple) and len(head) == 2:
-            return cls(*head)
-        if isinstance(head, str) and (found := re.fullmatch(r"L(\d+)H(\d+)", head)):
+        if isinstance(head, str) and (found := re.fullmatch(r"L(\d{1,9})H(\d{1,9})", head)):
             return cls(int(found[1]), int(found[2]))
+        pair = head if isinstance(head, Sequence) and not isinstance(head, str) else ()
+        if len(pair) == 2 and all(isinstance(at, Integral) and not isinstance(at, bool) for at in pair):
+            return cls(*map(int, pair))
         raise ResultError(
-            f'a head is a pair (layer, head) or a name such as "L3H7", both from 0; got {head!r}.',
+            f'a head is a pair (layer, head) or a name such as "L3H7", both from 0; got {head!r:.60}.',
             code="head-name",
         )
+
+    @classmethod
+    def each(cls, heads: Sequence[Head | str]) -> list[HeadRef]:
+        """Several heads, each named once.
+
+        Raises: ResultError: a single name for a list, or a head that is there twice.
+        """
+        if isinstance(heads, str) or not isinstance(heads, Sequence):
+            raise ResultError(
+                f'several heads are a list of names or pairs, such as ["L3H7", (4, 0)]; got {heads!r:.60}.',
+                code="head-name",
+            )
+        found = [cls.of(head) for head in heads]
+        if twice := [head for head, times in Counter(found).items() if times > 1]:
+            raise ResultError(
+                f"heads must be named once; {', '.join(map(str, twice))} is there twice.",
+                code="head-repeated",
+            )
+        return found
 
 
 Head = tuple[int, int]

@@ -48,6 +48,10 @@ class RunError(LensError, RuntimeError):
     """A run cannot go on: memory, a checkpoint of another run, a process that was lost."""
 
 
+class ArgumentError(TaskError, PromptError, ResultError):
+    """An argument is of another type than its function declares; it is caught with the errors of tasks, prompts, results."""
+
+
 def without_code(error: BaseException) -> str:
     """An error's text without its code, to stand within another text."""
     return error.message if isinstance(error, LensError) else str(error)
@@ -213,6 +217,11 @@ CODES: dict[str, Entry] = {
     ),
     "empty-text": Entry(
         "A text is empty, or has no token.", "A row has no content, or white space alone.", "Drop the row."
+    ),
+    "text-unicode": Entry(
+        "A text is no Unicode text.",
+        "It holds half of a surrogate pair, from a file that was read in another encoding.",
+        "Mend the text as the message says, or drop the row.",
     ),
     "position": Entry(
         "A position lies outside its prompt, out of order, or not on a label.",
@@ -382,8 +391,8 @@ CODES: dict[str, Entry] = {
         "Give all processes the same arguments.",
     ),
     "process-lost": Entry(
-        "Another process failed.",
-        "It met an error, or was killed.",
+        "Another process failed, and this one was ended with it.",
+        "It met an error, or was killed, perhaps for want of memory.",
         "See its output; with a checkpoint, the same command goes on.",
     ),
     "too-many-processes": Entry(

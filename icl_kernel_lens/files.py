@@ -41,10 +41,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> Path:
-    """Write bytes, or text as UTF-8 with its line ends as they are, in the place of what is there.
+    """Write bytes, or text as UTF-8 with its line ends as they are (halves of surrogate pairs as escapes), in the place of what is there.
 
     Raises: RunError: it cannot be written; what stood there is as it was.
     """
     with replacing(path) as partial:
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        partial.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
     return Path(path)

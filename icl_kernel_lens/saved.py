@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.results import (
     ablation_curves,  # noqa: F401 (each defines results, which `Result.kinds` then knows)
@@ -19,6 +20,7 @@ from icl_kernel_lens.results.base import Result
 from icl_kernel_lens.theory import bayes, experiment, regression, theorem  # noqa: F401
 
 
+@checked
 def load(path: str | Path) -> Result:
     """Read one saved result of any class.
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from icl_kernel_lens.charts import page
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.files import write_atomically
+from icl_kernel_lens.signs import legible
 
 
 class _Altair:
@@ -51,7 +52,7 @@ class Figure:
 
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification."""
-        return self.chart.to_dict()
+        return legible(self.chart.to_dict())
 
     def png(self, scale: float = 2.0) -> bytes:
         """A still picture; no browser and no network."""
@@ -98,7 +99,7 @@ class Figure:
     def still(self) -> Markup:
         """The picture as an `<img>` element."""
         return Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(
-            self.title, base64.b64encode(self.png()).decode()
+            legible(self.title), base64.b64encode(self.png()).decode()
         )
 
 

@@ -21,6 +21,8 @@ import vl_convert as vlc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from icl_kernel_lens.signs import legible
+
 if TYPE_CHECKING:
     from icl_kernel_lens.charts.figure import Figure
     from icl_kernel_lens.charts.token_view import TokenView
@@ -77,8 +79,8 @@ class Page:
             autoescape=True, undefined=StrictUndefined, loader=PackageLoader("icl_kernel_lens.charts")
         )
         return templates.get_template("page.html.jinja").render(
-            title=self.title,
-            parts=self._parts,
+            title=legible(self.title),
+            parts=legible(self._parts),
             policy=f"default-src 'none'; script-src {hashes or repr('none')}; "
             "style-src 'unsafe-inline'; img-src data: blob:",
             scripts=[Markup(script) for script in self._scripts],
@@ -95,7 +97,7 @@ def vega_lite_version() -> str:
 
 def to_js(value: Any) -> str:
     """A JavaScript literal that cannot end the script it stands in; NaN is refused."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(legible(value), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -143,7 +145,7 @@ def notebook_output(library: str, draw: Callable[[str], str], inside: str = "", 
         "script.textContent=await new Response(stream).text();"
         "document.head.append(script);script.remove();" + draw(element) + "})()"
     )
-    below = Markup('<p style="font:12px sans-serif">{}</p>').format(caption) if caption else ""
+    below = Markup('<p style="font:12px sans-serif">{}</p>').format(legible(caption)) if caption else ""
     output = Markup('<div id="{}">{}</div>{}<script>{}</script>')
     # Plain text, since what is added to Markup would be escaped.
     return str(output.format(element, inside, below, Markup(script)))

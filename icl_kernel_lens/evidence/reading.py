@@ -15,20 +15,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import EvidenceMissing, PromptError
 from icl_kernel_lens.evidence.rows import AnswerRows, evidence_of, shown_shape, sums, with_twins
 from icl_kernel_lens.models.adapter import as_adapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.read_out import unembedded
-from icl_kernel_lens.models.verify import reads_fast, verify_model
-from icl_kernel_lens.prompts.fit import check_same_tokenizer
+from icl_kernel_lens.models.verify import reads_fast, tolerance, verify_model
+from icl_kernel_lens.prompts.fit import check_fits, check_same_tokenizer
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.run.forward import answer_logits, check_finite, sequence_scores
+from icl_kernel_lens.run.processes import here
 from icl_kernel_lens.run.runner import BatchSize, run_prompts
 
+SEEN_AGAIN = 4
+"""Prompts that are run again to see whether evidence is of this model."""
 
+
+@checked
 def read(
     model: Any,
     prompts: PromptSet,
@@ -57,12 +63,6 @@ def read(
             PromptError: a prompt is longer than the context, or made for another vocabulary.
             RunError: the checkpoint is of another model, prompts or settings, or memory ran out.
     """
-    if not isinstance(prompts, PromptSet):
-        raise PromptError(
-            f"read(model, prompts) needs a PromptSet; got a {type(prompts).__name__}. Make one with "
-            "task.prompts(model, ...) or PromptSet.from_tokens(...).",
-            code="wrong-type",
-        )
     adapter = as_adapter(model)
     verify_model(adapter)
     names = with_twins(keep)
@@ -93,6 +93,7 @@ def read(
     return evidence_of(adapter, prompts, names, results, template_tokens, f"{way}; {how}")
 
 
+@checked
 def answer(
     model: Any,
     prompts: PromptSet,
@@ -129,6 +130,17 @@ def answer(
     return results["scores"]
 
 
+@checked
+def check_reading(evidence: Evidence, model: Any, prompts: PromptSet) -> None:
+    """Refuse evidence that is not a reading of this model and these prompts; a few of them are run to see.
+
+    Raises: ResultError: of other prompts, another model, or other weights under the same name.
+    """
+    evidence.check_of(as_adapter(model), prompts)
+    few = torch.arange(min(len(prompts), max(SEEN_AGAIN, here().size)))
+    evidence.check_scores(few, answer(model, prompts.select(few.tolist()), progress=False))
+
+
 def evidence_from_cache(
     cache: Any,
     prompts: PromptSet,
@@ -144,8 +156,15 @@ def evidence_from_cache(
 
     Raises: EvidenceMissing: the cache lacks a layer's `hook_pattern`, or is of another shape.
     """
+    if not hasattr(cache, "model"):
+        raise EvidenceMissing(
+            "a cache must be what model.run_with_cache(prompts.tokens) returns, an ActivationCache with its model; it is a "
+            f"{type(cache).__name__}. Without return_cache_object=False, and without cache_to_dict().",
+            code="evidence-missing",
+        )
     adapter = as_adapter(cache.model)
     verify_model(adapter)
+    check_fits(prompts, adapter)
     check_same_tokenizer(prompts, adapter)
     if prompts.score_on == "sequence":
         raise PromptError(
@@ -157,20 +176,19 @@ def evidence_from_cache(
     names, shown = with_twins(keep), shown_shape(adapter, prompts)
     reading = AnswerRows(adapter, prompts, numbers.tolist(), names, shown, template_tokens=template_tokens)
     for layer in attention_layers(adapter):
-        pattern = _cached(cache, f"blocks.{layer}.attn.hook_pattern")
-        if pattern.dim() != 4 or pattern.shape[0] != len(prompts) or pattern.shape[2] < width:
-            raise EvidenceMissing(
-                f"the cache must hold the patterns of these {len(prompts)} prompts of up to {width} tokens; "
-                f"blocks.{layer}.attn.hook_pattern has shape {tuple(pattern.shape)}. Cache with "
-                "run_with_cache(prompts.tokens), keeping the batch dimension.",
-                code="evidence-missing",
-            )
+        name = f"blocks.{layer}.attn.hook_pattern"
+        pattern = _shaped(cache, name, (len(prompts), adapter.shape.heads, width, width))
         rows = pattern[numbers, :, prompts.answer_pos.to(pattern.device), :width].detach().float()
+        _check_rows(rows, name, tolerance(adapter.dtype))
         reading.add(layer, rows)
     if logits is None:
-        final = _cached(cache, f"blocks.{adapter.shape.layers - 1}.hook_resid_post")
+        name = f"blocks.{adapter.shape.layers - 1}.hook_resid_post"
+        final = _shaped(cache, name, (len(prompts), width, None))
         scores = unembedded(adapter, final[numbers, prompts.answer_pos.to(final.device)])
     else:
+        logits = _shaped(
+            {"logits": logits}, "logits", (len(prompts), width, int(prompts.label_tokens.max()) + 1)
+        )
         scores = logits[numbers, prompts.answer_pos.to(logits.device)].detach().float()
     scores = scores.cpu()
     check_finite(scores, numbers, adapter)
@@ -181,12 +199,36 @@ def evidence_from_cache(
     return evidence_of(adapter, prompts, names, results, template_tokens, "rows taken from a cache")
 
 
-def _cached(cache: Any, name: str) -> Tensor:
+def _check_rows(rows: Float[Tensor, "prompt head key"], name: str, limit: float) -> None:
+    """Refuse what is no attention: rows are at least 0 and sum to 1, or less where there is a sink."""
+    least, most = float(rows.min()), float(rows.sum(-1).max())  # NaN fails both
+    if not (least >= -limit and most <= 1 + limit):
+        raise EvidenceMissing(
+            f"attention rows must be at least 0 and sum to at most 1; those of {name} in the cache have a least weight of "
+            f"{least:.3g} and sums up to {most:.3g}. Was the cache edited, or filled under hooks? Cache anew with "
+            "run_with_cache(prompts.tokens).",
+            code="evidence-missing",
+        )
+
+
+def _shaped(cache: Any, name: str, shape: tuple[int | None, ...]) -> Tensor:
+    """A cached activation over these prompts, heads and positions (of which there may be more), whatever its width."""
     try:
-        return cache[name]
+        found = cache[name]
     except KeyError as error:
         raise EvidenceMissing(
             f"the cache must hold {name}; it was left out. Cache it too: run_with_cache(prompts.tokens) "
             "without a names_filter, or with one that lets it through.",
             code="evidence-missing",
         ) from error
+    exact = (0, 1) if len(shape) == 4 else (0,)
+    if found.dim() != len(shape) or any(
+        size is not None and (have != size if at in exact else have < size)
+        for at, (have, size) in enumerate(zip(found.shape, shape, strict=True))
+    ):
+        raise EvidenceMissing(
+            f"the cache must hold the activations of these {shape[0]} prompts, every head and every token, as {shape}; "
+            f"{name} has shape {tuple(found.shape)}. Cache with run_with_cache(prompts.tokens), keeping the batch dimension.",
+            code="evidence-missing",
+        )
+    return found

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import SPAN_POOLINGS, Pooling, check_pooling
-from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.models.verify import verify_model
 from icl_kernel_lens.prompts.promptset import SHOWN, PromptSet, TokenRole
@@ -106,10 +105,6 @@ def resample(rows: Float[Tensor, "batch head pos"], plan: RowPlan) -> Float[Tens
 
 def with_twins(keep: tuple[Pooling, ...]) -> tuple[Pooling, ...]:
     """The poolings asked for, each over a span together with its twin without position 0."""
-    if isinstance(keep, str):
-        raise ResultError(
-            f'keep is a tuple of poolings; got the text {keep!r}. Write keep=("{keep}",).', code="wrong-type"
-        )
     found: list[Pooling] = []
     for pooling in keep:
         check_pooling(pooling)

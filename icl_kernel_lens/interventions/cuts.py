@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.engine import Prepare, RowEdit, change_rows
 from icl_kernel_lens.interventions.validate import Heads, check_intervened, check_word
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.rows import cut, cut_mass
 from icl_kernel_lens.prompts.promptset import PromptSet, TokenRole
 from icl_kernel_lens.results.patch_effects import PatchEffects
@@ -30,6 +32,7 @@ WORDS: Mapping[Edges, str] = {
 }
 
 
+@checked
 def knock_out(
     model: Any,
     prompts: PromptSet,
@@ -169,6 +172,5 @@ def _keys(
     keys = (keys if each else keys.any(1, keepdim=True)) & seen
     never = labels.any(0) | (roles == TokenRole.SPECIAL) | (here == 0)
     free = seen & ~never & ~keys.any(0)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    order = torch.rand(keys.shape, generator=generator).masked_fill(~free, torch.inf)
+    order = torch.rand(keys.shape, generator=generator(seed, number)).masked_fill(~free, torch.inf)
     return queries, keys, free, order

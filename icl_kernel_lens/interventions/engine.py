@@ -404,7 +404,10 @@ def change_rows(
     masks = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
     for number, members in enumerate(sets):
         masks[number, [head.layer for head in members], [head.head for head in members]] = True
-    places: Places = {"set": tuple(_set_name(members, layers) for members in sets)}
+    names = [_set_name(members, layers) for members in sets]
+    if len(set(names)) < len(names):  # some differ only beyond what a short name tells
+        names = [" ".join(map(str, members)) for members in sets]
+    places: Places = {"set": tuple(names)}
     cells = torch.arange(len(sets))[:, None]
     if single:
         places = {"layer": tuple(range(shape.layers)), "head": tuple(range(shape.heads))}

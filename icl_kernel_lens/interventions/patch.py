@@ -35,6 +35,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.engine import EffectPath, Intervention, PerVariant, Runs, run
@@ -49,6 +50,7 @@ from icl_kernel_lens.interventions.validate import (
 from icl_kernel_lens.interventions.verify import check_primitive
 from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.logits import logit_difference
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.patch_effects import Estimates, PatchEffects, Places
@@ -100,6 +102,7 @@ SAMPLE, LARGEST = 24, 8
 """Cells whose exact effect is computed beside first-order estimates: drawn at random; with the largest estimates."""
 
 
+@checked
 def patch_labels(
     model: Any,
     *,
@@ -355,7 +358,7 @@ def attributed(
         progress=progress,
     )
     estimates, count = results["estimate"], len(patch.cells)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=generator(seed))
     drawn = order[:SAMPLE].sort().values
     most = estimates.mean(0).abs().topk(min(LARGEST, count)).indices
     some = replace(patch, cells=patch.cells[torch.cat([drawn, most]).unique()])

@@ -12,10 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens import fields
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.engine import RowEdit, change_rows
 from icl_kernel_lens.interventions.validate import Heads, check_intervened, check_kernel
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.rows import substituted
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.patch_effects import PatchEffects
@@ -31,6 +33,7 @@ prompt and demonstration, an encoder's similarities for example. A function of t
 weights."""
 
 
+@checked
 def substitute_kernel(
     model: Any,
     prompts: PromptSet,
@@ -108,7 +111,7 @@ def _edits(
 ) -> tuple[Int[Tensor, "prompt column"], dict[str, RowEdit]]:
     """The answer position of one prompt, and what becomes of its row under the kernel and under the controls."""
     (number,) = numbers
-    order = torch.randperm(prompts.demos, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
+    order = torch.randperm(prompts.demos, generator=generator(seed, number))
     weights = partial(_weights, kernel, number)
 
     def by(weigh: Callable[[Tensor], Tensor]) -> RowEdit:

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.interventions.engine import RowEdit, change_rows
 from icl_kernel_lens.interventions.validate import HeadList, check_heads, check_intervened
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.groups import group_sums, numbered
 from icl_kernel_lens.numbers.rows import exchanged
 from icl_kernel_lens.prompts.promptset import PromptSet
@@ -24,6 +26,7 @@ from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.run.variants import Row, editable
 
 
+@checked
 def swap_values(
     model: Any,
     prompts: PromptSet,
@@ -98,11 +101,11 @@ def pairs_drawn(prompts: PromptSet, reference: Int[Tensor, " prompt"], seed: int
     pairs = torch.full((len(prompts), 2), -1)
     for number, labels in enumerate(prompts.demo_labels):
         same = labels == reference[number]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        draws = generator(seed, number)
         for side, where in enumerate((same, ~same)):
             found = where.nonzero()[:, 0]
             if len(found):
-                pairs[number, side] = found[torch.randint(len(found), (), generator=generator)]
+                pairs[number, side] = found[torch.randint(len(found), (), generator=draws)]
     return pairs.masked_fill((pairs < 0).any(1, keepdim=True), -1)
 
 

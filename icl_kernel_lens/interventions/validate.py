@@ -34,10 +34,6 @@ def check_alike(clean: PromptSet, corrupted: PromptSet) -> None:
 
     Raises: PromptError: they do not, and where.
     """
-    if not isinstance(corrupted, PromptSet):
-        raise PromptError(
-            f"corrupted must be a PromptSet; got a {type(corrupted).__name__}.", code="wrong-type"
-        )
     if len(clean) != len(corrupted) or clean.demos != corrupted.demos:
         raise PromptError(
             f"clean and corrupted prompts must correspond one to one; there are {len(clean)} of {clean.demos} "
@@ -101,13 +97,13 @@ def check_heads(adapter: InterceptableAdapter, heads: HeadList) -> list[HeadRef]
     """
     shape, missing = adapter.shape, adapter.missing_attention()
     listed = isinstance(heads, Sequence) and not isinstance(heads, str)
-    refs = [ref for entry in heads if (ref := _single(entry)) is not None] if listed else []
-    if not refs or len(refs) < len(heads):
+    if not listed or not heads or any(_single(entry) is None for entry in heads):
         raise ResultError(
             'heads must name at least one, each by name or as (layer, head), such as ["L2H1"] or [(2, 1)]; None means '
             f"all. Got {heads!r}.",
             code="no-heads",
         )
+    refs = HeadRef.each(heads)
     for ref in refs:
         if not (0 <= ref.layer < shape.layers and 0 <= ref.head < shape.heads) or ref.layer in missing:
             raise ResultError(
@@ -150,8 +146,10 @@ def head_sets(
     members: list[Any] = [entry if ref is None else [ref] for entry, ref in zip(heads, alone, strict=True)]
     sets = [check_heads(adapter, some) for some in members]
     single = None not in alone
-    if single and len({ref for (ref,) in sets}) < len(sets):
-        raise ResultError("heads must be named once; one is there twice.", code="head-repeated")
+    if len({frozenset(members) for members in sets}) < len(sets):
+        raise ResultError(
+            "heads, and sets of heads, must be named once; one is there twice.", code="head-repeated"
+        )
     return sorted(sets) if single else sets, single
 
 

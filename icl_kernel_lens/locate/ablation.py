@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.cuts import cutting
@@ -32,6 +33,7 @@ TRIES = 50
 """Draws of a new set, for each one wanted, before those there are must do."""
 
 
+@checked
 def ablation_curves(
     model: Any,
     prompts: PromptSet,
@@ -112,7 +114,7 @@ def _order(
     cuts: Sequence[Cut],
 ) -> list[HeadRef]:
     """The heads in the order in which they are cut; refuses what cannot be run."""
-    order = list(heads.heads) if isinstance(heads, HeadRanking) else [HeadRef.of(head) for head in heads]
+    order = list(heads.heads) if isinstance(heads, HeadRanking) else HeadRef.each(heads)
     if not order:
         raise ResultError(
             "there must be heads to cut; none were confirmed by this ranking. Give heads as [(layer, head), ...]."
@@ -121,8 +123,6 @@ def _order(
             code="no-heads",
         )
     check_heads(adapter, order)
-    if len(set(order)) < len(order):
-        raise ResultError("heads must be named once; one is there twice.", code="head-repeated")
     if random_sets < 1:
         raise ResultError(
             f"random_sets must be at least 1; got {random_sets}. 100 or more make an interval.",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from icl_kernel_lens.numbers import permutations, shifts
 from icl_kernel_lens.numbers.control_votes import simple_votes, simple_weights
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.groups import group_sums, numbered
 from icl_kernel_lens.numbers.intervals import (
     RATE,
@@ -104,7 +105,7 @@ def p_values(
 ) -> dict[str, PerHead]:
     """Every p-value of the agreement of each head with the answers, by name."""
     w, w_again = weights.flatten(1, 2).nan_to_num(), permuted.flatten(1, 2).nan_to_num()
-    noise = permutations.tie_noise(len(w), count, torch.Generator().manual_seed(seed))
+    noise = permutations.tie_noise(len(w), count, generator(seed))
     vote = permutations.broken_ties(w, labels, noise)
     found = {
         "labels_permuted": permutations.p_labels_permuted(w, labels, answer, demo_set, noise, seed=seed),

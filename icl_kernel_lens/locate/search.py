@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.evidence.reading import read
@@ -24,19 +25,20 @@ from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
 from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import as_adapter, attention_layers
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.intervals import sets_for
 from icl_kernel_lens.prompts.corruptions import corrupt
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
-from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.results.stability import Stability
 
 ENOUGH = 32
 """Demonstration sets a half should have; `FEWEST` it must have."""
 
 
+@checked
 def locate_heads(
     model: Any,
     prompts: PromptSet,
@@ -101,7 +103,7 @@ def locate_heads(
     cut = knock_out(
         model, prompts.select(first.tolist()), controls=False, checkpoint=place["choosing"], progress=progress
     )
-    _check_answers(evidence, first, cut)
+    evidence.check_scores(first, cut.base_label_scores)
     selected, choosing = select(chosen, -cut.effect(), cut.base, criteria)
     some = selected["votes"] | selected["matters"]
     half = prompts.select(second.tolist())
@@ -134,6 +136,7 @@ def locate_heads(
     )
 
 
+@checked
 def stability(
     model: Any,
     prompts: Mapping[str, PromptSet],
@@ -160,10 +163,10 @@ def stability(
     Raises: as `locate_heads`, before anything is lost: a checkpoint keeps the rankings' finished prompts.
             ResultError: fewer than two sets of prompts.
     """
-    if not isinstance(prompts, Mapping) or len(prompts) < 2:
+    if len(prompts) < 2:
         raise ResultError(
             'at least two sets of prompts can be compared, each with its name: {"seed 0": prompts, "seed 1": others}; got '
-            f"{len(prompts)} in a {type(prompts).__name__}.",
+            f"{len(prompts)}.",
             code="not-comparable",
         )
     return Stability(
@@ -212,18 +215,6 @@ def check_sets(prompts: PromptSet) -> None:
                 stacklevel=3,
             )
             return
-
-
-def _check_answers(evidence: Evidence, numbers: Tensor, cut: PatchEffects) -> None:
-    """Evidence of other weights under the same name would be believed otherwise."""
-    read, found = evidence.label_scores[numbers], cut.base_label_scores
-    off = float((read - found).abs().mean() / found.std().clamp(min=1e-12))
-    if off > (0.01 if evidence.run.dtype == "float32" else 0.1):
-        raise ResultError(
-            f"evidence must be a reading of this model; its label scores differ from the model's by {off:.0%} of their "
-            "spread. Is it of another checkpoint, or of other settings? Leave evidence= out, or read these prompts anew.",
-            code="evidence-of-others",
-        )
 
 
 def _notes(
@@ -276,7 +267,7 @@ def split_in_halves(
     Raises: PromptError: fewer than 8 demonstration sets a half. Warns: fewer than 32.
     """
     groups, sizes = demo_set.unique(return_counts=True)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(groups), generator=generator(seed))
     sides: tuple[list[int], list[int]] = ([], [])
     prompts = [0, 0]
     for at in sorted(order.tolist(), key=lambda i: -int(sizes[i])):

@@ -235,6 +235,13 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             'model.set_attn_implementation("eager") before.',
             code="fused-attention",
         )
+    packed = [name for name, part in hf.named_modules() if callable(getattr(part, "weight", None))]
+    if packed:
+        raise LoadError(
+            f"weights must be tensors to be read; of this {type(hf).__name__}, {len(packed)} parts ({packed[0]} the first) "
+            "hold theirs packed, as torch.ao's quantisation does. Load the model without quantisation.",
+            code="model-backend",
+        )
     theirs = reference(hf)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

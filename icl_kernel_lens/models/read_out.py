@@ -67,7 +67,7 @@ class FrozenNorm:
         square = line.square().sum(-1)
         sigma = (square / (line * shifted).sum(-1)).masked_fill(square == 0, 1)
         off = (line / sigma[:, None] - shifted).abs().amax(-1) / y.abs().amax(-1).clamp(min=1e-12)
-        if not bool((off <= self.limit).all()):
+        if bool(((off > self.limit) & off.isfinite()).any()):  # what is not finite, the logits tell
             raise ModelError(
                 f"a norm must be linear once its scale is held; {self.name} is not: γ ⊙ C x / σ + β misses what "
                 f"it gives by {float(off.max()):.1e} of its size (tolerance {self.limit:.0e}). Direct logit "

@@ -418,6 +418,12 @@ def _check_layer(
             "ones. Encoders and bidirectional models cannot be scored.",
             code="not-causal",
         )
+    if not all(bool(part[0, : int(lengths[0])].isfinite().all()) for part in (z, v)):
+        raise ModelError(
+            f"what a layer computes must be finite; blocks.{layer}.attn of {adapter.name} gives infinite or undefined "
+            f"values. {why_not_finite(adapter)}",
+            code="not-finite",
+        )
     row_sum, values = _residuals(a, v, z, lengths, has_sink=has_sink)
     if not row_sum <= limit:
         raise ModelError(

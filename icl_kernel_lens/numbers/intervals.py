@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.groups import group_sums, numbered
 
 RATE = "fraction of prompts"
@@ -56,27 +57,27 @@ def cluster_bootstrap(
     """The bootstrap's percentile interval of the mean over prompts, NaN left out.
 
     Clusters (prompts that share demonstrations) are drawn whole, with replacement, because prompts of
-    one cluster are not independent. With fewer than about twenty clusters the interval is too narrow; of a
-    single one, which tells nothing about others, it is NaN.
+    one cluster are not independent. With fewer than about twenty clusters the interval is too narrow. It is NaN where a
+    cell rests on a single one, which tells nothing about others, and where fewer than 32 all agree.
     """
     _check(level, draws)
     member = numbered(clusters)
-    total, number = (group_sums(x.double(), member) for x in (values.nan_to_num(), ~values.isnan()))
-    count = len(total)
-    if count == 1:
-        unknown = torch.full(values.shape[1:], float("nan"), dtype=values.dtype)
-        return unknown, unknown.clone()
+    missing = values.isnan()
+    total, number = (group_sums(x.double(), member) for x in (values.masked_fill(missing, 0), ~missing))
+    count, used = len(total), (number > 0).sum(0)
     times = bootstrap_counts(count, draws, seed)
     means = (times @ total.reshape(count, -1)) / (times @ number.reshape(count, -1))
     edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = means.nanquantile(edges, dim=0).reshape(2, *values.shape[1:]).to(values.dtype)
+    ends = means.nanquantile(edges, dim=0).reshape(2, *values.shape[1:])
+    agree = ends[1] - ends[0] <= 1e-9 * ends[1].abs()
+    unknown = (used < 2) | agree & (used < FEW)
+    low, high = ends.masked_fill(unknown, torch.nan).to(values.dtype)
     return low, high
 
 
 def bootstrap_counts(count: int, draws: int, seed: int) -> Float[Tensor, "draw cluster"]:
     """How often each of `count` clusters is drawn, in each of `draws` draws of as many with replacement."""
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(count, (draws, count), generator=generator)
+    picks = torch.randint(count, (draws, count), generator=generator(seed))
     times = torch.zeros(draws, count, dtype=torch.float64)
     return times.scatter_add_(1, picks, torch.ones_like(times))
 
@@ -94,7 +95,7 @@ def cluster_mean(
     present = ~values.isnan()
     member = numbered(clusters)
     number = present.double().sum(0)
-    mean = values.nan_to_num().double().sum(0) / number
+    mean = values.double().masked_fill(~present, 0).sum(0) / number
     left = (values.double() - mean).masked_fill(~present, 0)
     used = (group_sums(present.double(), member) > 0).sum(0)
     variance = group_sums(left, member).square().sum(0) / number.square() * used / (used - 1)

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.groups import group_sums, numbered
 from icl_kernel_lens.numbers.votes import kernel_regression, normalised
 
@@ -65,10 +66,10 @@ def p_labels_permuted(
 
     With a set for each prompt, Σ A is Poisson–binomial. Valid where weights depend on inputs and positions alone.
     """
-    generator = torch.Generator().manual_seed(seed)
+    source = generator(seed)
 
     def agreements(members: Tensor) -> Tensor:
-        labels = _arrangements(demo_labels[members[0]].tolist(), draws, generator)
+        labels = _arrangements(demo_labels[members[0]].tolist(), draws, source)
         one_hot = torch.nn.functional.one_hot(labels, noise.shape[1]).to(weights.dtype)
         counts = torch.zeros(len(labels), weights.shape[1], dtype=torch.long)
         for prompt in members.tolist():
@@ -94,10 +95,10 @@ def p_answers_permuted(
     Valid where a head's vote depends on the demonstrations and not on the test input. Says nothing (1) where every
     prompt has demonstrations of its own.
     """
-    generator = torch.Generator().manual_seed(seed)
+    source = generator(seed)
 
     def agreements(members: Tensor) -> Tensor:
-        answers = _arrangements(answer[members].tolist(), draws, generator)
+        answers = _arrangements(answer[members].tolist(), draws, source)
         return (answers[:, :, None] == vote[members]).sum(1)
 
     return _tail(map(agreements, _sets(demo_set)))
@@ -156,8 +157,8 @@ def shuffled_mean(
     score: Callable[[Tensor], Tensor], values: Num[Tensor, "prompt demo"], *, shuffles: int, seed: int
 ) -> Tensor:
     """The mean of a score over random permutations of `values` among the demonstrations of each prompt."""
-    generator = torch.Generator().manual_seed(seed)
-    orders = (torch.rand(values.shape, generator=generator).argsort(1) for _ in range(shuffles))
+    source = generator(seed)
+    orders = (torch.rand(values.shape, generator=source).argsort(1) for _ in range(shuffles))
     return sum((score(values.gather(1, order)) for order in orders), torch.zeros(())) / shuffles
 
 

@@ -29,9 +29,9 @@ from icl_kernel_lens.prompts.promptset import (
     TokenRole,
     check_first_tokens,
 )
-from icl_kernel_lens.prompts.spans import LocatedPrompt, locate_prompts, token_strings
+from icl_kernel_lens.prompts.spans import LocatedPrompt, locate_prompts, pieces_of, token_strings
 from icl_kernel_lens.prompts.template import Template
-from icl_kernel_lens.prompts.tokenizer import tokenizer_name, vocabulary_of
+from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode, tokenizer_name, vocabulary_of
 
 PERMUTATIONS = 32
 """Fewest permutations of labels that prompts with permuted labels are drawn from."""
@@ -55,6 +55,7 @@ def build_prompts(
         prompts longer than the context.
     """
     asked = False if template.whole and prepend_bos is None else prepend_bos
+    _check_shortest(adapter, episodes, template, asked)
     located = locate_prompts(adapter, episodes, template, asked)
     tokenizer: Any = adapter.tokenizer
     words = tuple(episode.label_words for episode in episodes)
@@ -105,6 +106,31 @@ def build_prompts(
     )
     check_fits(prompts, adapter)
     return prompts
+
+
+FAR_TOO_LONG = 4
+"""Characters, for each token of a context, from which on a prompt is looked at before others are tokenized."""
+LONG_TEXT = 10_000
+"""Characters that are tokenized at once."""
+
+
+def _check_shortest(
+    adapter: ModelAdapter, episodes: Sequence[Episode], template: Template, prepend_bos: bool | None
+) -> None:
+    """Refuse prompts of which even the shortest is too long, before the time is taken to tokenize them all."""
+    context = adapter.shape.context
+    texts = ["".join(piece.string for piece in pieces_of(episode, template)) for episode in episodes]
+    shortest = min(texts, key=len)
+    if context is None or len(shortest) <= max(FAR_TOO_LONG * context, LONG_TEXT):
+        return
+    ((ids, _),) = encode(check_tokenizer(adapter), [[(shortest, True)]], prepend_bos)
+    if len(ids) > context:
+        demos = len(episodes[0].demos)
+        raise PromptError(
+            f"a prompt must fit the model's context of {context} tokens; the shortest of {len(episodes)} needs {len(ids)} for "
+            f"its {demos} demonstrations. Of this length, about {demos * context // len(ids)} demonstrations would fit.",
+            code="too-long",
+        )
 
 
 def _check_labels_as_answers(

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.prompts.corrupt_inputs import exchange_inputs, reorder_demos, replace_test_input
 from icl_kernel_lens.prompts.corrupt_labels import map_labels, permute_labels, replace_label_words
@@ -39,6 +40,7 @@ CORRUPTIONS: Mapping[Corruption, Callable[..., tuple[PromptSet, str]]] = {
 """What each kind does: a function that returns the changed prompts, and in words what was done."""
 
 
+@checked
 def corrupt(
     prompts: PromptSet,
     how: Corruption,

@@ -7,21 +7,24 @@ in the class; checks, digest, comparison, selection and storage follow from the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from html import escape
 from itertools import permutations, takewhile
-from typing import Any, Literal
+from numbers import Integral
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.fields import TRANSIENT, Mismatch, check, digest, encode
 from icl_kernel_lens.prompts.example import Episode
 from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.signs import legible
 
 ScoreOn = Literal["first_token", "sequence"]
 
@@ -77,6 +80,8 @@ class PromptSet:
     of its text or template to the end of its label or template; what separates demonstrations belongs to
     none. `label_spans[:, i]` covers its label tokens, the first of which is `label_pos[:, i]`.
     """
+
+    made_by: ClassVar[str] = "Make one with task.prompts(model, ...) or PromptSet.from_tokens(...)."
 
     tokens: Int[Tensor, "prompt pos"]
     lengths: Int[Tensor, " prompt"]
@@ -212,11 +217,13 @@ class PromptSet:
         """The first token of each label word."""
         return self.label_sequences[..., 0]
 
-    def select(self, prompts: Sequence[int]) -> PromptSet:
-        """Some of the prompts, in the order given."""
-        index = torch.as_tensor(list(prompts))
-        index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
-        numbers = index.tolist()
+    def select(self, prompts: Any) -> PromptSet:
+        """Some of the prompts, in the order given: a sequence or tensor of their numbers, or of a truth value for each.
+
+        Raises: PromptError: other numbers than those of the prompts, from 0, or another number of truth values.
+        """
+        numbers = _selected(prompts, len(self))
+        index = torch.tensor(numbers)
         shown = takewhile(lambda i: i < len(self.strings), numbers[:SHOWN])
         return replace(
             self,
@@ -255,9 +262,10 @@ class PromptSet:
         """Whether these are the same prompts in the same order."""
         return self is other or self.digest() == other.digest()
 
+    @checked
     def demo_texts(self, prompt: int) -> tuple[str, ...]:
         """The demonstrations of one of the first prompts as text, without their labels."""
-        if prompt >= len(self.strings):
+        if not 0 <= prompt < len(self.strings):
             raise PromptError(
                 f"token strings are kept for the first {len(self.strings)} prompts; got prompt {prompt}.",
                 code="not-kept",
@@ -312,7 +320,7 @@ class PromptSet:
     def _repr_html_(self) -> str:
         """The first prompt with its spans coloured; all text is escaped."""
         if not self.strings:
-            return f"<pre>{escape(repr(self))}</pre>"
+            return f"<pre>{escape(legible(repr(self)))}</pre>"
         style = {
             TokenRole.LABEL: "background:#fdb863;font-weight:600",
             TokenRole.TEXT: "background:#d8ecf8",
@@ -323,11 +331,11 @@ class PromptSet:
         cells = []
         for position, string in enumerate(self.strings[0]):
             role = TokenRole(int(self.roles[0, position]))
-            shown = escape(string).replace("\n", "⏎<br>")
+            shown = escape(legible(string)).replace("\n", "⏎<br>")
             cells.append(
                 f'<span style="{style.get(role, "")}" title="{position} {role.name.lower()}">{shown}</span>'
             )
-        head = escape(repr(self).splitlines()[0])
+        head = escape(legible(repr(self).splitlines()[0]))
         return (
             f'<div><p style="font:13px sans-serif">{head}</p>'
             '<div style="font:13px monospace;white-space:pre-wrap;max-height:24em;overflow:auto">'
@@ -337,13 +345,41 @@ class PromptSet:
         )
 
 
+def _selected(prompts: Any, count: int) -> list[int]:
+    """The numbers of the prompts that are asked for."""
+    listed = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    members = list(listed) if isinstance(listed, Iterable) and not isinstance(listed, str | bytes) else [None]
+    if members and all(isinstance(one, bool) for one in members) and len(members) == count:
+        return [number for number, wanted in enumerate(members) if wanted]
+    wrong = [
+        one
+        for one in members
+        if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= one < count
+    ]
+    if wrong:
+        raise PromptError(
+            f"prompts are selected by their numbers, whole and in 0…{count - 1}, or by {count} truth values, one a prompt; "
+            f"got {prompts!r:.60}.",
+            code="number-range",
+        )
+    return [int(number) for number in members]
+
+
 def _ints(name: str, given: Tensor, dims: int | None = None, prompts: int | None = None) -> Tensor:
     """A copy of whole numbers on the CPU, with the number of axes and of prompts that it must have."""
-    tensor = torch.as_tensor(given).detach().cpu()
-    if tensor.is_floating_point() or tensor.dim() == 0 or (dims is not None and tensor.dim() != dims):
+    must = f"{name} must hold whole numbers{f' on {dims} axes' if dims else ''}"
+    try:
+        tensor = torch.as_tensor(given).detach().cpu()
+        whole = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout == torch.strided
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise PromptError(
-            f"{name} must hold whole numbers{f' on {dims} axes' if dims else ''}; it has shape "
-            f"{tuple(tensor.shape)} and type {tensor.dtype}.",
+            f"{must}, as a tensor with equally long rows; it is {given!r:.60}, of which none can be made ({error}). Pad "
+            "shorter prompts on the right, and say where they end with answer_pos.",
+            code="prompt-shapes",
+        ) from error
+    if not whole or tensor.dim() == 0 or (dims is not None and tensor.dim() != dims):
+        raise PromptError(
+            f"{must}; it has shape {tuple(tensor.shape)} and type {tensor.dtype} ({tensor.layout}).",
             code="prompt-shapes",
         )
     if prompts is not None and len(tensor) != prompts:

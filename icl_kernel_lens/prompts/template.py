@@ -51,6 +51,11 @@ class Template:
             )
 
     @classmethod
+    def from_text(cls, demo: str) -> Template:
+        """The template that writes a demonstration so, with the usual separator."""
+        return cls(demo)
+
+    @classmethod
     def chat(
         cls,
         tokenizer: Any,

@@ -94,6 +94,8 @@ def encode(
 
     Raises: PromptError: a beginning-of-sequence token is asked for, and the tokenizer has none.
     """
+    for text in texts:
+        _check_unicode("".join(string for string, _ in text))
     bos = tokenizer.bos_token_id
     if prepend_bos and bos is None:
         raise PromptError(
@@ -127,6 +129,15 @@ def encode(
             ids, spans = ids[1:], spans[1:]
         rows.append((ids, spans))
     return rows
+
+
+def _check_unicode(text: str) -> None:
+    if (at := next((i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff"), None)) is not None:
+        raise PromptError(
+            f"a text must be Unicode to be tokenized; {text[max(0, at - 20) : at + 20]!r} holds half of a surrogate pair. "
+            'Mend it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").',
+            code="text-unicode",
+        )
 
 
 def _read(reader: Any, texts: list[str], *, add: bool) -> list[tuple[list[int], Offsets]]:

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ModelError, PromptError
 from icl_kernel_lens.models.adapter import InterceptableAdapter
@@ -42,6 +43,7 @@ from icl_kernel_lens.run.forward import (
 from icl_kernel_lens.run.runner import BatchSize, run_prompts
 
 
+@checked
 def saliency(
     model: Any,
     prompts: PromptSet,

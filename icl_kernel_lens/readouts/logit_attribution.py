@@ -27,6 +27,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, Prefix, Watched
@@ -34,6 +35,7 @@ from icl_kernel_lens.models.read_out import LinearReadOut
 from icl_kernel_lens.models.verify import to_be_taken_over
 from icl_kernel_lens.numbers.attention import values_at
 from icl_kernel_lens.numbers.logits import contrast
+from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.logit_attribution import LogitAttribution
 from icl_kernel_lens.results.run_info import RunInfo
@@ -41,6 +43,7 @@ from icl_kernel_lens.run.forward import check_finite, check_first_token, interve
 from icl_kernel_lens.run.runner import BatchSize, run_prompts
 
 
+@checked
 def direct_logit_attribution(
     model: Any,
     prompts: PromptSet,
@@ -75,6 +78,7 @@ def direct_logit_attribution(
     """
     adapter = to_be_taken_over(model, "to split logits", "Use another model.")
     check_first_token(prompts, toward, "direct_logit_attribution", "toward")
+    check_fits(prompts, adapter)
     if missing := adapter.missing_attention():
         raise ModelError(
             "every layer must have attention for the parts to add up; " + "; ".join(missing.values()) + ".",

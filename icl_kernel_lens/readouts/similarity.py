@@ -20,8 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens.evidence.reading import check_reading
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.verify import verify_model
@@ -44,6 +46,7 @@ Text = tuple[int, ...]
 """The tokens of a text on its own."""
 
 
+@checked
 def prediction_similarity(
     model: Any,
     prompts: PromptSet,
@@ -86,7 +89,7 @@ def prediction_similarity(
     """
     adapter = as_adapter(model)
     weights = evidence.pooled(pooling)
-    evidence.check_of(adapter, prompts)
+    check_reading(evidence, model, prompts)
     if prompts.demos < 3:
         raise ResultError(
             f"a correlation needs at least three demonstrations; these prompts have {prompts.demos}.",
@@ -100,7 +103,7 @@ def prediction_similarity(
         checkpoint=checkpoint,
         progress=progress,
     )
-    values, seed = pearson(weights, similar), (prompts.info.seed or 0) % 2**63
+    values, seed = pearson(weights, similar), prompts.info.seed or 0
     control = shuffled_mean(lambda other: pearson(weights, other), similar, shuffles=SHUFFLES, seed=seed)
     return HeadScores(
         name="prediction_similarity",

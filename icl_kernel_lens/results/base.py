@@ -22,6 +22,7 @@ from icl_kernel_lens import fields
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import LensError, LoadError, ResultError, without_code
 from icl_kernel_lens.results import codec
+from icl_kernel_lens.signs import legible
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -143,7 +144,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         figure = getattr(self, "figure", None)
-        return f"<pre>{escape(repr(self))}</pre>{figure()._repr_html_() if figure else ''}"
+        return f"<pre>{escape(legible(repr(self)))}</pre>{figure()._repr_html_() if figure else ''}"
 
 
 def broken(rules: Mapping[str, bool]) -> Iterator[str]:
@@ -170,9 +171,19 @@ def long_form(
     return frame
 
 
+def first_rows(table: pd.DataFrame, k: int) -> pd.DataFrame:
+    """The first `k` rows of a table.
+
+    Raises: ResultError: `k` is below 0.
+    """
+    if k < 0:
+        raise ResultError(f"there are at least 0 rows to show; got {k}.", code="number-range")
+    return table.head(k)
+
+
 def head_table(columns: Mapping[str, Shaped[Tensor, "layer head"] | Sequence[Any]]) -> pd.DataFrame:
     """One row a head, its name first, one column a tensor, or a list in order of layer and head."""
     layers, heads = next(column.shape for column in columns.values() if isinstance(column, Tensor))
     names = [str(HeadRef(layer, head)) for layer in range(layers) for head in range(heads)]
     flat = {name: c.flatten().numpy() if isinstance(c, Tensor) else c for name, c in columns.items()}
-    return pd.DataFrame({"head": names, **flat})
+    return pd.DataFrame(legible({"head": names, **flat}))

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Head, HeadRef, Pooling, check_pooling
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.profile import profile_figure
@@ -18,6 +20,9 @@ from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.base import Result, broken
 from icl_kernel_lens.results.run_info import RunInfo
+
+SLACK = 0.05
+"""By which half precision's rounding may leave attention's range."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,6 +34,7 @@ class Evidence(Result):
     """
 
     main: ClassVar[str] = "weights"
+    made_by: ClassVar[str] = "Read the model first: read(model, prompts)."
 
     prompts: PromptSet
     weights: Mapping[str, Float[Tensor, "prompt layer head demo"]]
@@ -51,6 +57,8 @@ class Evidence(Result):
         shape, prompts, rows = (self.run.layers, self.run.heads), self.prompts, self.rows
         unknown = sorted(set(self.weights) - set(get_args(Pooling)))
         points = self.profile.shape[2] - prompts.demos
+        least, most = self._extremes()
+        there = [layer for layer in range(self.sink.shape[1]) if layer not in self.missing]
         return broken(
             {
                 f"its heads are {tuple(self.sink.shape[1:])} (layers, heads), and the run's {shape}": (
@@ -74,8 +82,22 @@ class Evidence(Result):
                     self.label_scores.shape[1] == prompts.labels
                 ),
                 "label scores must be finite": bool(self.label_scores.isfinite().all()),
+                "model tokens are token ids, at least 0": int(self.model_tokens.min()) >= 0,
+                f"weights and sinks must lie between 0 and 1; they reach from {least:.3g} to {most:.3g}": (
+                    least >= -SLACK and most <= 1 + SLACK
+                ),
+                "only layers without attention, named in missing, may have an undefined sink, profile or rows": not any(
+                    part[..., there, :, :].isnan().any()
+                    for part in (self.sink[..., None], self.profile, self.rows)
+                ),
             }
         )
+
+    def _extremes(self) -> tuple[float, float]:
+        """The least and the largest of all that is attention, NaN left out."""
+        found = [part[~part.isnan()] for part in (*self.weights.values(), self.sink, self.rows)]
+        whole = torch.cat([part.flatten().float() for part in found])
+        return (float(whole.min()), float(whole.max())) if len(whole) else (0.0, 0.0)
 
     def check_of(self, adapter: ModelAdapter, prompts: PromptSet) -> None:
         """Refuse to stand for a reading of another model or of other prompts.
@@ -95,6 +117,21 @@ class Evidence(Result):
                 f"evidence must be a reading of this model; it was read from {run.model} ({run.kind}, {run.layers} × "
                 f"{run.heads} heads), and the model is {adapter.name} ({adapter.kind}, {shape.layers} × {shape.heads} "
                 f"heads). {again}",
+                code="evidence-of-others",
+            )
+
+    def check_scores(self, numbers: Int[Tensor, " some"], found: Float[Tensor, "some label"]) -> None:
+        """Refuse to stand for a model that gives other label scores: other weights under the same name.
+
+        Raises: ResultError.
+        """
+        spread = self.label_scores.std() if self.label_scores.numel() > 1 else self.label_scores.abs().max()
+        off = float((self.label_scores[numbers] - found).abs().mean() / spread.clamp(min=1e-12))
+        if off > (0.01 if self.run.dtype == "float32" else 0.1):
+            raise ResultError(
+                f"evidence must be a reading of this model; its label scores differ from the model's by {off:.0%} of "
+                "their spread. Is it of another checkpoint, or of other settings? Leave evidence= out, or read these "
+                "prompts anew.",
                 code="evidence-of-others",
             )
 
@@ -133,6 +170,7 @@ class Evidence(Result):
             prompts=len(self.prompts),
         )
 
+    @checked
     def token_view(self, heads: Sequence[Head | str], prompt: int = 0) -> TokenView:
         """Colour the tokens of one of the first prompts by the answer position's attention, for up to four heads.
 
@@ -142,7 +180,7 @@ class Evidence(Result):
 
         Raises: ResultError: a prompt whose rows were not kept, too many heads, no such head.
         """
-        refs = [HeadRef.of(head) for head in heads]
+        refs = HeadRef.each(heads)
         layers, total = self.rows.shape[1:3]
         shown = min(len(self.rows), len(self.prompts.strings))
         if not 0 <= prompt < shown:

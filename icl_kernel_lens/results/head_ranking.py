@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.ranking import ranking_figure
@@ -307,6 +308,7 @@ class HeadRanking(Result):
         """The numbers of the prompts among those given."""
         return {"prompt": self.numbers.tolist()}
 
+    @checked
     def compare(self, other: HeadRanking) -> Comparison:
         """What this and another ranking share: of one model on other prompts, of another checkpoint, or of another model.
 

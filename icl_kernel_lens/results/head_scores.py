@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.head_map import head_map_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap, cluster_t, interval_of
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, broken, head_table, long_form
+from icl_kernel_lens.results.base import Result, broken, first_rows, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
 _OWN_COLUMNS = {
@@ -107,6 +108,7 @@ class HeadScores(Result):
         """The mean over prompts that could be scored."""
         return self.values.nanmean(0)
 
+    @checked
     def interval(
         self, level: float = 0.95, *, draws: int = 2000, seed: int = 0
     ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
@@ -200,9 +202,10 @@ class HeadScores(Result):
         order = order.sort_values(["reads", "surely", "mean"], ascending=False, kind="stable")
         return head_table(columns | dict(self.companions)).loc[order.index].reset_index(drop=True)
 
+    @checked
     def top(self, k: int = 10, *, least_attention: float = LEAST_ATTENTION) -> pd.DataFrame:
         """The first `k` rows of `table()`."""
-        return self.table(least_attention=least_attention).head(k)
+        return first_rows(self.table(least_attention=least_attention), k)
 
     def describe(self, top: int) -> str:
         """What was scored and how, with the first `top` rows of the table, as text."""

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.correlation import Line, line_through
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
@@ -57,6 +58,7 @@ class LogitAttribution(Result):
         """Of each head, over prompts."""
         return self.heads.mean(0)
 
+    @checked
     def interval(
         self, level: float = 0.95, *, draws: int = 2000, seed: int = 0
     ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:

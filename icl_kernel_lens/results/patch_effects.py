@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.charts.effect_map import cell_name, effect_map_figure
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import ResultError
@@ -19,7 +20,7 @@ from icl_kernel_lens.fields import Leaf, unit
 from icl_kernel_lens.numbers.correlation import line_through
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.base import Result, broken, head_table, long_form
+from icl_kernel_lens.results.base import Result, broken, first_rows, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
 
 Metric = Literal["logit_difference", "probability", "kl"]
@@ -122,6 +123,14 @@ class PatchEffects(Result):
                 f"metrics and controls must have names of their own; they are {[*self.others, *self.controls]}": (
                     len(set(columns)) == len(columns)
                 ),
+                "the unchanged runs' logit differences and label scores must be finite": all(
+                    bool(part.isfinite().all())
+                    for part in (
+                        self.base,
+                        self.base_label_scores,
+                        *(() if self.source is None else (self.source,)),
+                    )
+                ),
                 "sample and largest must hold an estimate and an exact effect for each of their cells": all(
                     one.estimate.shape == one.exact.shape and one.estimate.shape[1] == len(one.cells)
                     for one in compared
@@ -161,6 +170,7 @@ class PatchEffects(Result):
         """The mean effect over prompts."""
         return self.effect(metric).nanmean(0)
 
+    @checked
     def interval(
         self,
         level: float = 0.95,
@@ -262,9 +272,10 @@ class PatchEffects(Result):
             ]
         return frame.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
 
+    @checked
     def top(self, k: int = 10) -> pd.DataFrame:
         """The first `k` rows of `table()`."""
-        return self.table().head(k)
+        return first_rows(self.table(), k)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: the prompt, the place on each axis, and one column a metric and control; only cells that were run."""

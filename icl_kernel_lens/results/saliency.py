@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap
 from icl_kernel_lens.results.base import Result, broken, head_table
 from icl_kernel_lens.results.run_info import RunInfo
@@ -49,6 +50,7 @@ class Saliency(Result):
         """Of each kind, over prompts."""
         return {name: getattr(self, name).nanmean(0) for name in FLOWS}
 
+    @checked
     def interval(
         self, level: float = 0.95, *, draws: int = 2000, seed: int = 0
     ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:

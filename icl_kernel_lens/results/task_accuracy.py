@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.intervals import RATE, interval_of, sets_for
 from icl_kernel_lens.reasons import Reason
@@ -54,6 +55,7 @@ class TaskAccuracy(Result):
         """Accuracy under each condition."""
         return {name: right.mean().item() for name, right in self.correct.items()}
 
+    @checked
     def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
         """Intervals of the accuracies, between demonstration sets."""
         return {name: self._interval(right, level) for name, right in self.correct.items()}

@@ -80,6 +80,32 @@ def _names(tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(sorted(tensors))
 
 
+def _check_shard(
+    path: Path, numbers: Tensor, tensors: Mapping[str, Tensor], count: int, shapes: dict[str, torch.Size]
+) -> None:
+    """Refuse a shard whose results are not one row for each of its prompts, in the shape that others of its run have.
+
+    `shapes` holds those known so far, of one prompt's row or of a whole sum.
+    """
+    problem = None
+    if len(numbers) == 0 or not 0 <= int(numbers.min()) <= int(numbers.max()) < count:
+        problem = f"its prompts must be among the {count} of this run; it names {numbers.tolist()[:5]}"
+    elif len(numbers.unique()) < len(numbers):
+        problem = "it must name each prompt once; one is there twice"
+    for name, tensor in tensors.items():
+        summed = name.startswith(SUM)
+        row = tensor.shape if summed else tensor.shape[1:]
+        if not summed and (tensor.dim() == 0 or len(tensor) != len(numbers)):
+            problem = f"{name} must have a row for each of its {len(numbers)} prompts; its shape is {tuple(tensor.shape)}"
+        elif shapes.setdefault(name, row) != row:
+            problem = f"{name} must have the shape {tuple(shapes[name])}, and has {tuple(row)}"
+    if problem is not None:
+        raise LoadError(
+            f"{path} is no whole part of this run: {problem}. Delete it and run again.",
+            code="checkpoint-damaged",
+        )
+
+
 class Checkpoint:
     """The shards of one run in a folder; without a folder, nothing is written."""
 
@@ -89,8 +115,10 @@ class Checkpoint:
         self.pending: list[dict[str, Tensor]] = []
         self.saved = time.monotonic()
 
-    def load(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """What earlier runs finished: prompt numbers and their results.
+    def load(
+        self, count: int, sums: Mapping[str, Tensor] | None = None
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """What earlier runs finished: numbers of the `count` prompts, and their results; `sums` have known shapes.
 
         Raises: RunError: the folder is another run's. LoadError: a shard is damaged.
         """
@@ -103,7 +131,12 @@ class Checkpoint:
             )
         with explained(self.folder, _KEPT, what="a checkpoint"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        return [self._shard(path) for path in sorted(self.folder.glob("*.safetensors"))]
+        found, shapes = [], {SUM + name: zeros.shape for name, zeros in (sums or {}).items()}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            numbers, tensors = self._shard(path)
+            _check_shard(path, numbers, tensors, count, shapes)
+            found.append((numbers, tensors))
+        return found
 
     def _shard(self, path: Path) -> tuple[Tensor, dict[str, Tensor]]:
         """The prompt numbers and the results of one shard."""

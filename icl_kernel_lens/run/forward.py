@@ -167,8 +167,6 @@ def check_first_token(prompts: PromptSet, against: Reference, name: str, argumen
 
     Raises: PromptError: and `name` says who needs it.
     """
-    if not isinstance(prompts, PromptSet):
-        raise PromptError(f"{name} needs a PromptSet; got a {type(prompts).__name__}.", code="wrong-type")
     check_reference(against)
     if prompts.score_on == "sequence":
         raise PromptError(

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -69,6 +72,28 @@ class Processes:
         return tensor
 
 
+def _ending_with_a_word() -> Any:
+    """Let SIGTERM, with which torchrun ends the others when one process is lost, raise an error that says so.
+
+    Returns what answered the signal before; None where that is the program's own function, which stays, or outside of
+    the main thread.
+    """
+    inside = threading.current_thread() is threading.main_thread()
+    if not inside or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return None
+
+    def end(_signal: int, _frame: Any) -> None:
+        rank = here().rank
+        raise RunError(
+            f"all processes must reach the end; process {rank} was told to stop (SIGTERM), as torchrun does when another one "
+            "has failed or was killed. See the output of that one. With a checkpoint, the same command goes on from what "
+            "was finished.",
+            code="process-lost",
+        )
+
+    return signal.signal(signal.SIGTERM, end)
+
+
 _here: ContextVar[Processes] = ContextVar("processes")
 
 
@@ -98,6 +123,7 @@ def joined() -> Iterator[Processes]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    before = _ending_with_a_word()
     own = not dist.is_initialized()
     if own:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -106,5 +132,7 @@ def joined() -> Iterator[Processes]:
         yield here()
     finally:
         _here.reset(token)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
         if own:
             dist.destroy_process_group()

@@ -59,7 +59,7 @@ def run_prompts(
     Raises: PromptError: prompts do not fit the model. RunError: not even one prompt fits into memory; the
             checkpoint is another run's; a process was lost.
     """
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+    if batch_size != "auto" and batch_size < 1:
         raise PromptError(
             f'batch_size must be at least 1, or "auto"; got {batch_size!r}.', code="number-range"
         )
@@ -81,7 +81,7 @@ def run_prompts(
     identity = fingerprint(adapter, prompts, {"run": name, **settings}) if told else {}
     kept = Checkpoint(checkpoint, identity)
     results = _Results(len(prompts), {SUM + key: zeros.clone() for key, zeros in (sums or {}).items()})
-    found = kept.load()
+    found = kept.load(len(prompts), sums)
     # Here the processes wait for each other: none may write a shard that another one still takes for an old one.
     processes.check_same("model, prompts and settings", repr(sorted(identity.items())))
     whole, how = unshared(len(prompts)), "prompts read whole"
@@ -135,6 +135,13 @@ class _Results:
             if name.startswith(SUM):
                 self.tensors[name] += rows if add else 0
                 continue
+            if name in self.tensors and self.tensors[name].shape[1:] != rows.shape[1:]:
+                raise RunError(
+                    f"results must have one shape; {name} has {tuple(rows.shape[1:])} for each prompt, and "
+                    f"{tuple(self.tensors[name].shape[1:])} in the checkpoint, which is damaged. Delete the folder and run "
+                    "again.",
+                    code="checkpoint-damaged",
+                )
             empty = torch.zeros(self.count, *rows.shape[1:], dtype=rows.dtype)
             whole = self.tensors.setdefault(name, empty)
             if add:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.numbers.votes import effective_number
 from icl_kernel_lens.results.evidence import Evidence
@@ -9,6 +10,7 @@ from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.scores.common import score_heads
 
 
+@checked
 def label_attention(evidence: Evidence, *, pooling: Pooling = "label") -> HeadScores:
     """The attention on the demonstrations' labels, Σ_i a_i: the denominator of the kernel regression.
 
@@ -28,6 +30,7 @@ def label_attention(evidence: Evidence, *, pooling: Pooling = "label") -> HeadSc
     )
 
 
+@checked
 def effective_demos(evidence: Evidence, *, pooling: Pooling = "label") -> HeadScores:
     """The number of demonstrations that share the head's vote: 1 / Σ_i w_i², w_i = a_i / Σ_j a_j.
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.evidence.reading import answer
+from icl_kernel_lens.evidence.reading import answer, check_reading
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.prompts.build import rebuilt
 from icl_kernel_lens.prompts.promptset import PromptSet
@@ -20,6 +21,7 @@ from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.run.runner import BatchSize
 
 
+@checked
 def in_context_accuracy(
     model: Any,
     prompts: PromptSet,
@@ -51,7 +53,7 @@ def in_context_accuracy(
         )
     adapter = as_adapter(model)
     if evidence is not None:
-        evidence.check_of(adapter, prompts)
+        check_reading(evidence, model, prompts)
 
     asked: dict[str, PromptSet] = {"demonstrations": prompts}
     reasons: dict[str, Reason] = {}

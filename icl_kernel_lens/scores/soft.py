@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.numbers.votes import jensen_shannon, kernel_regression
 from icl_kernel_lens.results.evidence import Evidence
@@ -15,6 +16,7 @@ from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.scores.common import score_heads
 
 
+@checked
 def soft_agreement(evidence: Evidence, *, pooling: Pooling = "label") -> HeadScores:
     """How close the head's kernel regression ŷ is to the model's probabilities p over the labels.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling, Reference
 from icl_kernel_lens.numbers.control_votes import shuffled_credit, simple_votes
 from icl_kernel_lens.numbers.intervals import RATE
@@ -19,6 +20,7 @@ COMPANIONS = (soft_agreement, label_attention, effective_demos)
 """Scores whose mean is read beside every vote."""
 
 
+@checked
 def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pooling = "label") -> HeadScores:
     """How often a head, read as a kernel regression over the labels, gives the model's own answer.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.tasks.presets import PRESETS, Preset
@@ -14,6 +15,7 @@ from icl_kernel_lens.tasks.task import Task
 from icl_kernel_lens.tasks.topics import TopicsTask
 
 
+@checked
 def load_task(
     name: str | Path,
     *,
@@ -24,7 +26,7 @@ def load_task(
 ) -> Task | TopicsTask:
     """The task of this name, or from this file.
 
-    `"topics"` is bundled (held-out pairs of topics and label words of the topics world);
+    A `template` may be given as its text. `"topics"` is bundled (held-out pairs of topics and label words of the topics world);
     `"topics-unseen-labels"` uses label words that never were labels in training. A path to a jsonl, csv, tsv
     or parquet file is read with `Task.from_files`: half of its rows feed the demonstrations, the other half are
     test inputs; `NAME.train.jsonl` brings `NAME.test.jsonl` along and is not split. `text_fields` and
@@ -33,8 +35,6 @@ def load_task(
 
     Raises: TaskError: an unknown name, an unreadable file, fields or classes that do not fit.
     """
-    if isinstance(template, str):
-        template = Template(template)
     text = str(name)
     if text in ("topics", "topics-unseen-labels"):
         if template or label_words:
@@ -44,7 +44,7 @@ def load_task(
             )
         return TopicsTask(words="seen" if text == "topics" else "unseen")
     path = Path(name)
-    if path.suffix in READERS or path.exists():
+    if path.suffix.lower() in READERS or path.is_file():
         sibling = path.with_name(path.name.replace(".train.", ".test."))
         return Task.from_files(
             path,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.prompts.example import Example, one_word_each
 from icl_kernel_lens.prompts.template import Template
@@ -27,15 +29,59 @@ def read_pools(train: Path, test: Path | None) -> tuple[Rows, Rows, str]:
     rows = _read_rows(train)
     if test is not None:
         return rows, _read_rows(test), f"{train.name}, {test.name}"
+    return *_halves(rows), f"{train.name} (split in halves)"
+
+
+def pools_of(train: Any, test: Any, label_field: str) -> tuple[Rows, Rows, tuple[str, ...] | None]:
+    """The rows of both pools, from whatever holds rows, and the names of the classes where it knows them.
+
+    Raises: TaskError: it holds no rows.
+    """
+    if test is None and isinstance(train, Mapping):  # a DatasetDict
+        left = next((name for name in ("test", "validation") if name in train), None)
+        if "train" not in train or left is None:
+            raise TaskError(
+                f'a mapping of pools must have a "train" and a "test" (or "validation"); it has {sorted(map(str, train))}. '
+                "Pass the two pools one after the other.",
+                code="task-pool",
+            )
+        train, test = train["train"], train[left]
+    labels = (getattr(train, "features", None) or {}).get(label_field)
+    names = getattr(labels, "names", None)
+    rows = _rows_of(train, "train")
+    pools = _halves(rows) if test is None else (rows, _rows_of(test, "test"))
+    return *pools, tuple(names) if names else None
+
+
+def _rows_of(given: Any, split: str) -> Rows:
+    if type(given).__module__.startswith("pandas") and hasattr(given, "columns"):
+        given = given.to_dict("records")
+    rows = (
+        list(given)
+        if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+        else [given]
+    )
+    if wrong := [(at, row) for at, row in enumerate(rows) if not isinstance(row, Mapping)]:
+        at, row = wrong[0]
+        raise TaskError(
+            f"a pool must be rows, each a dictionary of its fields, a DataFrame, or a Dataset; the {split} pool is a "
+            f"{type(given).__name__}, whose item {at} is {row!r:.60}. A file is read with Task.from_files.",
+            code="wrong-type",
+        )
+    return rows
+
+
+def _halves(rows: Rows) -> tuple[Rows, Rows]:
     order = random.Random(0).sample(range(len(rows)), len(rows))
     held = frozenset(order[: len(rows) // 2])
-    halves = ([row for i, row in enumerate(rows) if (i in held) is half] for half in (False, True))
-    return *halves, f"{train.name} (split in halves)"  # pyright: ignore[reportReturnType]
+    first, second = ([row for i, row in enumerate(rows) if (i in held) is half] for half in (False, True))
+    return first, second
 
 
+@checked
 def task_fields(
-    train: Iterable[Mapping[str, Any]],
-    test: Iterable[Mapping[str, Any]],
+    train: Rows,
+    test: Rows,
     *,
     name: str = "records",
     text_fields: Sequence[str] | str | None = None,
@@ -50,7 +96,7 @@ def task_fields(
 
     Raises: TaskError: an empty pool, a row without its fields, an empty text, labels that are no classes.
     """
-    pools: dict[str, Rows] = {"train": list(train), "test": list(test)}
+    pools: dict[str, Rows] = {"train": train, "test": test}
     for split, rows in pools.items():
         if not rows:
             raise TaskError(
@@ -64,9 +110,11 @@ def task_fields(
             if missing := [f for f in (*fields, label_field) if f not in row]:
                 raise TaskError(
                     f"every example needs the fields {[*fields, label_field]}; row {number} of the {split} pool of "
-                    f"{name!r} lacks {missing} and has {sorted(row)}. Name them with text_fields and label_field.",
+                    f"{name!r} lacks {missing} and has {sorted(row)}. Name them with text_fields and label_field "
+                    "(--text-fields, --label-field).",
                     code="task-field",
                 )
+    _check_labels(pools, label_field, name)
     if classes is None:
         known, numbers = _classes(pools, label_field, name)
     else:
@@ -92,29 +140,32 @@ def _read_rows(path: Path) -> Rows:
 
     if not path.is_file():
         raise TaskError(f"a task file must exist; there is none at {path}.", code="task-file")
-    if path.suffix not in READERS:
+    kind = path.suffix.lower()
+    if kind not in READERS:
         raise TaskError(
             f"a task file must be one of {', '.join(READERS)}; {path.name} ends in {path.suffix!r}.",
             code="task-file",
         )
     try:
-        match path.suffix:
+        match kind:
             case ".jsonl":
                 return _json_lines(path)
             case ".csv":
-                frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+                frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
             case ".tsv":
-                frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
+                frame = pd.read_csv(
+                    path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8-sig"
+                )
             case _:
                 frame = pd.read_parquet(path)
     except (ValueError, OSError) as error:
-        raise TaskError(f"{path} cannot be read as {path.suffix[1:]}: {error}", code="task-file") from error
+        raise TaskError(f"{path} cannot be read as {kind[1:]}: {error}", code="task-file") from error
     return frame.to_dict("records")  # pyright: ignore[reportReturnType]
 
 
 def _json_lines(path: Path) -> Rows:
     rows: Rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -135,7 +186,9 @@ def _classes(
     class of each label."""
     names: dict[Any, str] = {}
     for row in chain(*pools.values()):
-        names.setdefault(_as_number(row[label_field]), str(row.get("label_name", row[label_field])))
+        label = _as_number(row[label_field])
+        text = str(label if isinstance(row[label_field], float) else row[label_field])
+        names.setdefault(label, str(row.get("label_name", text)))
     numbers = [label for label in names if isinstance(label, int)]
     if numbers and len(numbers) == len(names):
         missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
@@ -150,10 +203,36 @@ def _classes(
     return tuple(str(label) for label in ordered), {label: i for i, label in enumerate(ordered)}
 
 
+def _check_labels(pools: Mapping[str, Rows], label_field: str, name: str) -> None:
+    """Refuse rows without a label."""
+    for split, rows in pools.items():
+        if lacking := [number for number, row in enumerate(rows) if _is_missing(row[label_field])]:
+            more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
+            raise TaskError(
+                f"every row must have a label; in the {split} pool of {name!r}, {label_field!r} is empty or missing in the "
+                f"rows {', '.join(map(str, lacking[:8]))}{more} of {len(rows)} (from 0). Drop these rows.",
+                code="task-label",
+            )
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether there is nothing: None, NaN, pandas's NA and NaT, white space."""
+    try:
+        return value is None or value != value or not str(value).strip()
+    except TypeError:  # of pd.NA, nothing is true or false
+        return True
+
+
+def _one_line(value: Any) -> str:
+    """A text with its white space as single spaces, so that a line break in it cannot look like the template's."""
+    return "" if _is_missing(value) else " ".join(str(value).split())
+
+
 def _as_number(label: Any) -> Any:
-    """A label written in digits as a number, any other as text."""
+    """A label written in digits as a number (1.0 is 1), any other as text."""
     text = str(label).strip()
-    return int(text) if text.isascii() and text.removeprefix("-").isdecimal() else text
+    whole = re.fullmatch(r"(-?[0-9]+)(\.0*)?", text)
+    return int(whole[1]) if whole else text
 
 
 def _words(preset: Preset | None, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -186,10 +265,7 @@ def _examples(
                 f"{list(classes)}. Add it to classes, or drop the row.",
                 code="task-label",
             )
-        # White space becomes single spaces, so that a line break in a text cannot look like the template's.
-        texts = tuple(
-            " ".join(str(row[f]).split()) if row[f] == row[f] and row[f] is not None else "" for f in fields
-        )
+        texts = tuple(_one_line(row[f]) for f in fields)
         if "" in texts:
             raise TaskError(
                 f"every text must hold something; {where} is empty. Drop the row.", code="empty-text"

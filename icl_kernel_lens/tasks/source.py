@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter
 from icl_kernel_lens.prompts.build import build_prompts
@@ -43,6 +44,7 @@ class EpisodeSource(Protocol):
 class MakesPrompts:
     """Gives a source of episodes its `prompts` method."""
 
+    @checked
     def prompts(
         self: EpisodeSource,
         model: Any,

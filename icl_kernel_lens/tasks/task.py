@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.prompts.example import Episode, Example, one_word_each
@@ -22,7 +23,7 @@ from icl_kernel_lens.tasks.matching import (
     find_layouts,
     tests_of_few_lengths,
 )
-from icl_kernel_lens.tasks.records import read_pools, task_fields
+from icl_kernel_lens.tasks.records import pools_of, read_pools, task_fields
 from icl_kernel_lens.tasks.source import MakesPrompts, shared_sets
 
 
@@ -77,6 +78,12 @@ class Task(MakesPrompts):
                     "label names may be wrong, or the file too short.",
                     code="task-pool",
                 )
+            if len({example.texts for example in pool}) == 1:
+                raise TaskError(
+                    f"texts must differ for labels to depend on them; all {len(pool)} rows of the {split} pool of "
+                    f"{self.name!r} are {pool[0].texts!r:.80}. Check which fields hold the text (text_fields, --text-fields).",
+                    code="task-pool",
+                )
 
     def _check_examples(self, pool: Sequence[Any], one: str, where: str) -> None:
         """Refuse examples that are none, whose label is no class, or whose texts the template does not show."""
@@ -103,19 +110,23 @@ class Task(MakesPrompts):
     @classmethod
     def from_records(
         cls,
-        train: Iterable[Mapping[str, Any]],
-        test: Iterable[Mapping[str, Any]],
+        train: Any,
+        test: Any = None,
         **options: Any,
     ) -> Task:
         """A task from dictionaries in memory, `{"text": …, "label": …}` (and `"text2"`).
 
+        Rows may also be a pandas DataFrame or a Hugging Face `Dataset`, whose class names are kept; a `DatasetDict`
+        brings both pools. Without `test`, the rows are split in halves, always the same way.
         Labels are class numbers from 0 (named by a `"label_name"` field, if there is one) or names.
         Options: `name`, `text_fields`, `label_field`, `classes`, `label_words` (default: the class names),
         `template`, `origin`, `licence`.
         """
-        return cls(**task_fields(train, test, **options))
+        *pools, known = pools_of(train, test, options.get("label_field", "label"))
+        return cls(**task_fields(*pools, **({"classes": known} if known else {}) | options))
 
     @classmethod
+    @checked
     def from_files(cls, train: str | Path, test: str | Path | None = None, **options: Any) -> Task:
         """A task from jsonl, csv, tsv or parquet files with the fields of `from_records`.
 

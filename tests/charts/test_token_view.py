@@ -66,7 +66,7 @@ def test_long_prompts_are_cropped():
 def test_what_cannot_be_shown_is_refused():
     hostile = hostile_evidence()
     with pytest.raises(ResultError, match="shows 1 to 4 heads; got 5"):
-        hostile.token_view([HeadRef(0, 0)] * 5)
+        hostile.token_view([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])
     with pytest.raises(ResultError, match="there is no head L9H0"):
         hostile.token_view(["L9H0"])
     with pytest.raises(ResultError, match="kept for the first 8 prompts; got prompt 8"):

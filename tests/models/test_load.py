@@ -190,3 +190,20 @@ def test_real_weights():
     adapter = as_adapter(model)
     assert (adapter.shape.heads, adapter.shape.kv_heads, adapter.shape.context) == (8, 4, 512)
     assert verify_model(adapter).worst < 1e-5
+
+
+def test_packed_weights_are_named():
+    import torch
+    from architectures import hf_model
+
+    from icl_kernel_lens.errors import LoadError
+    from icl_kernel_lens.models.load import bridge_from_hf
+
+    packed = hf_model("gpt2")
+    packed.lm_head.weight = None
+    del packed.lm_head._parameters["weight"]
+    packed.lm_head.weight = lambda: torch.zeros(1)
+    with pytest.raises(
+        LoadError, match="weights must be tensors to be read; of this GPT2LMHeadModel, 1 parts"
+    ):
+        bridge_from_hf(packed)

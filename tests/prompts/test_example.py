@@ -26,7 +26,7 @@ def test_label_words_are_one_each():
         Task.from_records(ROWS, ROWS, label_words={1: "great", 0: "awful"}).label_words == named.label_words
     )
     for words, message in (
-        ("ab", "must be a list of texts, one a class.*'ab'"),
+        ("ab", "must be a list of texts.*'ab'"),
         ({"good": "great"}, "must name every class"),
         ({"good": "great", "evil": "awful"}, r"its keys are \['good', 'evil'\]"),
     ):

@@ -131,10 +131,18 @@ def test_the_interval_covers_and_clusters_widen_it():
 
 
 def test_the_interval_leaves_nan_out():
-    data = torch.tensor([[1.0, 0.0], [1.0, float("nan")], [1.0, 0.0], [1.0, float("nan")]])
+    """And says nothing where all that is left agrees, or is of one set."""
+    nan = float("nan")
+    data = torch.tensor(
+        [[1.0, 0.0, 1.0, 0.5], [1.0, nan, 0.0, nan], [1.0, 1.0, 1.0, nan], [1.0, nan, 0.0, nan]]
+    )
     low, high = cluster_bootstrap(data, torch.arange(4))
-    assert low.tolist() == [1, 0]
-    assert high.tolist() == [1, 0]
+    assert (low[1], high[1], low[2], high[2]) == (0, 1, 0, 1)
+    assert torch.stack([low, high])[:, [0, 3]].isnan().all()
+    many = torch.ones(40, 1)
+    assert cluster_bootstrap(many, torch.arange(40)) == (torch.ones(1), torch.ones(1))
+    many[0] = torch.inf
+    assert not torch.cat(cluster_bootstrap(many, torch.arange(40))).isfinite().any()
 
 
 def test_a_single_demonstration_set_gives_no_interval():

@@ -241,6 +241,8 @@ def test_the_command_line_goes_on(tmp_path, monkeypatch, capsys):
     steps.clear()
     monkeypatch.setattr(runner, "in_pieces", lambda *a: steps.append(a[0]) or in_pieces(*a))
     assert main(arguments) == 0
-    assert sum(map(len, steps)) == 24 - 8 + 2 * 24, "what was left of the reading, and the two controls"
+    assert sum(map(len, steps)) == 24 - 8 + 4 + 2 * 24, (
+        "the rest of the reading, four to compare, two controls"
+    )
     assert (tmp_path / "out" / "accuracy.safetensors").is_file()
     assert not (tmp_path / "out" / "unfinished").exists()

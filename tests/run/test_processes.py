@@ -67,8 +67,10 @@ in_pieces = runner.in_pieces
 
 def dying(numbers, size, run):
     yield from in_pieces(numbers, size, run)
-    if os.environ["RANK"] == "1" and sys.argv[2] == "dies":
+    if os.environ["RANK"] == "1" and sys.argv[2].startswith("dies"):
         os.kill(os.getpid(), 9)
+    if sys.argv[2] == "dies while another works":
+        time.sleep(200)
 
 runner.in_pieces = dying
 with processes.joined() as group:
@@ -97,6 +99,7 @@ def test_a_lost_process_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     lost = run_lost(tmp_path, "dies")
     assert lost.returncode != 0
     assert "SIGKILL" in lost.stderr, "torchrun names the process and its end"
+    assert "[process-lost]" in lost.stderr, "the other one says why it ends"
     shards = list((tmp_path / "run").glob("*.safetensors"))
     assert shards
 
@@ -109,6 +112,14 @@ def test_a_lost_process_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     expected = read(model, load_task("topics").prompts(model, demos=4, count=12), progress=False)
     found = float(whole.stdout.split("finished")[1].split()[0])
     assert found == pytest.approx(float(expected.weights["label"].sum()), abs=1e-4)
+
+
+def test_a_process_at_work_says_that_another_one_was_lost(tmp_path):
+    """It is told to stop before it waits for the other."""
+    lost = run_lost(tmp_path, "dies while another works")
+    assert lost.returncode != 0
+    assert "process 0 was told to stop (SIGTERM)" in lost.stderr
+    assert "[process-lost]" in lost.stderr
 
 
 def test_processes_must_be_given_the_same(tmp_path):

@@ -66,7 +66,7 @@ def test_one_prompt_that_does_not_fit_says_so(tiny, monkeypatch, tmp_path):
     assert sum(counting.batches) == int((prompts.lengths == shortest).sum())
     assert shard.exists()
     same_evidence(found, read(model, prompts, progress=False))
-    assert Checkpoint(None, {}).load() == []
+    assert Checkpoint(None, {}).load(1) == []
 
 
 def test_a_prefix_that_does_not_fit_says_so(tiny, monkeypatch):

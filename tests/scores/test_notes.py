@@ -69,13 +69,13 @@ def test_wrong_words_and_objects_are_explained_without_type_checks():
     )
     said = run.stdout.splitlines()
     expected = (
-        "a score is computed from Evidence; got a PromptSet",
-        'against must be "model" or "truth"; got \'gold\'',
-        "a pooling is one of label, ",
-        "read(model, prompts) needs a PromptSet; got a TopicsTask",
-        "keep is a tuple of poolings; got the text 'label'",
-        "a pooling is one of label, ",
-        "a PromptSet must be whole: score_on must be one of 'first_token', 'sequence'; it is 'foo'",
+        "evidence must be an Evidence; it is ",
+        "against must be one of 'model', 'truth'; it is 'gold'",
+        "pooling must be one of 'label', ",
+        "prompts must be a PromptSet; it is ",
+        "keep must be several, such as a list, each one of 'label', ",
+        "keep must be several, such as a list, each one of 'label', ",
+        "score_on must be one of 'first_token', 'sequence'; it is 'foo'",
         "a head is a pair (layer, head) or a name such as \"L3H7\", both from 0; got 'head 1'",
         "there is no head L9H1; layers run to 1, heads to 1",
         "['L0H1']",

@@ -1,0 +1,99 @@
+"""Arguments are checked at the doors of public functions: turned where they stand for the same thing, else refused."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from icl_kernel_lens.arguments import checked
+from icl_kernel_lens.errors import LensError, PromptError, ResultError, TaskError
+from icl_kernel_lens.evidence.small import small_evidence
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.tasks.task import Task
+
+ROWS = [{"text": f"text {i}", "label": i % 2} for i in range(20)]
+
+
+def test_numbers_of_numpy_and_texts_stand_for_what_is_declared():
+    @checked
+    def door(count: int, share: float = 0.5, template: Template | None = None, names: tuple[str, ...] = ()):
+        return count, share, template, names
+
+    found = door(np.int64(3), np.float32(0.5), "Q: {text}\nA: {label}", ["a", "b"])
+    assert found == (3, 0.5, Template("Q: {text}\nA: {label}"), ("a", "b"))
+    assert [type(one) for one in found[:2]] == [int, float]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["2", 2.0, None, True, float("nan"), [2], np.float64(2), object(), torch.tensor([2, 3])],
+    ids=["text", "2.0", "None", "True", "nan", "list", "float64", "object", "tensor"],
+)
+def test_whatever_is_no_whole_number_is_refused(wrong):
+    @checked
+    def door(count: int):
+        return count
+
+    with pytest.raises(LensError, match="count must be a whole number; it is") as caught:
+        door(wrong)
+    assert caught.value.code == "wrong-type"
+    assert all(isinstance(caught.value, kind) for kind in (TaskError, PromptError, ResultError))
+
+
+def test_a_text_is_no_list_and_options_are_named():
+    for options in ({"label_words": "ab"}, {"label_words": (1, 2)}, {"text_fields": 3}, {"colour": 1}):
+        with pytest.raises(TaskError, match="must be") as caught:
+            Task.from_records(ROWS, ROWS, **options)
+        assert caught.value.code == "wrong-type"
+    for pool in (None, 3, "file.csv", [1]):
+        with pytest.raises(TaskError, match="a pool must be rows"):
+            Task.from_records(pool, ROWS)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, pd.NA, pd.NaT, "", "  "], ids=repr)
+def test_rows_without_a_label_are_named(missing):
+    rows = [*ROWS[:3], {"text": "a", "label": missing}, *ROWS]
+    with pytest.raises(TaskError, match=r"every row must have a label; in the train pool .* rows 3 of 24"):
+        Task.from_records(rows, ROWS)
+
+
+def test_tables_and_data_sets_are_pools(tmp_path):
+    plain = Task.from_records(ROWS, ROWS)
+    floats = pd.DataFrame(ROWS).astype({"label": float})
+    assert Task.from_records(floats, floats) == plain
+    assert Task.from_records(floats, floats).train == plain.train
+    floats.to_csv(tmp_path / "rows.CSV", index=False, encoding="utf-8-sig")
+    lines = "".join(f'{{"text": "{row["text"]}", "label": {row["label"]}}}\n' for row in ROWS)
+    (tmp_path / "rows.jsonl").write_text("\ufeff" + lines, encoding="utf-8")
+    for name in ("rows.CSV", "rows.jsonl"):
+        assert Task.from_files(tmp_path / name, tmp_path / name).train == plain.train
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    data = datasets.Dataset.from_list(ROWS, features=features)
+    assert Task.from_records(data, data).classes == ("no", "yes")
+    both = datasets.DatasetDict({"train": data, "test": data})
+    assert Task.from_records(both).train == plain.train
+
+
+def test_prompts_are_selected_by_their_numbers_alone():
+    prompts = small_evidence().prompts
+    mask = [number == 1 for number in range(len(prompts))]
+    assert prompts.select(mask).same_as(prompts.select([1]))
+    assert prompts.select(torch.tensor([1])).same_as(prompts.select(np.array([1])))
+    for wrong in ([0.5], [-1], [100], [True], "0", 0, None, [None]):
+        with pytest.raises(PromptError, match="prompts are selected by their numbers"):
+            prompts.select(wrong)
+
+
+def test_tokens_that_are_no_whole_numbers_are_refused():
+    for wrong in ([[1, 2], [3]], None, "text", torch.ones(1, 4) * 1j, torch.eye(4).to_sparse()):
+        with pytest.raises((PromptError, TypeError), match=r"tokens|jaxtyping") as caught:
+            PromptSet.from_tokens(wrong, torch.tensor([[1]]), torch.tensor([[0]]), torch.tensor([1, 2]))
+        assert isinstance(caught.value, PromptError) or "tokens" in str(caught.value)
