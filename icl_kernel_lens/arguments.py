@@ -106,7 +106,9 @@ def _plain(value: Any, hint: type) -> Any:
         value = value.item()
     if isinstance(value, bool) or hint in (bool, str):
         return value if isinstance(value, bool) is (hint is bool) and isinstance(value, hint) else _NOT
-    return hint(value) if isinstance(value, Integral if hint is int else Real) else _NOT
+    if hint is int:
+        return int(value) if isinstance(value, Integral) else _NOT
+    return float(value) if isinstance(value, Real) else _NOT
 
 
 def _row(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
@@ -117,16 +119,12 @@ def _row(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
         value, Iterable if origin is Iterable else Sequence
     ):
         return _NOT
-    if origin is tuple and args[1:] != (Ellipsis,) and len(value) != len(args):
+    if not isinstance(value, Sequence):
+        return value
+    hints = args if origin is tuple and args[1:] != (Ellipsis,) else args[:1] * len(value)
+    if len(hints) != len(value):
         return _NOT
-    hints = (
-        ()
-        if origin is Iterable
-        else args
-        if origin is tuple and args[1:] != (Ellipsis,)
-        else args[:1] * len(value)
-    )
-    if origin is Iterable or not all(hint in _PLAIN or get_origin(hint) is Literal for hint in hints):
+    if not all(hint in _PLAIN or get_origin(hint) is Literal for hint in hints):
         return value  # heads, examples and the like are read by those who know them
     members = [_turned(one, hint) for one, hint in zip(value, hints, strict=True)]
     if any(one is _NOT for one in members):

@@ -207,7 +207,7 @@ class _Bench:
         shape, at, place, count = self.adapter.shape, self.at, self.place, len(self.layers)
         heads = torch.zeros(count, shape.layers, shape.heads, dtype=torch.bool)
         heads[range(count), self.layers, [layer % shape.heads for layer in self.layers]] = True
-        values = self.other("value")
+        values = self.other("value") if with_values else torch.zeros(0)
 
         def change(row: Row) -> Float[Tensor, "row key"]:
             new = row.weights.clone()

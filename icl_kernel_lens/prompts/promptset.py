@@ -351,18 +351,14 @@ def _selected(prompts: Any, count: int) -> list[int]:
     members = list(listed) if isinstance(listed, Iterable) and not isinstance(listed, str | bytes) else [None]
     if members and all(isinstance(one, bool) for one in members) and len(members) == count:
         return [number for number, wanted in enumerate(members) if wanted]
-    wrong = [
-        one
-        for one in members
-        if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= one < count
-    ]
-    if wrong:
+    numbers = [int(one) for one in members if isinstance(one, Integral) and not isinstance(one, bool)]
+    if len(numbers) < len(members) or not all(0 <= number < count for number in numbers):
         raise PromptError(
             f"prompts are selected by their numbers, whole and in 0…{count - 1}, or by {count} truth values, one a prompt; "
             f"got {prompts!r:.60}.",
             code="number-range",
         )
-    return [int(number) for number in members]
+    return numbers
 
 
 def _ints(name: str, given: Tensor, dims: int | None = None, prompts: int | None = None) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers, users_hooks
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, Prefix, attention_pass, read_prefix
 from icl_kernel_lens.models.transformer_lens_adapters import Edits, StreamName
@@ -246,6 +247,13 @@ def look_at(
     )[0, 0]
 
     def stacked(parts: Mapping[int, Tensor]) -> Tensor:
+        widths = {layer: part.shape[-1] for layer, part in parts.items()}
+        if len({*widths.values()}) > 1:
+            raise ModelError(
+                f"the heads of all layers must be of one width for their vectors to be changed; those of {adapter.name} have "
+                f"{widths} (layer: width).",
+                code="not-taken-over",
+            )
         empty = torch.full_like(next(iter(parts.values())), float("nan"))
         return torch.stack(
             [parts.get(layer, empty).to(logits.device) for layer in range(adapter.shape.layers)]

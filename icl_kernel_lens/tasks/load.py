@@ -66,7 +66,7 @@ def load_task(
 def _from_hub(
     name: str,
     preset: Preset,
-    template: Template | None,
+    template: Template | str | None,
     label_words: Sequence[str] | Mapping[Any, str] | None,
 ) -> Task:
     """A preset's task, its data fetched from the Hub through `datasets`."""

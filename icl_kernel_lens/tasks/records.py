@@ -56,7 +56,7 @@ def pools_of(train: Any, test: Any, label_field: str) -> tuple[Rows, Rows, tuple
 def _rows_of(given: Any, split: str) -> Rows:
     if type(given).__module__.startswith("pandas") and hasattr(given, "columns"):
         given = given.to_dict("records")
-    rows = (
+    rows: list[Any] = (
         list(given)
         if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
         else [given]
