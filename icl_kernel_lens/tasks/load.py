@@ -1,4 +1,4 @@
-"""Load a task by its name: the bundled one, a file, or a data set on the Hugging Face Hub."""
+"""Load a task by its name: a bundled one, a file, or a data set on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.tasks.bundled import TEMPLATES, bundled_task
 from icl_kernel_lens.tasks.presets import PRESETS, Preset
 from icl_kernel_lens.tasks.records import READERS
 from icl_kernel_lens.tasks.task import Task
@@ -26,8 +27,9 @@ def load_task(
 ) -> Task | TopicsTask:
     """The task of this name, or from this file.
 
-    A `template` may be given as its text. `"topics"` is bundled (held-out pairs of topics and label words of the topics world);
-    `"topics-unseen-labels"` uses label words that never were labels in training. A path to a jsonl, csv, tsv
+    A `template` may be given as its text. Bundled are `"opinions"`, `"subjects"` and `"questions"` (English texts; see
+    `tasks.bundled`) and, for the bundled model, `"topics"` (held-out pairs of topics and label words of the topics world)
+    and `"topics-unseen-labels"` (label words that never were labels in training). A path to a jsonl, csv, tsv
     or parquet file is read with `Task.from_files`: half of its rows feed the demonstrations, the other half are
     test inputs; `NAME.train.jsonl` brings `NAME.test.jsonl` along and is not split. `text_fields` and
     `label_field` name a file's columns. Other names (`sst2`, `mnli`, …; see `tasks.presets`) are fetched from the
@@ -54,10 +56,12 @@ def load_task(
             template=template,
             label_words=label_words,
         )
+    if text in TEMPLATES:
+        return bundled_task(text, template, label_words)  # pyright: ignore[reportArgumentType] (the door turned a text)
     if text in PRESETS:
         return _from_hub(text, PRESETS[text], template, label_words)
     raise TaskError(
-        f"unknown task {text!r}. Known names: topics, topics-unseen-labels, {', '.join(PRESETS)}; or give the "
+        f"unknown task {text!r}. Known names: topics, topics-unseen-labels, {', '.join([*TEMPLATES, *PRESETS])}; or give the "
         f"path of a file ({', '.join(READERS)}).",
         code="task-unknown",
     )
