@@ -1,0 +1,158 @@
+"""Two small pretrained models on six public tasks: does anything there look like kernel regression?
+
+    python -m studies.real_models.run                  tasks from the Hugging Face Hub
+    python -m studies.real_models.run --data FOLDER    from NAME.train.jsonl and NAME.test.jsonl in a folder
+
+A cell is a model, a task, a number of demonstrations, a template and a seed: 32 demonstration sets of 8 test inputs each.
+Of each, the accuracy conditions, the vote of every head with its controls, the label coverage by offset, and the attention
+on labels layer by layer. Cells that are finished are not run again, and one that was cut short goes on from where it was;
+--only picks some. Tables go into OUT as csv, a row a cell; docs/real_models.md is drawn from them (--docs).
+
+The models are quantised (SmolLM2-135M-Instruct Q4_1, Gemma-3-270M base Q4_K_M) and dequantised to float32. Does not show:
+what the unquantised models do, or larger ones; what other templates and seeds give, beyond the cells that vary them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import icl_kernel_lens as ikl
+from icl_kernel_lens.results.run_info import versions
+from icl_kernel_lens.tasks.task import Task
+from studies.fetch import SOURCES, cache_folder, fetch
+
+TASKS = ("sst2", "ag_news", "trec", "subj", "rotten_tomatoes", "mnli")
+VARIED = ("sst2", "ag_news")
+"""Tasks of which template, seed and layers are varied, too, at 8 demonstrations."""
+OTHER_TEMPLATE = ikl.Template("{text}\nAnswer: {label}", separator="\n\n")
+SETS, EACH = 32, 8
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One condition of the study."""
+
+    model: str
+    task: str
+    demos: int
+    template: str = "usual"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        more = [self.template] * (self.template != "usual") + [f"seed{self.seed}"] * (self.seed != 0)
+        return "-".join([self.model, self.task, str(self.demos), *more])
+
+    @property
+    def chosen(self) -> bool:
+        """Whether layers are measured one by one, and figures kept."""
+        return (self.task in VARIED, self.demos, self.template, self.seed) == (True, 8, "usual", 0)
+
+
+def cells() -> Iterator[Cell]:
+    """All of them, the quickest model first."""
+    for model in SOURCES:
+        yield from (Cell(model, task, demos) for demos in (8, 16) for task in TASKS)
+        yield from (Cell(model, task, 8, template="other") for task in VARIED)
+        yield from (Cell(model, task, 8, seed=1) for task in VARIED)
+
+
+def task_of(cell: Cell, data: Path | None) -> Task:
+    """The cell's task, from the Hub or from a folder."""
+    template = OTHER_TEMPLATE if cell.template == "other" else None
+    task: Any = ikl.load_task(data / f"{cell.task}.train.jsonl" if data else cell.task, template=template)
+    return task
+
+
+def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -> dict[str, Any]:
+    """Runs one cell; its row of the summary."""
+    prompts = task_of(cell, data).prompts(model, demos=cell.demos, count=SETS * EACH, sets=SETS, seed=cell.seed)
+    evidence = ikl.read(model, prompts, checkpoint=work / "read")
+    accuracy = ikl.in_context_accuracy(model, prompts, evidence=evidence, checkpoint=work / "accuracy")
+    coverage = ikl.label_coverage(model, prompts, layers=cell.chosen, checkpoint=work / "coverage")
+    vote = ikl.head_vote(evidence)
+    heads = vote.table().head(20)
+    heads.insert(0, "cell", cell.name)
+    heads.to_csv(out / "heads" / f"{cell.name}.csv", index=False, float_format="%.4f")
+    table = coverage.table()
+    table.insert(0, "cell", cell.name)
+    table.to_csv(out / "coverage" / f"{cell.name}.csv", index=False, float_format="%.4f")
+    layers = pd.DataFrame(
+        {
+            "layer": range(evidence.run.layers),
+            "label_attention": evidence.weights["label"].sum(-1).nanmean((0, 2)).tolist(),
+            "best_agreement": vote.mean().nan_to_num().amax(1).tolist(),
+        }
+    )
+    layers.to_csv(out / "layers" / f"{cell.name}.csv", index=False, float_format="%.4f")
+    if cell.chosen:
+        coverage.layer_table().to_csv(
+            out / "coverage" / f"{cell.name}-layers.csv", index=False, float_format="%.4f"
+        )
+        for name, figure in (
+            ("heads", vote.figure()),
+            ("attention", evidence.figure()),
+            ("coverage", coverage.figure()),
+        ):
+            (out / "figures").mkdir(exist_ok=True)
+            (out / "figures" / f"{cell.name}-{name}.png").write_bytes(figure.png(scale=1))
+    best = heads.iloc[0]
+    part, conditions = coverage.label_part(), accuracy.to_dataframe().set_index("condition")
+    return {
+        **asdict(cell),
+        **{f"accuracy_{name}": row.accuracy for name, row in conditions.iterrows()},
+        "verdict": accuracy.verdict(),
+        "label_part": part.share,
+        "label_part_low": part.low,
+        "label_part_high": part.high,
+        "smallest_set": str(coverage.smallest_set()),
+        "best_head": best["head"],
+        **{name: best[name] for name in ("head_vote", "strongest_control", "control", "above_control_low")},
+        "quantisation": getattr(evidence.run, "quantisation", None),
+    }
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder of NAME.train.jsonl and NAME.test.jsonl; default: the Hub")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables and figures")
+    parser.add_argument("--only", nargs="+", default=[], help="names of cells, or their beginnings")
+    parser.add_argument("--list", action="store_true", help="print the cells and whether they are finished")
+    given = parser.parse_args()
+    rows, wanted = given.out / "cells", [c for c in cells() if not given.only or c.name.startswith(tuple(given.only))]
+    if given.list:
+        for cell in wanted:
+            print(cell.name, "finished" if (rows / f"{cell.name}.json").exists() else "")
+        return
+    for folder in ("cells", "heads", "coverage", "layers"):
+        (given.out / folder).mkdir(parents=True, exist_ok=True)
+    loaded: tuple[str, Any] = ("", None)
+    for cell in wanted:
+        if (rows / f"{cell.name}.json").exists():
+            continue
+        if loaded[0] != cell.model:
+            loaded = cell.model, ikl.load_model(fetch(cell.model, cache_folder()))
+        work = cache_folder() / "studies" / cell.name
+        print(cell.name)
+        row = measured(cell, loaded[1], given.data, work, given.out)
+        row |= {"date": datetime.date.today().isoformat(), **versions()}
+        (rows / f"{cell.name}.json").write_text(json.dumps(row, indent=1) + "\n")
+        shutil.rmtree(work, ignore_errors=True)
+    summary = [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"))]
+    pd.DataFrame(summary).to_csv(given.out / "summary.csv", index=False, float_format="%.4f")
+    print(given.out / "summary.csv")
+
+
+if __name__ == "__main__":
+    main()
