@@ -62,7 +62,7 @@ def argument(name: str, value: Any, hint: Any) -> Any:
         return turned
     found = f"{value!r:.60} ({type(value).__name__})"
     raise ArgumentError(
-        f"{name} must be {_words(hint)}; it is {found}.{_advice(hint)}",
+        f"{name} must be {_words(hint)}; it is {found}.{_advice(hint, value)}",
         code="unknown-choice" if isinstance(value, str) and get_origin(hint) is Literal else "wrong-type",
     )
 
@@ -134,9 +134,12 @@ def _row(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
     return value if all(one is mine for one, mine in zip(members, value, strict=True)) else members
 
 
-def _advice(hint: Any) -> str:
-    """How the object that is wanted is made, where its class says so (`made_by`)."""
-    found = (getattr(one, "made_by", "") for one in (hint, *get_args(hint)))
+def _advice(hint: Any, value: Any) -> str:
+    """How the object that is wanted is made, where its class says so (`made_by`); how one text is written in a list."""
+    kinds = (hint, *get_args(hint))
+    if isinstance(value, str) and any(get_origin(kind) in (tuple, *_ROWS) for kind in kinds):
+        return f" A single one is written [{value!r:.60}]."
+    found = (getattr(kind, "made_by", "") for kind in kinds)
     return next((f" {advice}" for advice in found if advice), "")
 
 
@@ -152,6 +155,8 @@ def _words(hint: Any) -> str:
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(repr, args))
     if origin is tuple or origin in _ROWS:
+        if args and get_origin(args[0]) is Literal:
+            return f"a list, each {_words(args[0])}"
         return f"a list of {_SEVERAL[args[0]]}" if args and args[0] in _SEVERAL else "a list"
     word = getattr(origin or hint, "__name__", str(hint))
     return _NAMES.get(hint) or (

@@ -166,9 +166,13 @@ def collect(
 def change(
     values: Float64[Tensor, " trial"], before: Float64[Tensor, " trial"], *, seed: int = 0
 ) -> tuple[str, float, float, float]:
-    """ "falls", "rises" or "shows no change" in paired trials, with the mean difference and its 95 % interval."""
+    """ "falls", "rises" or "shows no change" in paired trials, with the mean difference and its 95 % interval.
+
+    "is undetermined" where there is no interval: few trials, which all agree.
+    """
     difference = (values - before)[:, None]
     low, high = cluster_bootstrap(difference, torch.arange(len(difference)), draws=1000, seed=seed)
     mean, low, high = float(difference.nanmean()), float(low), float(high)
     word = "falls" if high < 0 else "rises" if low > 0 else "shows no change"
+    word = "is undetermined" if low != low else word
     return word, mean, low, high

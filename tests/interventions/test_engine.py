@@ -308,7 +308,7 @@ def test_what_is_no_head_is_refused(tiny):
     for heads, reason in (
         (["L9H0"], "L9H0 is not"),
         (["head 3"], 'a name such as "L3H7"'),
-        ("L2H1", "a sequence of heads, by name"),
+        ("L2H1", r"heads must be a list or None; it is 'L2H1' \(str\)\. A single one is written \['L2H1'\]"),
         (["L2H1", (2, 1)], "named once"),
         ([[], "L2H1"], "each by name or as"),
     ):

@@ -86,8 +86,8 @@ def test_each_model_is_verified_once(monkeypatch):
     monkeypatch.setattr(type(adapter), "_forward", lambda *args: runs.append(1) or forward(*args))
     first = verify_model(adapter)
     assert verify_model(as_adapter(adapter.model)) is first
-    # Plain, with other last digits, fast, a prefix and what follows it, all but the last token and this one.
-    assert len(runs) == 7
+    # Plain, without what stands behind, with other last digits, fast, a prefix and what follows it, all but the last token and this one.
+    assert len(runs) == 8
     assert "3 attention layers verified" in str(first)
 
 

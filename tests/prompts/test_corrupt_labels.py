@@ -209,7 +209,7 @@ def test_new_words_that_do_not_fit_are_refused():
         r"others than the prompt's own label words; 'positive' begins .* \(prompt 0\)", ("positive", "world")
     )
     words(r"2 are needed, got \['world'\]", ("world",))
-    words("words must be several, such as a list, each a text", "ab")
+    words("words must be a list of texts", "ab")
     words(r"2 are needed, got \['world', ' '\]", ("world", " "))
     words("need a tokenizer. Pass model=", ("world", "sports"), None)
     words(

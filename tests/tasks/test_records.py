@@ -19,7 +19,7 @@ def records(**options):
 
 def test_classes_are_alphabetical_names_or_named_numbers():
     assert records().classes == ("bad", "good", "meh")
-    rows = [{"text": "a", "label": i % 2, "label_name": ("no", "yes")[i % 2]} for i in range(8)]
+    rows = [{"text": f"a {i}", "label": i % 2, "label_name": ("no", "yes")[i % 2]} for i in range(8)]
     assert Task.from_records(rows, rows).classes == ("no", "yes")
     words = records(label_words=("awful", "great", "fair"))
     assert words.label_words == ("awful", "great", "fair")
@@ -68,7 +68,7 @@ def test_given_classes_are_matched_by_name_before_number():
         task = Task.from_records(rows, rows, classes=order)
         for row, example in zip(rows, task.train, strict=True):
             assert task.classes[example.label] == row["label"]
-    named = [{"text": "a", "label": i % 2, "label_name": "12"[i % 2]} for i in range(6)]
+    named = [{"text": f"a {i}", "label": i % 2, "label_name": "12"[i % 2]} for i in range(6)]
     task = Task.from_records(named, named)  # numbers 0 and 1 whose names are "1" and "2"
     assert [e.label for e in task.train] == [0, 1, 0, 1, 0, 1]
     assert task.classes == ("1", "2")

@@ -61,3 +61,12 @@ def test_other_labels_keep_the_texts():
     assert [d.label for d in other.demos] == [0] * 9
     assert other != episode
     assert replace(other, demos=episode.demos) == episode
+
+
+def test_texts_that_are_all_the_same_are_refused():
+    """Which field holds the text is told wrongly, most likely."""
+    rows = [{"text": "the same", "label": i % 2} for i in range(8)]
+    others = [row | {"text": f"text {i}"} for i, row in enumerate(rows)]
+    for pools, split in (((rows, others), "train"), ((others, rows), "test")):
+        with pytest.raises(TaskError, match=rf"all 8 rows of the {split} pool .*'the same'.*--text-fields"):
+            Task.from_records(*pools)

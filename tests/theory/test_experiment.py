@@ -12,12 +12,17 @@ from icl_kernel_lens.theory.experiment import Experiment, change
 
 
 def test_changes_are_paired():
-    before = f64([1.0, 5.0, 9.0, math.nan])
-    word, mean, low, high = change(before - 1, before)
-    assert (word, mean) == ("falls", -1.0)
-    assert low == high == -1.0
-    assert change(before + 1, before)[0] == "rises"
+    before, less = f64([1.0, 5.0, 9.0, math.nan]), f64([0.9, 1.0, 1.1, 1.0])
+    word, mean, low, high = change(before - less, before)
+    assert (word, mean) == ("falls", pytest.approx(-1.0))
+    assert -1.1 <= low < high <= -0.9
+    assert change(before + less, before)[0] == "rises"
     assert change(before + f64([1.0, -1.0, 0.0, 0.0]), before)[0] == "shows no change"
+    assert change(before - 1, before)[0] == "is undetermined", (
+        "three that agree show no spread, not that there is none"
+    )
+    many = torch.zeros(40, dtype=torch.float64)
+    assert change(many - 1, many) == ("falls", -1.0, -1.0, -1.0)
 
 
 @pytest.mark.parametrize(
