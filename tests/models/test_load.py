@@ -10,7 +10,8 @@ from support import SHARED, has_hooked_transformer, needs_hooked, needs_shared
 from icl_kernel_lens import load_model
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.models.adapter import as_adapter
-from icl_kernel_lens.models.load import MINI, load_record
+from icl_kernel_lens.models.load import load_record
+from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 from icl_kernel_lens.models.verify import verify_model
 
