@@ -7,6 +7,7 @@ PyTorch reads a `.bin` with `weights_only=True`, which refuses whatever is no te
 from __future__ import annotations
 
 import pickle
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def read_model(
             if logging.is_progress_bar_enabled():  # mapping a file into memory needs none
                 logging.disable_progress_bar()
                 stack.callback(logging.enable_progress_bar)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says what matters
             hf, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 output_loading_info=True,
