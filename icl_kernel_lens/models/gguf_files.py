@@ -72,7 +72,10 @@ class GgufFile:
         """In words; None where every weight is stored as a float."""
         if set(self.weights) <= set(FLOATS):
             return None
-        kinds, (most, count) = [kind for kind, _ in self.weights.most_common()], self.weights.most_common(1)[0]
+        kinds, (most, count) = (
+            [kind for kind, _ in self.weights.most_common()],
+            self.weights.most_common(1)[0],
+        )
         listed = " and ".join(filter(None, [", ".join(kinds[:-1]), kinds[-1]]))
         return f"{listed}: {count / self.weights.total():.0%} of weights in {most}".replace("%", " %")
 

@@ -61,16 +61,16 @@ def fetch(name: str, revision: str | None = None) -> Fetched:
 
 
 def _cached(name: str, revision: str | None, error: Exception) -> Fetched:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
 
     why = f"{type(error).__name__}: {str(error).strip() or 'no answer'}".split("\n")[0]
-    try:
-        folder = snapshot_download(name, revision=revision, local_files_only=True)
-    except Exception:
-        raise _absent(
-            name, f"the Hub cannot be asked ({why}), and no earlier download is in the cache"
-        ) from error
-    return Fetched(Path(folder), Path(folder).name, f" The Hub could not be asked for more: {why}.")
+    for file in ("config.json", "adapter_config.json"):
+        if isinstance(path := try_to_load_from_cache(name, file, revision=revision), str):
+            folder = Path(path).parent
+            return Fetched(folder, folder.name, f" The Hub could not be asked for more: {why}.")
+    raise _absent(
+        name, f"the Hub cannot be asked ({why}), and no earlier download is in the cache"
+    ) from error
 
 
 def _absent(name: str, why: str) -> LoadError:

@@ -187,7 +187,7 @@ def _bridged(source: Source) -> Any:
         raise LoadError(
             f"TransformerLens must read quantised weights as Hugging Face does to be used; {source.name} has {packed[1]}, and "
             f"it does not: {error.message} Load the model without quantisation.",
-            code=error.code,
+            code="model-backend",
         ) from error
 
 

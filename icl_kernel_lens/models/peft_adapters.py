@@ -108,7 +108,9 @@ def merged(model: Any, *, keep: bool) -> tuple[Any, Reference]:
     model = copy_of(model, apart=tuned_modules(model)) if keep else model
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of what the comparison decides: rounding, tied weights
+            warnings.simplefilter(
+                "ignore"
+            )  # PEFT warns of what the comparison decides: rounding, tied weights
             plain = model.merge_and_unload() if wrapped else _merged_in_place(model)
     except Exception as error:  # as many ways as there are methods
         raise LoadError(

@@ -129,7 +129,9 @@ def _from_folder(
             says=f"{says}, an adapter of {under.says}",
         )
     hf, theirs = read_folder(folder, dtype, spread=spread, hint=place.hint), None
-    if peft_adapters.tuned_modules(hf):  # transformers puts an adapter that lies beside the weights into the model
+    if peft_adapters.tuned_modules(
+        hf
+    ):  # transformers puts an adapter that lies beside the weights into the model
         hf, theirs = peft_adapters.merged(hf, keep=False)
     return Source(hf, tokenizer, name, says, place.revision, theirs=theirs)
 
@@ -148,7 +150,7 @@ def _base(
         raise LoadError(
             f"the base model that {adapter / peft_adapters.CONFIG} names must be had: {error.message} Or write its folder "
             'there as "base_model_name_or_path".',
-            code=error.code,
+            code="model-adapter",
         ) from error
     return _from_folder(place, base, base, dtype, spread=spread, find_tokenizer=True)
 
@@ -178,7 +180,11 @@ def _folder_name(path: Path) -> str:
 def _moved(hf: Any, device: str | torch.device | None) -> Any:
     try:
         return hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError, ValueError) as error:  # transformers does not move some quantised models
+    except (
+        RuntimeError,
+        AssertionError,
+        ValueError,
+    ) as error:  # transformers does not move some quantised models
         if device is None:
             return hf
         raise LoadError(

@@ -61,7 +61,7 @@ def read_model(
                 stack.callback(logging.enable_progress_bar)
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says what matters
-            hf, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 output_loading_info=True,
                 dtype=dtype or "auto",
@@ -88,6 +88,7 @@ def read_model(
             f"knows. The loader said: {type(error).__name__}: {error}",
             code="model-folder",
         ) from error
+    hf, info = loaded
     if absent := sorted(info["missing_keys"]):
         raise LoadError(
             f"every weight must be in the files; {file} lacks {len(absent)}, among them {absent[:3]}, which would be "
@@ -108,9 +109,7 @@ def read_tokenizer(folder: Path) -> Any | None:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are parsers
         if any((folder / name).exists() for name in TOKENIZERS):
-            raise LoadError(
-                f"the tokenizer in {folder} cannot be read: {error}", code="tokenizer"
-            ) from error
+            raise LoadError(f"the tokenizer in {folder} cannot be read: {error}", code="tokenizer") from error
         return None
 
 

@@ -24,8 +24,17 @@ def all_of(model):
         (name, id(module), type(module), module.training, sorted(vars(module)))
         for name, module in model.named_modules()
     ]
-    held = [dict(hooks) for module in model.modules() for key, hooks in sorted(vars(module).items()) if key.endswith("_hooks")]
-    configs = {id(m.config): (m.config._attn_implementation, m.config.to_dict()) for m in model.modules() if hasattr(m, "config")}
+    held = [
+        dict(hooks)
+        for module in model.modules()
+        for key, hooks in sorted(vars(module).items())
+        if key.endswith("_hooks")
+    ]
+    configs = {
+        id(m.config): (m.config._attn_implementation, m.config.to_dict())
+        for m in model.modules()
+        if hasattr(m, "config")
+    }
     tensors = [
         (name, id(x), x.data_ptr(), x.dtype, x.device, x.requires_grad, x.grad, x.detach().clone())
         for name, x in (*model.named_parameters(), *model.named_buffers())
@@ -92,7 +101,9 @@ def test_type_and_device_that_are_asked_for():
 def test_what_cannot_be_copied_is_told():
     hf = llama()
     hf.mine = threading.Lock()
-    with pytest.raises(LoadError, match=r"this LlamaForCausalLM cannot be: TypeError: cannot pickle .*model-kind"):
+    with pytest.raises(
+        LoadError, match=r"this LlamaForCausalLM cannot be: TypeError: cannot pickle .*model-kind"
+    ):
         load_model(hf)
 
 
@@ -167,5 +178,8 @@ def test_quantised_weights_that_the_bridge_gets_wrong_are_refused(monkeypatch):
 
     monkeypatch.setattr(_bridge_builder, "build_bridge_from_module", wrong)
     hf = in_int8(llama())
-    with pytest.raises(LoadError, match=r"LlamaForCausalLM, \w+ \(int8\) has int8 weights in 14 modules, and it does not: .* differ by"):
+    with pytest.raises(
+        LoadError,
+        match=r"LlamaForCausalLM, \w+ \(int8\) has int8 weights in 14 modules, and it does not: .* differ by",
+    ):
         load_model(hf)

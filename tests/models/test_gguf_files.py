@@ -31,7 +31,9 @@ def test_a_quantised_file_gives_the_numbers_of_its_blocks(tmp_path, kind):
     assert as_adapter(model).name == f"Tiny Llama ({kind})"
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("F16", torch.float16), ("BF16", torch.bfloat16), ("F32", torch.float32)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("F16", torch.float16), ("BF16", torch.bfloat16), ("F32", torch.float32)]
+)
 def test_floats_stay_what_they_are(tmp_path, kind, dtype):
     write_gguf(tmp_path / "tiny.gguf", llama(), kind, name=None)
     file = GgufFile.of(tmp_path / "tiny.gguf")

@@ -24,16 +24,31 @@ COMMIT = "c" * 40
 
 def test_one_set_of_weights_is_wanted():
     small = ["config.json", "tokenizer.json", "merges.txt"]
-    other = ["README.md", "model.py", "onnx/model.onnx", "onnx/config.json", "flax_model.msgpack", ".gitattributes"]
+    other = [
+        "README.md",
+        "model.py",
+        "onnx/model.onnx",
+        "onnx/config.json",
+        "flax_model.msgpack",
+        ".gitattributes",
+    ]
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     bins = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
     assert wanted([*small, *other, "pytorch_model.bin"]) == [*small, "pytorch_model.bin"]
-    assert wanted([*small, *other, "pytorch_model.bin", "model.safetensors", *shards]) == [*small, "model.safetensors"]
+    assert wanted([*small, *other, "pytorch_model.bin", "model.safetensors", *shards]) == [
+        *small,
+        "model.safetensors",
+    ]
     assert wanted([*small, *shards, *bins]) == [*small, *shards]
     assert wanted([*small, *bins, "training_args.bin"]) == [*small, *bins]
     adapter = ["adapter_config.json", "adapter_model.safetensors"]
     assert wanted([*adapter, "adapter_model.bin"]) == adapter
-    assert wanted([*small, "pytorch_model.bin", *adapter]) == [*small, adapter[0], "pytorch_model.bin", adapter[1]]
+    assert wanted([*small, "pytorch_model.bin", *adapter]) == [
+        *small,
+        adapter[0],
+        "pytorch_model.bin",
+        adapter[1],
+    ]
 
 
 def test_names_that_cannot_be():
@@ -61,9 +76,20 @@ print("SECONDS", time.time() - start)
 
 def in_a_process(endpoint, home):
     """Loading with this Hub and this cache, by a process of its own: the Hub's address is read when it starts."""
-    kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and not key.startswith("HF_")}
-    env = kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300, check=False)
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if "proxy" not in key.lower() and not key.startswith("HF_")
+    }
+    env = kept | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "PYTHONWARNINGS": "ignore",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     assert "SECONDS" in done.stdout, done.stdout + done.stderr
     said, seconds = done.stdout.strip().split("SECONDS")
     return said, float(seconds)
@@ -82,7 +108,18 @@ def hub(tmp_path):
             asked.append(f"{self.command} {self.path.split('?')[0]}")
             path = self.path.split("?")[0].strip("/")
             headers = {"X-Repo-Commit": COMMIT}
-            if path.startswith("api/models/someone/tiny"):
+            if path.startswith("api/models/someone/tiny/tree"):
+                tree = [
+                    {
+                        "type": "file",
+                        "path": file.name,
+                        "size": file.stat().st_size,
+                        "oid": sha256(file.read_bytes()).hexdigest(),
+                    }
+                    for file in sorted(folder.iterdir())
+                ]
+                body = json.dumps(tree).encode()
+            elif path.startswith("api/models/someone/tiny"):
                 files = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
                 body = json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": files}).encode()
             elif path.startswith("someone/tiny/resolve/") and (folder / path.split("/")[-1]).exists():
@@ -90,7 +127,9 @@ def hub(tmp_path):
                 headers["ETag"] = f'"{sha256(body).hexdigest()}"'
             else:
                 self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound" if path.startswith("api") else "EntryNotFound")
+                self.send_header(
+                    "X-Error-Code", "RepoNotFound" if path.startswith("api") else "EntryNotFound"
+                )
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
@@ -122,7 +161,8 @@ def test_a_bin_model_of_the_hub_and_the_cache_it_leaves(hub, tmp_path):
     assert "logits equal Hugging Face's" in said
     files = {line.rsplit("/", 1)[-1] for line in asked if "/resolve/" in line}
     assert files == {"config.json", "pytorch_model.bin"}
-    assert all(line.split()[1].startswith(("/api/models/someone/tiny", "/someone/tiny/resolve/")) for line in asked), asked
+    known = ("/api/models/someone/tiny", "/someone/tiny/resolve/", "/api/agent-harnesses")
+    assert all(line.split()[1].startswith(known) for line in asked), asked
     assert not any("discussions" in line or "refs/pr" in line for line in asked)
     said, seconds = in_a_process("http://127.0.0.1:9", tmp_path / "home")
     assert said.split()[:3] == ["LOADED", "someone/tiny", COMMIT], said

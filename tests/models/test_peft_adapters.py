@@ -66,7 +66,10 @@ def test_only_what_is_merged_into_is_copied():
     plain, _ = peft_adapters.merged(peft_adapters.copy_of(given), keep=True)
     base = given.get_base_model()
     assert plain.model.layers[0].mlp.up_proj.weight is base.model.layers[0].mlp.up_proj.weight
-    assert plain.model.layers[0].self_attn.q_proj.weight is not base.model.layers[0].self_attn.q_proj.base_layer.weight
+    assert (
+        plain.model.layers[0].self_attn.q_proj.weight
+        is not base.model.layers[0].self_attn.q_proj.base_layer.weight
+    )
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -126,7 +129,9 @@ def test_what_is_no_adapter_for_weights_is_refused():
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        given = peft.get_peft_model(llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+        given = peft.get_peft_model(
+            llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+        )
     with pytest.raises(LoadError, match=r"must be merged .* add tokens, not weights.*model-adapter"):
         load_model(given)
 

@@ -51,7 +51,9 @@ def test_bin_weights_are_read(tmp_path, shards, backend):
 def test_safetensors_are_preferred(tmp_path):
     bin_folder(tmp_path, llama(seed=1))
     llama(seed=0).save_pretrained(tmp_path)
-    torch.testing.assert_close(logits(load_model(tmp_path, device="cpu")), logits(llama(0)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        logits(load_model(tmp_path, device="cpu")), logits(llama(0)), atol=1e-5, rtol=0
+    )
 
 
 class Payload:
@@ -69,7 +71,9 @@ def test_a_pickled_object_is_refused_and_not_run(tmp_path, place):
     folder, made = tmp_path / "model", tmp_path / "it-ran"
     folder.mkdir()
     bin_folder(folder, llama())
-    weights = llama().state_dict() | {"more" if place.startswith("beside") else "lm_head.weight": Payload(made)}
+    weights = llama().state_dict() | {
+        "more" if place.startswith("beside") else "lm_head.weight": Payload(made)
+    }
     if place == "as a plain pickle":
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(weights["lm_head.weight"]))
     else:

@@ -121,7 +121,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, None
-        self.weight = nn.Parameter((linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.weight = nn.Parameter(
+            (linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False
+        )
         self.register_buffer("scale", scale)
 
     def forward(self, x):
