@@ -13,7 +13,7 @@ from support import SHARED, has_hooked_transformer, needs_hooked, needs_shared, 
 from icl_kernel_lens import Evidence, head_vote, load_model, read
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.models.adapter import as_adapter
-from icl_kernel_lens.models.load import load_record
+from icl_kernel_lens.models.load import load_record, unwritten
 from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 from icl_kernel_lens.models.verify import verify_model
@@ -165,11 +165,8 @@ def test_a_bridge_that_the_user_built_is_compared():
 
 @needs_hooked
 def test_what_cannot_be_compared_is_said_of_it():
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    given = HookedTransformer(
-        HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=9, d_head=4, d_vocab=7, attn_only=True)
-    )
+    sizes = {"n_layers": 1, "d_model": 8, "n_ctx": 9, "d_head": 4, "n_heads": 2, "d_vocab": 7, "attn_only": True}
+    given = unwritten(sizes)
     record = load_record(load_model(given))
     assert record is not None
     assert record.logit_residual is None
@@ -186,7 +183,7 @@ def test_quantisation_stands_with_every_number(given, tmp_path):
     assert ("(int8)" in repr(evidence)) == ("(int8)" in evidence.run.about) == (given == "object")
     evidence.save(tmp_path / "e.safetensors")
     assert Evidence.load(tmp_path / "e.safetensors").run.quantisation == packed
-    write_report(tmp_path / "report.html", evidence, [head_vote(evidence)])
+    write_report(tmp_path / "report.html", evidence, [head_vote(evidence)], None)
     assert (packed or "none known") in (tmp_path / "report.html").read_text()
 
 
