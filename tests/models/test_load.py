@@ -165,7 +165,15 @@ def test_a_bridge_that_the_user_built_is_compared():
 
 @needs_hooked
 def test_what_cannot_be_compared_is_said_of_it():
-    sizes = {"n_layers": 1, "d_model": 8, "n_ctx": 9, "d_head": 4, "n_heads": 2, "d_vocab": 7, "attn_only": True}
+    sizes = {
+        "n_layers": 1,
+        "d_model": 8,
+        "n_ctx": 9,
+        "d_head": 4,
+        "n_heads": 2,
+        "d_vocab": 7,
+        "attn_only": True,
+    }
     given = unwritten(sizes)
     record = load_record(load_model(given))
     assert record is not None
