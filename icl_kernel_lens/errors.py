@@ -275,9 +275,24 @@ CODES: dict[str, Entry] = {
         "Load it with load_model, or wrap it with bridge_from_hf.",
     ),
     "model-folder": Entry(
-        "A model cannot be loaded from this folder or name.",
-        "A misspelt name, a missing file, or an incomplete download.",
-        "Give a whole folder in Hugging Face format, or a name on the Hub.",
+        "A model cannot be loaded from this folder or file.",
+        "A misspelt path, a missing file, or an incomplete download.",
+        "Give a whole folder in Hugging Face format, or a whole .gguf file.",
+    ),
+    "model-hub": Entry(
+        "A model of the Hugging Face Hub cannot be had.",
+        "A misspelt name, no network, or a model that may be read only after logging in.",
+        "Check the name, log in with hf auth login, or give the path of a local copy.",
+    ),
+    "model-pickle": Entry(
+        "A file of weights holds a pickled object that is no tensor.",
+        "It was written by another program, or to run code on your machine; nothing in it was run.",
+        "Get the model as safetensors, from someone you trust.",
+    ),
+    "model-adapter": Entry(
+        "An adapter cannot be merged into its base model.",
+        "Its base model is not named or is another one, its file is damaged, or it adds tokens and no weights.",
+        "Check adapter_config.json as the message says, or merge it with PEFT and load the result.",
     ),
     "model-backend": Entry(
         "This model class is not possible here.",

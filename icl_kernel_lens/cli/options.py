@@ -54,7 +54,8 @@ class Source:
     """What every command that runs a model needs: the model, the task, and prompts of the one for the other.
 
     Args:
-        model: "mini" (bundled), a local folder in Hugging Face format, or a name on the Hugging Face Hub.
+        model: "mini" (bundled), a local folder in Hugging Face format (safetensors or pytorch_model.bin), a .gguf file,
+            a folder of a PEFT adapter, or a name on the Hugging Face Hub.
         task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news. Of a
             single file, half of the rows feed the demonstrations and half are test inputs; NAME.train.jsonl
             brings NAME.test.jsonl along.
@@ -132,6 +133,8 @@ class Source:
         say = print if group.first else lambda *_: None
         say(task)
         say(f"{self.model}: {type(model).__name__}, because {record.why if record else 'it was given'}.")
+        if record and record.quantisation:
+            say(f"Its weights were quantised: {record.quantisation}.")
         prompts = self.draw(model, task, **more)
         say(prompts)
         return model, task, prompts
@@ -151,10 +154,12 @@ class Source:
     def identity(self, model: Any, prompts: PromptSet, **settings: Any) -> dict[str, str]:
         """What decides every number of a run, in words: two runs with the same give the same results."""
         from icl_kernel_lens.models.adapter import as_adapter
+        from icl_kernel_lens.models.load import load_record
         from icl_kernel_lens.run.checkpoint import fingerprint
 
-        template = prompts.info.template
-        return {
+        template, record = prompts.info.template, load_record(model)
+        stored = {"quantisation": record.quantisation} if record and record.quantisation else {}
+        return stored | {
             "task": prompts.info.task,
             "template": repr(template.demo) if template else "token ids",
             **fingerprint(as_adapter(model), prompts, settings),

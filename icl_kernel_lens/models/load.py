@@ -1,4 +1,4 @@
-"""Loads a model as TransformerLens's own object, from the package, a local folder or the Hub.
+"""Loads a model as TransformerLens's own object, whatever it is given as (`sources.py`).
 
 `HookedTransformer.from_pretrained` refuses local folders and guesses the architecture from the name of
 the path, so its converters are used underneath it: the Hugging Face model is loaded first, its
@@ -12,23 +12,22 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 
 from icl_kernel_lens.errors import LoadError
-from icl_kernel_lens.models.comparison import compare, comparison_of, reference
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.models.comparison import Reference, compare, comparison_of, reference
+from icl_kernel_lens.models.copies import quantisation_of
+from icl_kernel_lens.models.peft_adapters import is_peft_model
+from icl_kernel_lens.models.sources import Source, source_of
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 
 Backend = Literal["auto", "hooked", "bridge"]
-
-MINI = Path(__file__).parent / "mini"
-"""Weights, tokenizer and training record of the bundled model."""
 
 HOOKED_CONTEXT = 2048
 """Longest context given to a HookedTransformer: each layer holds a causal mask of its square."""
@@ -47,6 +46,8 @@ class LoadRecord:
     """Why this class was taken."""
     compared: str = ""
     """The comparison in words: on how many tokens, or why there was none."""
+    quantisation: str | None = None
+    """What the weights were stored in, in words; None: in floats, or not known."""
 
 
 _records: WeakKeyDictionary[Any, LoadRecord] = WeakKeyDictionary()
@@ -58,44 +59,91 @@ def load_record(model: Any) -> LoadRecord | None:
 
 
 def load_model(
-    name: str | Path,
+    model: Any,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     backend: Backend = "auto",
+    *,
+    tokenizer: Any | None = None,
 ) -> Any:
     """Loads a model as TransformerLens's own object, unwrapped and without weight processing.
 
-    `name` is `"mini"` (the bundled model), a local folder in Hugging Face format, or a name on the
-    Hugging Face Hub; only the last opens the network. Weights are read from safetensors alone.
+    `model` is one of these; only the third and the base model of an adapter can open the network:
+    - `"mini"` (the bundled model);
+    - a local folder in Hugging Face format, with safetensors or, where there are none, `pytorch_model.bin`, of which
+      nothing but tensors is read;
+    - a name on the Hugging Face Hub;
+    - the path of a `.gguf` file, which is dequantised (needs the extra `gguf`);
+    - a folder of a PEFT adapter or a `PeftModel`, whose adapter is merged into a copy of the weights (needs the extra `peft`);
+    - a Hugging Face model, with its `tokenizer`: it stays as it is, what is built shares its weights;
+    - a `HookedTransformer` or a `TransformerBridge`, which is returned as it is.
+
+    The logits are compared with those of Hugging Face's own code, of an adapter with those of the unmerged model.
     `backend="auto"` gives a `HookedTransformer` where TransformerLens has it and its logits equal Hugging
-    Face's, else a `TransformerBridge`; `load_record(model)` tells which and why.
-    `device="auto"` lays the model over all GPUs, by accelerate's device map, as a `TransformerBridge`.
+    Face's, else a `TransformerBridge`; `load_record(model)` tells which and why. 8-bit and 4-bit weights go through the
+    bridge, where its logits are right.
+    `device`: default, where the model is, or a GPU for one that is read from files; `"auto"` lays the model over all GPUs,
+    by accelerate's device map, as a `TransformerBridge`. `dtype`: default, as stored; float32 of a quantised `.gguf`.
     A HookedTransformer's context is cut to 2048 tokens; the bridge keeps the model's own.
 
-    Raises: LoadError: no such model, no safetensors, an architecture that cannot be held, other logits than Hugging Face's.
+    Raises: LoadError: no such model, files that are not whole, a pickled object, an absent package, an architecture that
+            cannot be held, other logits than Hugging Face's.
     """
     if backend not in ("auto", "hooked", "bridge"):
         raise LoadError(
             f'backend must be "auto", "hooked" or "bridge"; got {backend!r}.', code="unknown-choice"
         )
-    if not isinstance(name, str | Path):
+    if isinstance(model, tuple(filter(None, transformer_lens_classes()))):
+        return _as_it_is(model, device, dtype, backend, tokenizer)
+    if not isinstance(model, str | Path) and not _is_hugging_face(model):
         raise LoadError(
-            f'load_model takes "mini", a folder or a name; got a {type(name).__name__}. A model that is already '
-            "loaded needs no loading: pass it to task.prompts(model, ...) and read(model, prompts).",
+            'load_model takes "mini", a folder, a .gguf file, a name on the Hub, a Hugging Face model (PreTrainedModel or '
+            f"PeftModel), a HookedTransformer or a TransformerBridge; got a {type(model).__module__}."
+            f"{type(model).__name__}. A class of your own is read as a ModelAdapter, without loading.",
             code="wrong-type",
         )
     with torch.random.fork_rng(devices=[]):  # building a model draws random numbers; the caller's stay
-        return _load(str(name), device, dtype, backend)
+        return _load(model, device, dtype, backend, tokenizer)
 
 
-def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | None, backend: Backend) -> Any:
-    path = MINI if source == "mini" else Path(source)
-    local = path.is_dir()
-    if path.is_file():
+def _is_hugging_face(model: Any) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel) or is_peft_model(model)
+
+
+def _as_it_is(
+    model: Any,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    backend: Backend,
+    tokenizer: Any | None,
+) -> Any:
+    """TransformerLens's own object, after its logits were compared where there is something to compare them with."""
+    found = comparison_of(model)
+    kind = "bridge" if isinstance(model, transformer_lens_classes()[1]) else "hooked"
+    is_now = {"backend": kind, "dtype": as_adapter(model).dtype, "device": as_adapter(model).device.type}
+    asked = {"backend": backend, "dtype": dtype, "device": device and torch.device(device).type}
+    changed = [key for key, value in asked.items() if value not in (None, "auto", is_now[key])]
+    if changed or tokenizer is not None:
         raise LoadError(
-            f"a local model is a folder in Hugging Face format; {path} is a file. Give its folder.",
-            code="model-folder",
+            f"a {type(model).__name__} is returned as it is, so that {', '.join(changed) or 'tokenizer'} cannot be asked for. "
+            "Leave it out, or set it on the model before.",
+            code="options-clash",
         )
+    if model not in _records:
+        says = f"a {type(model).__name__} that was given"
+        _records[model] = LoadRecord(says, None, kind, found.residual, "it was given", found.says)
+    return model
+
+
+def _load(
+    given: Any,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    backend: Backend,
+    tokenizer: Any | None,
+) -> Any:
     spread, hooked_class = device == "auto", transformer_lens_classes()[0]
     if spread and backend == "hooked":
         raise LoadError(
@@ -107,38 +155,47 @@ def _load(source: str, device: str | torch.device | None, dtype: torch.dtype | N
             '"transformer-lens<4", or use backend="bridge".',
             code="model-backend",
         )
-    hf, tokenizer = _load_hugging_face(path if local else source, local, dtype, spread=spread)
-    try:
-        hf = hf if spread else hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:
-        raise LoadError(
-            f"the model cannot be moved to device {str(device)!r}: {error}", code="device"
-        ) from error
-    name = path.name if local else source
+    source = source_of(given, device, dtype, tokenizer)
     model, why = None, "backend='bridge' was asked for"
     if spread:
         why = 'device="auto" was asked for'
     elif hooked_class is None and backend == "auto":
         why = "this TransformerLens has no HookedTransformer"
     elif backend != "bridge":
-        model, why = _converted(hf, tokenizer, name)
+        model, why = _converted(source)
         if model is None and backend == "hooked":
             raise LoadError(
-                f'backend="hooked" is not possible for {source}: {why}. Use backend="bridge".',
+                f'backend="hooked" is not possible for {source.says}: {why}. Use backend="bridge".',
                 code="model-backend",
             )
     kind = "bridge" if model is None else "hooked"
     if model is None:
-        model = bridge_from_hf(hf, tokenizer, name=name)
-    found, revision = comparison_of(model), getattr(hf.config, "_commit_hash", None)
-    _records[model] = LoadRecord(source, revision, kind, found.residual, why, found.says)
+        model = _bridged(source)
+    found = comparison_of(model)
+    _records[model] = LoadRecord(
+        source.says, source.revision, kind, found.residual, why, found.says, source.quantisation
+    )
     return model
 
 
-def _converted(hf: Any, tokenizer: Any | None, name: str) -> tuple[Any | None, str]:
-    """A HookedTransformer with Hugging Face's logits, and why it is taken or is not there."""
+def _bridged(source: Source) -> Any:
     try:
-        model = hooked_from_hf(hf, tokenizer, name=name)
+        return bridge_from_hf(source.hf, source.tokenizer, name=source.name, theirs=source.theirs)
+    except LoadError as error:
+        if not (packed := quantisation_of(source.hf)):
+            raise
+        raise LoadError(
+            f"TransformerLens must read quantised weights as Hugging Face does to be used; {source.name} has {packed[1]}, and "
+            f"it does not: {error.message} Load the model without quantisation.",
+            code="model-backend",
+        ) from error
+
+
+def _converted(source: Source) -> tuple[Any | None, str]:
+    """A HookedTransformer with Hugging Face's logits, and why it is taken or is not there."""
+    hf = source.hf
+    try:
+        model = hooked_from_hf(hf, source.tokenizer, name=source.name, theirs=source.theirs)
     except LoadError as error:
         return None, f"a HookedTransformer was tried, but {error.message}"
     except (NotImplementedError, ValueError, AttributeError, KeyError, AssertionError) as error:
@@ -146,62 +203,6 @@ def _converted(hf: Any, tokenizer: Any | None, name: str) -> tuple[Any | None, s
     if comparison_of(model).residual is None:
         return None, f"a HookedTransformer was {comparison_of(model).says}"
     return model, "its logits equal Hugging Face's"
-
-
-def _load_hugging_face(
-    where: Path | str, local: bool, dtype: torch.dtype | None, *, spread: bool
-) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    if local and not (Path(where) / "config.json").exists():
-        raise LoadError(
-            f"a model folder must hold config.json, model.safetensors and a tokenizer; {where} holds "
-            f"{sorted(p.name for p in Path(where).iterdir())[:8]}. Save one with save_pretrained(folder).",
-            code="model-folder",
-        )
-    options = {"local_files_only": True} if local else {}
-    try:
-        with ExitStack() as stack:
-            if local and logging.is_progress_bar_enabled():  # mapping a file into memory needs none
-                logging.disable_progress_bar()
-                stack.callback(logging.enable_progress_bar)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where,
-                output_loading_info=True,
-                dtype=dtype or "auto",
-                attn_implementation="eager",
-                use_safetensors=True,
-                trust_remote_code=False,
-                **options,
-                **({"device_map": "auto"} if spread else {}),
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        hint = (
-            "The folder must hold safetensors weights"
-            if local
-            else 'It is neither "mini", nor a folder here, nor readable on the Hub (is there a network, '
-            "does the name exist, are its weights stored as safetensors?)"
-        )
-        raise LoadError(
-            f"could not load the model {str(where)!r}. {hint}. The loader said: {error}", code="model-folder"
-        ) from error
-    hf, info = loaded
-    if absent := sorted(info["missing_keys"]):
-        raise LoadError(
-            f"every weight must be in the files; {where} lacks {len(absent)}, among them {absent[:3]}, which would be "
-            "random. Is the download or the copy whole, and is config.json of this model?",
-            code="model-folder",
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except Exception as error:  # a damaged file fails in as many ways as there are parsers
-        if local and any(
-            (Path(where) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-        ):
-            raise LoadError(f"the tokenizer in {where} cannot be read: {error}", code="tokenizer") from error
-        tokenizer = None  # a model without tokenizer still works, with PromptSet.from_tokens
-    return hf.eval(), tokenizer
 
 
 def _attach(model: Any, tokenizer: Any | None) -> None:
@@ -216,12 +217,14 @@ def _attach(model: Any, tokenizer: Any | None) -> None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
 
 
-def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:
+def bridge_from_hf(
+    hf: Any, tokenizer: Any | None = None, *, name: str | None = None, theirs: Reference | None = None
+) -> Any:
     """Puts a Hugging Face causal language model under a `TransformerBridge`, without network.
 
     The bridge builds itself into the module, which must use eager attention (loaded with
-    `attn_implementation="eager"`); fused attention shows no weights. Its logits are compared with the module's own, which
-    are taken before.
+    `attn_implementation="eager"`); fused attention shows no weights. Its logits are compared with `theirs`, by default the
+    module's own, which are taken before.
 
     Raises: LoadError: fused attention, an architecture that TransformerLens does not know, or other logits.
     """
@@ -242,7 +245,7 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
             "hold theirs packed, as torch.ao's quantisation does. Load the model without quantisation.",
             code="model-backend",
         )
-    theirs = reference(hf)
+    theirs = theirs or reference(hf)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
@@ -265,13 +268,21 @@ def bridge_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
     return bridge
 
 
-def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = None) -> Any:
+def hooked_from_hf(
+    hf: Any, tokenizer: Any | None = None, *, name: str | None = None, theirs: Reference | None = None
+) -> Any:
     """Converts a Hugging Face causal language model to a `HookedTransformer`, weights unprocessed.
 
     Raises: NotImplementedError, ValueError, AttributeError: TransformerLens has no converter for it.
-            LoadError: its logits are not those of the Hugging Face model.
+            LoadError: its weights are quantised, or its logits are not those of the Hugging Face model.
     """
     from transformer_lens import loading_from_pretrained  # pyright: ignore[reportAttributeAccessIssue]
+
+    if packed := quantisation_of(hf):
+        raise LoadError(
+            f"its weights must be floats to be converted; {type(hf).__name__} has {packed[1]}",
+            code="model-backend",
+        )
 
     with tempfile.TemporaryDirectory(prefix="config-", dir=_neutral_folder()) as folder:
         written = hf.config.to_dict() | {"architectures": [type(hf).__name__]}
@@ -300,7 +311,7 @@ def hooked_from_hf(hf: Any, tokenizer: Any | None = None, *, name: str | None = 
         fold_value_biases=False,
     )
     _attach(model, tokenizer)
-    compare(model.eval(), reference(hf), f"{type(hf).__name__} as a HookedTransformer")
+    compare(model.eval(), theirs or reference(hf), f"{type(hf).__name__} as a HookedTransformer")
     return model
 
 

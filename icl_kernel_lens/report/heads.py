@@ -270,6 +270,7 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("loaded from", f"{run.source or 'an object of the user'}" + (f" @ {run.revision}" if run.revision else "")),
         ("class", run.kind + (f": {run.loaded_because}" if run.loaded_because else "")),
         ("dtype, device", f"{run.dtype}, {run.device}"),
+        ("quantisation", run.quantisation or "none known"),
         ("verification", run.verification),
         ("reading", run.reading),
         ("task", f"{info.task}; {info.origin}"),

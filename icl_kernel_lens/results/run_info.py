@@ -43,6 +43,8 @@ class RunInfo:
     verification: str = ""
     reading: str = ""
     """How attention rows were obtained, and how many tokens were run for them."""
+    quantisation: str | None = None
+    """What the weights were stored in before they were read, in words; None: in floats, or not known."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
     @property
@@ -65,6 +67,7 @@ class RunInfo:
             heads=adapter.shape.heads,
             prompts=prompts,
             score_on=score_on,
+            quantisation=record.quantisation if record else None,
             verification=stated(adapter),
             **more,
         )

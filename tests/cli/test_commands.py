@@ -14,7 +14,7 @@ from icl_kernel_lens.cli import main
 from icl_kernel_lens.cli.commands import COMMANDS
 from icl_kernel_lens.locate.ablation import ablation_curves
 from icl_kernel_lens.locate.search import locate_heads
-from icl_kernel_lens.models.load import MINI
+from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.run.checkpoint import Checkpoint

@@ -5,14 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from architectures import hf_model
-from support import SHARED, has_hooked_transformer, needs_hooked, needs_shared
+from models.left_as_found import KINDS, build, same, state
+from models.test_comparison import spoilt, users_bridge
+from models.weights_made import in_int8, llama
+from support import SHARED, has_hooked_transformer, needs_hooked, needs_shared, uneven_prompts
 
-from icl_kernel_lens import load_model
+from icl_kernel_lens import Evidence, head_vote, load_model, read
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.models.adapter import as_adapter
-from icl_kernel_lens.models.load import MINI, load_record
+from icl_kernel_lens.models.load import load_record, unwritten
+from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.report.heads import write_report
 
 
 def saved(tmp_path, name, **options):
@@ -113,20 +118,81 @@ def test_refusals(tmp_path):
         load_model(tmp_path)
     with pytest.raises(LoadError, match='neither "mini", nor a folder here, nor readable on the Hub'):
         load_model("no-such/model-anywhere")
-    with pytest.raises(LoadError, match="A model that is already loaded needs no loading"):
-        load_model.__wrapped__(hf_model("gpt2"))
+    with pytest.raises(LoadError, match="a HookedTransformer or a TransformerBridge; got a torch.nn.*Linear"):
+        load_model(torch.nn.Linear(2, 2))
     with pytest.raises(LoadError, match="cannot be moved to device 'nonsense'"):
         load_model("mini", device="nonsense")
     with pytest.raises(LoadError, match='backend must be "auto", "hooked" or "bridge"'):
         load_model.__wrapped__("mini", backend="fast")  # around the type check, as users call it
 
 
-def test_pickled_weights_are_refused(tmp_path):
-    folder = saved(tmp_path, "gpt2")
-    (folder / "model.safetensors").unlink()
-    torch.save(hf_model("gpt2").state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(LoadError, match="safetensors"):
-        load_model(folder)
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformer_lens_own_object_is_returned_as_it_is(kind):
+    given = build(kind)
+    before = state(given)
+    assert load_model(given) is given
+    assert same(before, state(given))
+    record = load_record(given)
+    assert record is not None
+    assert (record.source, record.backend, record.why) == (
+        f"a {type(given).__name__} that was given",
+        kind,
+        "it was given",
+    )
+    assert record.compared.startswith("logits equal Hugging Face's within")
+    for options in ({"device": "meta"}, {"dtype": torch.float16}, {"tokenizer": "one"}):
+        with pytest.raises(LoadError, match=f"is returned as it is, so that {next(iter(options))} cannot"):
+            load_model(given, **options)
+    assert load_model(given, device="cpu", dtype=torch.float32, backend=kind) is given
+
+
+def test_what_load_model_knew_of_a_model_stays(mini):
+    record = load_record(mini)
+    assert load_model(mini) is mini
+    assert load_record(mini) is record
+
+
+def test_a_bridge_that_the_user_built_is_compared():
+    """Right, it is returned; wrong, refused."""
+    right = users_bridge(hf_model("llama"))
+    assert load_model(right) is right
+    record = load_record(right)
+    assert record is not None
+    assert record.logit_residual is not None
+    with pytest.raises(LoadError, match="those of mine differ by"):
+        load_model(spoilt(users_bridge(hf_model("llama"))))
+
+
+@needs_hooked
+def test_what_cannot_be_compared_is_said_of_it():
+    sizes = {
+        "n_layers": 1,
+        "d_model": 8,
+        "n_ctx": 9,
+        "d_head": 4,
+        "n_heads": 2,
+        "d_vocab": 7,
+        "attn_only": True,
+    }
+    given = unwritten(sizes)
+    record = load_record(load_model(given))
+    assert record is not None
+    assert record.logit_residual is None
+    assert record.compared == "not compared with Hugging Face's logits: there is none under it"
+
+
+@pytest.mark.parametrize("given", ["bin", "object"])
+def test_quantisation_stands_with_every_number(given, tmp_path):
+    """What is known of it is in the record, in results, in their titles and in the report; of floats, nothing."""
+    model = load_model(in_int8(llama()) if given == "object" else saved(tmp_path, "llama"), device="cpu")
+    evidence = read(model, uneven_prompts(count=2), progress=False)
+    packed = "int8 weights in 14 modules" if given == "object" else None
+    assert evidence.run.quantisation == packed
+    assert ("(int8)" in repr(evidence)) == ("(int8)" in evidence.run.about) == (given == "object")
+    evidence.save(tmp_path / "e.safetensors")
+    assert Evidence.load(tmp_path / "e.safetensors").run.quantisation == packed
+    write_report(tmp_path / "report.html", evidence, [head_vote(evidence)], None)
+    assert (packed or "none known") in (tmp_path / "report.html").read_text()
 
 
 @needs_hooked
@@ -156,7 +222,7 @@ def test_absent_weights_are_not_replaced_by_random_ones(tmp_path):
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(LoadError, match=r"every weight must be in the files; .* lacks \d+, among them"):
         load_model(folder, device="cpu")
-    with pytest.raises(LoadError, match="is a file. Give its folder"):
+    with pytest.raises(LoadError, match="is another file. Give its folder"):
         load_model(folder / "config.json")
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from icl_kernel_lens import head_vote, load_model, load_task, read
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.evidence.reading import answer
-from icl_kernel_lens.models.load import MINI
+from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.tasks.topics import vocabulary
 from icl_kernel_lens.worlds.topics.train import MiniTraining, batch_of_documents, train_mini
 
