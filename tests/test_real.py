@@ -23,7 +23,9 @@ HEAD = ikl.HeadRef(21, 1)
 pytestmark = [
     pytest.mark.real,
     pytest.mark.filterwarnings("ignore"),  # of other libraries, about the file's reader
-    pytest.mark.skipif(not GGUF.exists(), reason=f"no {GGUF.name} in {GGUF.parent}: was the index out of reach?"),
+    pytest.mark.skipif(
+        not GGUF.exists(), reason=f"no {GGUF.name} in {GGUF.parent}: was the index out of reach?"
+    ),
 ]
 
 
@@ -76,11 +78,21 @@ def test_a_head_that_is_cut_is_cut_in_hugging_faces_code(ours, theirs):
         scores = seen.logits[at, prompts.label_tokens[number]]
         expected = scores[cut.reference[number]]
         others = (scores.sum() - expected) / (len(scores) - 1)
-        torch.testing.assert_close(cut.values[number, 0], expected - others, atol=1e-4, rtol=0)
+        torch.testing.assert_close(cut.values[number, *HEAD], expected - others, atol=1e-4, rtol=0)
 
 
 def test_the_command_line_from_end_to_end(tmp_path, capsys):
-    arguments = ["--model", str(GGUF), "--task", "opinions", "--demos", "4", "--prompts", "16", "--no-progress"]
+    arguments = [
+        "--model",
+        str(GGUF),
+        "--task",
+        "opinions",
+        "--demos",
+        "4",
+        "--prompts",
+        "16",
+        "--no-progress",
+    ]
     assert main(["score", *arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert "Q4_1" in capsys.readouterr().out
     assert "Q4_1" in (tmp_path / "report.html").read_text()

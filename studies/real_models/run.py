@@ -76,7 +76,9 @@ def task_of(cell: Cell, data: Path | None) -> Task:
 
 def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -> dict[str, Any]:
     """Runs one cell; its row of the summary."""
-    prompts = task_of(cell, data).prompts(model, demos=cell.demos, count=SETS * EACH, sets=SETS, seed=cell.seed)
+    prompts = task_of(cell, data).prompts(
+        model, demos=cell.demos, count=SETS * EACH, sets=SETS, seed=cell.seed
+    )
     evidence = ikl.read(model, prompts, checkpoint=work / "read")
     accuracy = ikl.in_context_accuracy(model, prompts, evidence=evidence, checkpoint=work / "accuracy")
     coverage = ikl.label_coverage(model, prompts, layers=cell.chosen, checkpoint=work / "coverage")
@@ -125,12 +127,17 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder of NAME.train.jsonl and NAME.test.jsonl; default: the Hub")
+    parser.add_argument(
+        "--data", type=Path, help="folder of NAME.train.jsonl and NAME.test.jsonl; default: the Hub"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables and figures")
     parser.add_argument("--only", nargs="+", default=[], help="names of cells, or their beginnings")
     parser.add_argument("--list", action="store_true", help="print the cells and whether they are finished")
     given = parser.parse_args()
-    rows, wanted = given.out / "cells", [c for c in cells() if not given.only or c.name.startswith(tuple(given.only))]
+    rows, wanted = (
+        given.out / "cells",
+        [c for c in cells() if not given.only or c.name.startswith(tuple(given.only))],
+    )
     if given.list:
         for cell in wanted:
             print(cell.name, "finished" if (rows / f"{cell.name}.json").exists() else "")
