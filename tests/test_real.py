@@ -78,7 +78,9 @@ def test_a_head_that_is_cut_is_cut_in_hugging_faces_code(ours, theirs):
         scores = seen.logits[at, prompts.label_tokens[number]]
         expected = scores[cut.reference[number]]
         others = (scores.sum() - expected) / (len(scores) - 1)
-        torch.testing.assert_close(cut.values[number, *HEAD], expected - others, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            cut.values[number, HEAD.layer, HEAD.head], expected - others, atol=1e-4, rtol=0
+        )
 
 
 def test_the_command_line_from_end_to_end(tmp_path, capsys):
