@@ -129,9 +129,7 @@ def _from_folder(
             says=f"{says}, an adapter of {under.says}",
         )
     hf, theirs = read_folder(folder, dtype, spread=spread, hint=place.hint), None
-    if peft_adapters.tuned_modules(
-        hf
-    ):  # transformers puts an adapter that lies beside the weights into the model
+    if peft_adapters.tuned_modules(hf):  # of an adapter beside the weights, which transformers puts in
         hf, theirs = peft_adapters.merged(hf, keep=False)
     return Source(hf, tokenizer, name, says, place.revision, theirs=theirs)
 

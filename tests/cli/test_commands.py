@@ -95,7 +95,7 @@ def test_a_file_task_and_another_model(tmp_path, capsys):
     ("arguments", "message"),
     [
         (("--task", "nothing"), "error: unknown task 'nothing'"),
-        (("--model", "no-such/model"), "error: could not load the model 'no-such/model'"),
+        (("--model", "no-such/model"), 'error: a model must be "mini", a folder or a .gguf file here'),
         (("--demos", "60"), "error: a prompt must fit the model's context of 256 tokens"),
         (("--sets", "7"), "error: 20 prompts cannot be shared evenly by 7"),
         (("--batch-size", "0"), "error: --batch-size must be at least 1"),

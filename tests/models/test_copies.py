@@ -183,3 +183,23 @@ def test_quantised_weights_that_the_bridge_gets_wrong_are_refused(monkeypatch):
         match=r"LlamaForCausalLM, \w+ \(int8\) has int8 weights in 14 modules, and it does not: .* differ by",
     ):
         load_model(hf)
+
+
+def test_hooks_are_the_same_functions_in_places_of_their_own():
+    """A method of an object that cannot be copied, as recorders are; taking it off the copy leaves the user's."""
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.lock, self.seen = threading.Lock(), 0
+
+        def see(self, *_) -> None:
+            self.seen += 1
+
+    hf, recorder = llama(), Recorder()
+    hf.model.register_forward_hook(recorder.see)
+    copy = copy_of(hf)
+    logits(copy)
+    assert recorder.seen == 1
+    copy.model._forward_hooks.clear()
+    logits(hf)
+    assert recorder.seen == 2

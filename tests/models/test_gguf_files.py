@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from models.weights_made import llama, logits, needs_gguf, write_gguf
@@ -67,3 +69,13 @@ def test_what_cannot_be_read_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_files, "find_spec", lambda name: None)
     with pytest.raises(LoadError, match=r'pip install "icl-kernel-lens\[gguf\]".*package-missing'):
         load_model(tmp_path / "tiny.gguf", device="cpu")
+
+
+def test_the_words_for_a_quantisation(tmp_path):
+    counts = Counter({"F32": 10, "Q4_1": 80, "Q8_0": 10})
+    assert (
+        GgufFile(tmp_path, "a", counts, False).quantisation == "Q4_1, F32 and Q8_0: 80 % of weights in Q4_1"
+    )
+    assert (
+        GgufFile(tmp_path, "a", Counter({"Q4_0": 3}), False).quantisation == "Q4_0: 100 % of weights in Q4_0"
+    )

@@ -15,6 +15,7 @@ from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.models import peft_adapters
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import load_record
+from icl_kernel_lens.models.sources import source_of
 
 pytestmark = needs_peft
 
@@ -107,10 +108,13 @@ def test_an_adapter_that_transformers_put_into_the_model(folders):
 
 
 def test_an_adapter_beside_the_weights(folders):
-    """A folder that has both: the adapter is part of the model, and is not left out."""
+    """A folder that has both: the adapter is part of the model, and is merged like another."""
     base, mine = folders
     for file in mine.iterdir():
         (base / file.name).write_bytes(file.read_bytes())
+    found = source_of(base, "cpu")
+    assert found.theirs is not None
+    assert not peft_adapters.tuned_modules(found.hf)
     model = load_model(base, device="cpu")
     torch.testing.assert_close(logits(model), logits(adapter_of(llama())), atol=1e-4, rtol=0)
 

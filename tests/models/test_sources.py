@@ -49,7 +49,7 @@ def test_a_tokenizer_goes_with_everything(tmp_path):
     assert load_model(tmp_path, device="cpu", tokenizer=tokenizer).tokenizer is not None
 
 
-def test_a_folder_that_transformers_saved_half_of(tmp_path):
+def test_paths_that_lead_nowhere(tmp_path):
     with pytest.raises(LoadError, match=r"there is no file or folder './absent' \(looked for in "):
         load_model("./absent")
     with pytest.raises(LoadError, match="there is no file or folder 'absent.gguf'"):
@@ -69,4 +69,4 @@ def test_what_is_given_is_recorded(tmp_path):
     assert record.source == "a LlamaForCausalLM that was given"
     assert as_adapter(model).name.startswith(f"{tmp_path / 'm'}, ")
     assert as_adapter(model).dtype == torch.float16
-    torch.testing.assert_close(logits(model), logits(hf), atol=1e-2, rtol=0)
+    torch.testing.assert_close(logits(model), logits(hf), atol=5e-2, rtol=0)
