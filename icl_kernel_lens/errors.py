@@ -482,6 +482,11 @@ CODES: dict[str, Entry] = {
         "It was read earlier, from something else.",
         "Read it again, or leave evidence= out.",
     ),
+    "accuracy-of-others": Entry(
+        "The accuracy is of other prompts or of another model.",
+        "It was measured earlier, on something else.",
+        "Measure it again, or leave accuracy= out.",
+    ),
     "evidence-missing": Entry(
         "Evidence or a cache lacks what is asked of it.",
         "A pooling was not kept, or a names_filter left a hook point out.",

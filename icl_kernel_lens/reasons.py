@@ -32,6 +32,8 @@ class Reason(str, Enum):
     UNIFORM = "uniform", "uniform: the row is not a number"
     SHUFFLED_KERNEL = "shuffled_kernel", "shuffled_kernel: the row is not a number"
     # conditions of the task accuracy
+    NO_TRUTH = "no_truth", "the prompts have no true labels"
+    NOT_RUN = "not_run", "the model was not run for it; in_context_accuracy does"
     NOTHING_PERMUTED = (
         "nothing_permuted",
         "permuting changes no label: too few demonstrations, or all of one class",

@@ -48,8 +48,8 @@ def score(
 ) -> None:
     """Score every head of a model on a task, and write a report.
 
-    Prints the model's accuracy beside its controls and the heads most surely above theirs, and writes into OUT:
-    report.html, head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves
+    Prints first whether there is anything to explain (the model's accuracy beside its controls, and how often a simple
+    rule gives its answers), then the heads most surely above their controls, and writes into OUT: report.html, head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves
     (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
 
     The bundled model, a model and a task from the Hub, and your own folder and file:
@@ -95,14 +95,16 @@ def score(
             "evidence",
             lambda: read(model, prompts, keep=keep, checkpoint=folder.checkpoint("read"), **how),
         )
-        for name, one in poolings.items():
-            folder.result(name, lambda one=one: head_vote(evidence, against=against, pooling=one))
-        folder.result(
+        accuracy = folder.result(
             "accuracy",
             lambda: in_context_accuracy(
                 model, prompts, evidence=evidence, checkpoint=folder.checkpoint("accuracy"), **how
             ),
         )
+        for name, one in poolings.items():
+            folder.result(
+                name, lambda one=one: head_vote(evidence, against=against, pooling=one, accuracy=accuracy)
+            )
 
 
 def patch(
@@ -189,9 +191,10 @@ def locate(
     Heads are singled out on one half of the prompts and measured on the other: how often each votes for the
     model's answer beside its strongest control, whether its weights follow the inputs, and what the answer loses
     without its label edges. Then, on fresh prompts (the next seed), the answer without the located heads' label
-    edges and with theirs alone, beside random sets of heads. Prints the classes, the band of layers and the curves,
-    and writes into OUT: report.html, heads.csv, ranking.* and curves.* (tables, figures, and the results
-    themselves, read by `icl-kernel-lens show OUT` or by HeadRanking.load and AblationCurves.load).
+    edges and with theirs alone, beside random sets of heads. Prints first whether there is anything to explain (as score
+    does), then the classes, the band of layers and the curves, and writes into OUT: report.html, heads.csv, ranking.*
+    and curves.* (tables, figures, and the results themselves, read by `icl-kernel-lens show OUT` or by
+    HeadRanking.load and AblationCurves.load).
 
     icl-kernel-lens locate --out located
 
@@ -210,7 +213,7 @@ def locate(
         top: Heads to print.
         progress: Show a progress bar.
     """
-    from icl_kernel_lens import ablation_curves, corrupt, locate_heads, read
+    from icl_kernel_lens import ablation_curves, corrupt, in_context_accuracy, locate_heads, read
     from icl_kernel_lens.locate.search import split_in_halves
 
     source.check()
@@ -227,12 +230,23 @@ def locate(
             "evidence",
             lambda: read(model, prompts, checkpoint=folder.checkpoint("read"), progress=progress),
         )
+        accuracy = folder.result(
+            "accuracy",
+            lambda: in_context_accuracy(
+                model,
+                prompts,
+                evidence=evidence,
+                checkpoint=folder.checkpoint("accuracy"),
+                progress=progress,
+            ),
+        )
         ranking = folder.result(
             "ranking",
             lambda: locate_heads(
                 model,
                 prompts,
                 evidence=evidence,
+                accuracy=accuracy,
                 criteria=criteria,
                 checkpoint=folder.checkpoint("locate"),
                 **how,
@@ -378,9 +392,12 @@ def _report_heads(results: Results, path: Path) -> None:
 
     evidence = results["evidence"]
     votes = [results[name] for name in ("head_vote", "head_vote_span_max") if name in results]
-    votes = votes or [head_vote(evidence, pooling="label"), head_vote(evidence, pooling="span_max")]
-    found = {name: results.get(name) for name in ("accuracy", "ranking", "curves")}
-    write_report(path, evidence, votes, **found)
+    accuracy = results["accuracy"]
+    votes = votes or [
+        head_vote(evidence, pooling=pooling, accuracy=accuracy) for pooling in ("label", "span_max")
+    ]
+    found = {name: results.get(name) for name in ("ranking", "curves")}
+    write_report(path, evidence, votes, accuracy, **found)
 
 
 def _say_theory(results: Results, _: int) -> Iterator[str]:
@@ -413,8 +430,8 @@ COMMANDS = {
     "score": Command(
         score,
         (
-            Saved("evidence", figures=("attention_map.png",)),
             Saved("accuracy"),
+            Saved("evidence", figures=("attention_map.png",)),
             Saved("head_vote", "heads.csv", ("head_map.png", "head_map.svg")),
             Saved("head_vote_span_max"),
         ),
@@ -428,6 +445,7 @@ COMMANDS = {
     "locate": Command(
         locate,
         (
+            Saved("accuracy"),
             Saved("evidence"),
             Saved("ranking", "heads.csv", ("ranking.png", "ranking.svg")),
             Saved.whole("curves"),

@@ -33,6 +33,8 @@ from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.stability import Stability
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+from icl_kernel_lens.scores.in_context import in_context_accuracy
 
 ENOUGH = 32
 """Demonstration sets a half should have; `FEWEST` it must have."""
@@ -44,6 +46,7 @@ def locate_heads(
     prompts: PromptSet,
     *,
     evidence: Evidence | None = None,
+    accuracy: TaskAccuracy | None = None,
     criteria: Criteria | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -70,7 +73,9 @@ def locate_heads(
     Kernel head: all three. Han et al. (TMLR 2025, section 5.2) take the head of the best agreement on the data it is
     reported on; halves, controls, invariance and the causal test are ours.
 
-    `evidence`, a reading of these prompts with the label pooling, is used instead of reading them anew.
+    What is printed begins with whether there is anything to explain (`in_context_accuracy`), measured on all prompts.
+    `accuracy`, where it was measured before, and `evidence`, a reading of these prompts with the label pooling, are used
+    instead of running the model for them anew.
     `checkpoint` names a folder in which finished prompts of each step are kept; the same call goes on from there.
 
     Does not show: that other heads could not take over (see `ablation_curves`); that a head is a kernel
@@ -79,7 +84,7 @@ def locate_heads(
 
     Raises: PromptError: fewer than 8 demonstration sets a half; labels of unequal token counts, which cannot be
                 permuted in place; prompts scored on whole labels. ModelError: attention cannot be changed exactly.
-            ResultError: the evidence is of other prompts or another model.
+            ResultError: the evidence or the accuracy is of other prompts or another model.
     """
     criteria = criteria or Criteria()
     check_intervened(prompts, "model")
@@ -91,13 +96,9 @@ def locate_heads(
     check_sets(prompts)
     first, second = split_in_halves(prompts.demo_set, seed=seed)
     permuted = corrupt(prompts, "permute_labels", seed=seed)
-    steps = ("read", "reread", "choosing", "reporting")
+    steps = ("read", "accuracy", "reread", "choosing", "reporting")
     place = {step: None if checkpoint is None else Path(checkpoint) / step for step in steps}
-    if evidence is None:
-        evidence = read(model, prompts, keep=("label",), checkpoint=place["read"], progress=progress)
-    evidence.check_of(as_adapter(model), prompts)
-    evidence.pooled("label")
-    evidence = replace(evidence, prompts=prompts)
+    evidence, accuracy = _whole(model, prompts, evidence, accuracy, place, progress)
     reread = read(model, permuted, keep=("label",), checkpoint=place["reread"], progress=progress)
     chosen = Fidelity.of(evidence, reread, first, seed)
     cut = knock_out(
@@ -126,6 +127,7 @@ def locate_heads(
         demo_set=found.demo_set,
         numbers=second,
         criteria=criteria,
+        accuracy=accuracy,
         run=evidence.run,
         settings={
             "seed": str(seed),
@@ -184,6 +186,28 @@ def stability(
     )
 
 
+def _whole(
+    model: Any,
+    prompts: PromptSet,
+    evidence: Evidence | None,
+    accuracy: TaskAccuracy | None,
+    place: Mapping[str, Path | None],
+    progress: bool,
+) -> tuple[Evidence, TaskAccuracy]:
+    """What is known of all prompts, both halves: their reading and the task accuracy, as given or measured now."""
+    if evidence is None:
+        evidence = read(model, prompts, keep=("label",), checkpoint=place["read"], progress=progress)
+    evidence.check_of(as_adapter(model), prompts)
+    evidence.pooled("label")
+    evidence = replace(evidence, prompts=prompts)
+    if accuracy is None:
+        accuracy = in_context_accuracy(
+            model, prompts, evidence=evidence, checkpoint=place["accuracy"], progress=progress
+        )
+    accuracy.check_of(evidence.run, prompts)
+    return evidence, accuracy
+
+
 def _drops(
     model: Any,
     prompts: PromptSet,
@@ -233,11 +257,8 @@ def _notes(
             f"the model gives one answer in {share:.0%} of the prompts: no vote can be told from always giving it, and "
             '"neither" here says nothing about the heads'
         )
-    if (truth := evidence.prompts.test_labels) is not None:
-        right = (evidence.answers == truth).float().mean()
-        notes.append(f"the model answers {float(right):.1%} of the test inputs right")
     if sets < ENOUGH:
-        wanted = sets_for(0, sets, criteria.margin, criteria.level)
+        wanted = sets_for(0.0, sets, criteria.margin, criteria.level)
         notes.append(
             f"{sets} demonstration sets a half are few: intervals are wide; where every prompt says the same, about "
             f"{wanted} a half tell ± {criteria.margin:g}"

@@ -33,8 +33,8 @@ from icl_kernel_lens.prompts.spans import LocatedPrompt, locate_prompts, pieces_
 from icl_kernel_lens.prompts.template import Template
 from icl_kernel_lens.prompts.tokenizer import check_tokenizer, encode, tokenizer_name, vocabulary_of
 
-PERMUTATIONS = 32
-"""Fewest permutations of labels that prompts with permuted labels are drawn from."""
+PERMUTATIONS = 8
+"""Fewest permutations of labels that prompts with permuted labels are drawn from: with as many sets, one for each."""
 
 
 def build_prompts(
@@ -174,6 +174,9 @@ def rewritten(
 def rebuilt(model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted"]) -> PromptSet:
     """The same test inputs with no demonstrations (`"none"`), or with the demonstrations' labels permuted.
 
+    Labels are dealt out once for each demonstration set, so that prompts which share it go on sharing it, and what they
+    share is run once; where there are fewer than `PERMUTATIONS` sets, several times.
+
     Raises: PromptError: the prompts were not made from text in this session.
     """
     if not prompts.from_text:
@@ -186,7 +189,7 @@ def rebuilt(model: Any, prompts: PromptSet, *, labels: Literal["none", "permuted
     if labels == "none":
         episodes = [replace(episode, demos=()) for episode in given]
     else:
-        # With few sets, one permutation a set would be a coin toss: the prompts of a set take turns with several.
+        # With very few sets, one permutation each would be a coin toss: the prompts of a set take turns with several.
         turns = -(-PERMUTATIONS // len({episode.demo_set for episode in given}))
         seen: Counter[int] = Counter()
         episodes = []

@@ -38,6 +38,7 @@ from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.run.forward import answer_logits, check_finite
 from icl_kernel_lens.run.runner import BatchSize, run_prompts
 from icl_kernel_lens.scores.common import reasons_for, shown_demos
+from icl_kernel_lens.scores.in_context import accuracy_of
 
 SAME = 1e-6
 """Numbers closer than this, relative to the largest, are the same up to rounding: they correlate with nothing."""
@@ -117,6 +118,7 @@ def prediction_similarity(
         run=evidence.run,
         settings={"pooling": pooling},
         shown=shown_demos(evidence, weights, evidence.answers),
+        accuracy=accuracy_of(evidence),
     )
 
 

@@ -16,9 +16,15 @@ from icl_kernel_lens.results.criteria import CLASS_MEANS
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.head_scores import HeadScores
-from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+from icl_kernel_lens.results.task_accuracy import CONDITIONS, RULES, TaskAccuracy
+from icl_kernel_lens.scores.in_context import accuracy_of
 from icl_kernel_lens.scores.notes import notes_of
 
+ANYTHING = (
+    "Share of the answers: of the model's own, those that a rule gives which does not look at the inputs, the last "
+    "demonstration's label or always the model's commonest answer. What such a rule gives, a head may give for the same "
+    "reason."
+)
 READING = (
     "Each attention head is read as a kernel regression: its attention from the answer position to the "
     "demonstrations ({pooling}) is taken as the weights of a vote over their labels. The number is how often "
@@ -69,13 +75,14 @@ def write_report(
 ) -> Path:
     """Write `report.html`; the first of `scores` is the main one, others are shown as tables.
 
+    It begins with whether there is anything to explain: `accuracy`, or what the ranking or else the evidence says of it.
     With a `ranking`, the located heads stand before the scores; with `curves`, necessity and sufficiency after them.
 
     Raises: RunError: the file cannot be written.
     """
     main, run = scores[0], evidence.run
     page = Page(f"Kernel-regression heads of {run.model} on {run.prompts.task}")
-    _in_context(page, accuracy, has_truth=evidence.prompts.test_labels is not None)
+    _in_context(page, accuracy or (ranking.accuracy if ranking else accuracy_of(evidence)))
     if ranking is not None:
         _located(page, ranking)
     if curves is not None:
@@ -89,21 +96,20 @@ def write_report(
     return write_atomically(path, page.html())
 
 
-def _in_context(page: Page, accuracy: TaskAccuracy | None, *, has_truth: bool) -> None:
-    page.heading("Is there in-context learning?")
-    if accuracy is None:
-        page.text(
-            "Not measured in this run; icl-kernel-lens score measures it, beside its controls."
-            if has_truth
-            else "Not measured: the prompts have no true labels."
-        )
-        return
+def _in_context(page: Page, accuracy: TaskAccuracy) -> None:
     rows = [
-        [_words(row["condition"]), f"{row['accuracy']:.1%}", f"{row['low']:.1%} – {row['high']:.1%}"]
+        [
+            f"{row['what']}, {(CONDITIONS | RULES)[row['name']]}",
+            f"{row['mean']:.1%}",
+            "–" if row["low"] != row["low"] else f"{row['low']:.1%} – {row['high']:.1%}",
+        ]
         for row in accuracy.to_dataframe().to_dict("records")
     ]
-    page.text(accuracy.verdict()).table(["condition", "accuracy", "95 % interval"], rows)
-    page.text(*(f"{_words(name)}: not measured ({why})." for name, why in accuracy.reasons.items()))
+    page.heading("Is there anything to explain?").text(accuracy.verdict())
+    page.table(["of the prompts", "share", "95 % interval"], rows, ANYTHING)
+    page.text(
+        *(f"Accuracy {CONDITIONS[name]}: not measured ({why})." for name, why in accuracy.reasons.items())
+    )
 
 
 def _located(page: Page, ranking: HeadRanking) -> None:

@@ -21,10 +21,13 @@ from icl_kernel_lens import fields
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.files import replacing
 
-FORMAT = 3
+FORMAT = 4
 """Version of the format; raised whenever an older reader would misread a file."""
 _KEY = "icl_kernel_lens"
-_BEFORE = {1: "icl-kernel-lens 0.1 before results were declared"}
+_BEFORE = {
+    1: "icl-kernel-lens 0.1 before results were declared",
+    3: "icl-kernel-lens 0.1 before results of heads began with the task accuracy",
+}
 """Who wrote the formats that are no longer read."""
 
 

@@ -23,6 +23,7 @@ from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, head_table, long_form
 from icl_kernel_lens.results.criteria import CLASS_MEANS, HEAD_CLASSES, Band, Criteria, HeadClass
 from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 
 By = Literal["margin", "logit_diff_drop"]
 """What heads are ranked by: agreement above the strongest control (reporting half), or the logit difference that cutting
@@ -178,6 +179,8 @@ class HeadRanking(Result):
     numbers: Int[Tensor, " prompt"]
     """Which of the prompts given are the reporting half."""
     criteria: Criteria
+    accuracy: TaskAccuracy
+    """Whether there is anything to explain, on all prompts given, both halves: what is said first."""
     run: RunInfo
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -354,7 +357,7 @@ class HeadRanking(Result):
         )
 
     def __repr__(self) -> str:
-        return self.describe(8)
+        return f"{self.accuracy.opening()}\n{self.describe(8)}"
 
     def describe(self, top: int) -> str:
         """The located heads, the band, how many heads are of each class, and what must be said beside them."""

@@ -22,6 +22,7 @@ from icl_kernel_lens.numbers.intervals import cluster_bootstrap, cluster_t, inte
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, first_rows, head_table, long_form
 from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 
 _OWN_COLUMNS = {
     *("prompt", "layer", "head", "value"),
@@ -80,6 +81,8 @@ class HeadScores(Result):
     run: RunInfo
     settings: Mapping[str, str] = field(default_factory=dict)
     shown: ShownDemos | None = None
+    accuracy: TaskAccuracy | None = None
+    """Whether there is anything to explain: what is said first."""
 
     def _problems(self) -> Iterator[str]:
         columns = [self.name, *self.controls, *self.companions]
@@ -235,7 +238,8 @@ class HeadScores(Result):
 
     def __repr__(self) -> str:
         prompts, layers, heads = self.values.shape
-        lines = [
+        lines = [self.accuracy.opening()] if self.accuracy else []
+        lines += [
             f"HeadScores({self.name}: {self.title}; {prompts} prompts × {layers} layers × {heads} "
             f"heads; {self.run.about})"
         ]

@@ -87,6 +87,7 @@ class Stability(Result):
 
     def __repr__(self) -> str:
         lines = [f"Stability({len(self.rankings)} rankings: {', '.join(self.rankings)})"]
+        lines += [f"  {name}: {ranking.accuracy.verdict()}" for name, ranking in self.rankings.items()]
         if self._same_shape():
             table = self.table()
             lines.append(table.to_string(index=False) if len(table) else "  nothing located in any")

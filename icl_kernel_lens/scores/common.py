@@ -13,6 +13,8 @@ from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_scores import HeadScores, ShownDemos
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+from icl_kernel_lens.scores.in_context import accuracy_of
 
 SHOWN_PROMPTS = 4
 """Prompts whose weights are kept with the scores, to be looked at."""
@@ -58,11 +60,17 @@ def score_heads(
     controls: Mapping[str, Tensor] | None = None,
     companions: Mapping[str, Tensor] | None = None,
     against: Reference | None = None,
+    accuracy: TaskAccuracy | None = None,
 ) -> HeadScores:
     """A score's values as `HeadScores`, with reasons, provenance and prompts to show taken from the evidence.
 
-    `against` names what the values were compared with, for scores that can choose it.
+    `against` names what the values were compared with, for scores that can choose it; `accuracy` is what its text begins
+    with, by default what the evidence alone says.
+
+    Raises: ResultError: the accuracy is of other prompts or of another model.
     """
+    if accuracy is not None:
+        accuracy.check_of(evidence.run, evidence.prompts)
     answer, weights = reference(evidence, against or "model"), evidence.pooled(pooling)
     return HeadScores(
         name=name,
@@ -76,6 +84,7 @@ def score_heads(
         run=evidence.run,
         settings=({"against": against} if against else {}) | {"pooling": pooling},
         shown=shown_demos(evidence, weights, answer),
+        accuracy=accuracy or accuracy_of(evidence),
     )
 
 

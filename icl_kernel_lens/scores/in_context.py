@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
@@ -17,7 +19,7 @@ from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.run_info import RunInfo
-from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+from icl_kernel_lens.results.task_accuracy import CONDITIONS, TaskAccuracy, rules_of
 from icl_kernel_lens.run.runner import BatchSize
 
 
@@ -33,19 +35,15 @@ def in_context_accuracy(
 ) -> TaskAccuracy:
     """The model's accuracy with demonstrations, beside that with permuted labels, without any, and of the majority class.
 
-    `evidence` of the same prompts saves one of the three runs. Prompts made from token ids cannot be written
-    anew: for them only the accuracy and the majority class are measured, and `reasons` says so. `checkpoint`
-    names a folder in which finished prompts are kept, a folder inside for each run; see `read`.
+    Beside them, how often the last label and the commonest answer give the model's answer. `evidence` of the same prompts
+    saves one of the three runs; in each, leading tokens that prompts share are run once, and prompts that share
+    demonstrations share permuted ones. Prompts made from token ids cannot be written anew: for them only the accuracy and
+    the majority class are measured; without true labels, only the two rules are. `reasons` says so. `checkpoint` names a
+    folder in which finished prompts are kept, a folder inside for each run; see `read`.
     Does not show: what the model learns from the demonstrations, labels or format.
 
-    Raises: ResultError: the prompts have no true labels, or no demonstrations.
+    Raises: ResultError: the prompts have no demonstrations, or the evidence is of others.
     """
-    truth = prompts.test_labels
-    if truth is None:
-        raise ResultError(
-            "accuracy needs true labels; these prompts have none. Pass test_labels to PromptSet.from_tokens.",
-            code="no-truth",
-        )
     if prompts.demos == 0:
         raise ResultError(
             "in-context learning needs demonstrations; these prompts have none.",
@@ -54,18 +52,7 @@ def in_context_accuracy(
     adapter = as_adapter(model)
     if evidence is not None:
         check_reading(evidence, model, prompts)
-
-    asked: dict[str, PromptSet] = {"demonstrations": prompts}
-    reasons: dict[str, Reason] = {}
-    if not prompts.from_text:
-        reasons["permuted_labels"] = reasons["no_demonstrations"] = Reason.NOT_FROM_TEXT
-    else:
-        permuted = rebuilt(model, prompts, labels="permuted")
-        if torch.equal(permuted.demo_labels, prompts.demo_labels):
-            reasons["permuted_labels"] = Reason.NOTHING_PERMUTED
-        else:
-            asked["permuted_labels"] = permuted
-        asked["no_demonstrations"] = rebuilt(model, prompts, labels="none")
+    asked, reasons = _conditions(model, prompts)
     answers: dict[str, Tensor] = {}
     for name, which in asked.items():
         if evidence is not None and which is prompts:
@@ -75,7 +62,56 @@ def in_context_accuracy(
             answers[name] = answer(
                 model, which, batch_size=batch_size, checkpoint=folder, progress=progress
             ).argmax(1)
-    answers["majority"] = truth.bincount(minlength=prompts.labels).argmax()
-    found = {name: (given == truth).float() for name, given in answers.items()}
     run = evidence.run if evidence else RunInfo.of(adapter, prompts.info, prompts.score_on)
-    return TaskAccuracy(found, prompts.demo_set, run, reasons)
+    return _accuracy(prompts, answers, run, reasons)
+
+
+@checked
+def accuracy_of(evidence: Evidence) -> TaskAccuracy:
+    """What evidence alone says of the model's accuracy: with demonstrations, and of the majority class; and the two rules.
+
+    Does not show: whether demonstrations help. That needs the model (`in_context_accuracy`), and `reasons` says so.
+
+    Example:
+              >>> from icl_kernel_lens.evidence.small import small_evidence
+              >>> accuracy_of(small_evidence()).mean()
+              {'demonstrations': 0.75, 'majority': 0.75}
+    """
+    why = Reason.NOT_RUN if evidence.prompts.test_labels is not None else Reason.NO_TRUTH
+    names = ("permuted_labels", "no_demonstrations")
+    return _accuracy(
+        evidence.prompts, {"demonstrations": evidence.answers}, evidence.run, dict.fromkeys(names, why)
+    )
+
+
+def _conditions(model: Any, prompts: PromptSet) -> tuple[dict[str, PromptSet], dict[str, Reason]]:
+    """The prompts of each condition that is run, and why others are not."""
+    asked, names = {"demonstrations": prompts}, ("permuted_labels", "no_demonstrations")
+    if prompts.test_labels is None:
+        return asked, dict.fromkeys(names, Reason.NO_TRUTH)
+    if not prompts.from_text:
+        return asked, dict.fromkeys(names, Reason.NOT_FROM_TEXT)
+    asked["permuted_labels"] = rebuilt(model, prompts, labels="permuted")
+    asked["no_demonstrations"] = rebuilt(model, prompts, labels="none")
+    if torch.equal(asked["permuted_labels"].demo_labels, prompts.demo_labels):
+        del asked["permuted_labels"]
+        return asked, {"permuted_labels": Reason.NOTHING_PERMUTED}
+    return asked, {}
+
+
+def _accuracy(
+    prompts: PromptSet,
+    answers: Mapping[str, Int[Tensor, " prompt"]],
+    run: RunInfo,
+    reasons: Mapping[str, Reason],
+) -> TaskAccuracy:
+    """What the answers under each condition come to."""
+    correct: dict[str, Tensor] = {}
+    if (truth := prompts.test_labels) is None:
+        reasons = dict.fromkeys(CONDITIONS, Reason.NO_TRUTH)
+    else:
+        majority = truth.bincount(minlength=prompts.labels).argmax()
+        given = {**answers, "majority": majority.expand(len(prompts))}
+        correct = {name: (said == truth).float() for name, said in given.items()}
+    rules = rules_of(prompts.demo_labels, answers["demonstrations"])
+    return TaskAccuracy(correct, rules, prompts.demo_set, run, prompts.digest(), reasons)

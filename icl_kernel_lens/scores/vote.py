@@ -12,6 +12,7 @@ from icl_kernel_lens.numbers.intervals import RATE
 from icl_kernel_lens.numbers.votes import cohen_kappa, credit, hard_vote, kernel_regression
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_scores import HeadScores
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.scores.attention import effective_demos, label_attention
 from icl_kernel_lens.scores.common import reference, score_heads
 from icl_kernel_lens.scores.soft import soft_agreement
@@ -21,7 +22,13 @@ COMPANIONS = (soft_agreement, label_attention, effective_demos)
 
 
 @checked
-def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pooling = "label") -> HeadScores:
+def head_vote(
+    evidence: Evidence,
+    *,
+    against: Reference = "model",
+    pooling: Pooling = "label",
+    accuracy: TaskAccuracy | None = None,
+) -> HeadScores:
     """How often a head, read as a kernel regression over the labels, gives the model's own answer.
 
         answer_h = argmax_y  Σ_i a_i [y_i = y]        Han et al. (TMLR 2025), section 5.2
@@ -29,6 +36,8 @@ def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pool
     where a_i is the attention from the answer position to demonstration i's label token
     (`pooling="span_max"`: the largest weight in the demonstration, as in the paper). k labels tied
     within 1e-6 earn 1/k. `against="truth"` compares with the true labels instead (the paper's Fig. 3b).
+    What it prints begins with whether there is anything to explain: `accuracy`, if it was measured
+    (`in_context_accuracy`), else what evidence alone says of it, and that the rest was not measured.
 
     Reads as: 1 always the model's answer; compare with `controls`, not with 1/labels.
     Companions: `kappa` (Cohen's, beyond both label frequencies), `soft_agreement`, `label_attention`
@@ -39,7 +48,7 @@ def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pool
     rather than from the label words. The best of many heads is better here than on new prompts.
 
     Raises:   EvidenceMissing: `evidence` was read without this pooling.
-              ResultError: no demonstrations, or no true labels to compare with.
+              ResultError: no demonstrations, no true labels to compare with, or an accuracy of others.
     Example:
               >>> from icl_kernel_lens.evidence.small import small_evidence
               >>> head_vote(small_evidence()).mean()
@@ -71,4 +80,5 @@ def head_vote(evidence: Evidence, *, against: Reference = "model", pooling: Pool
         controls=controls,
         companions=companions,
         against=against,
+        accuracy=accuracy,
     )

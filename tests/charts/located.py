@@ -11,6 +11,7 @@ from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.head_ranking import CHOOSING, COLUMNS, SELECTED, HeadRanking
 from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 
 PROMPTS, SETS = 40, 30
 
@@ -21,6 +22,27 @@ def run_info(layers, heads, model="a-model", task="a-task"):
         device="cpu", layers=layers, heads=heads, prompts=PromptInfo(task=task, demos=4, seed=3),
         score_on="first_token", versions={},
     )  # fmt: skip
+
+
+def accuracy(*, before=0.5, after=0.9, last=0.5, commonest=0.5, prompts=PROMPTS, sets=SETS, run=None):
+    """Accuracies without demonstrations and with them, and how many of the answers the two rules give."""
+
+    def share(rate):
+        return (torch.arange(prompts) < round(rate * prompts)).float()
+
+    return TaskAccuracy(
+        correct={
+            "demonstrations": share(after),
+            "permuted_labels": share(0.4),
+            "no_demonstrations": share(before),
+            "majority": share(0.45),
+        },
+        rules={"last_label": share(last), "commonest_answer": share(commonest)},
+        demo_set=torch.arange(prompts) % sets,
+        run=run or run_info(2, 2),
+        digest="of the prompts",
+        reasons={},
+    )
 
 
 def ranking(
@@ -61,6 +83,7 @@ def ranking(
         demo_set=sets,
         numbers=torch.arange(len(sets)) * 2,
         criteria=Criteria(),
+        accuracy=accuracy(run=run_info(layers, heads, model, task)),
         run=run_info(layers, heads, model, task),
         settings={"choosing": "41 prompts in 31 demonstration sets"},
         notes=("something must be said",),

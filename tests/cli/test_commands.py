@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +19,7 @@ from icl_kernel_lens.locate.search import locate_heads
 from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.run.checkpoint import Checkpoint
 from icl_kernel_lens.theory.study import Study
 from icl_kernel_lens.worlds.topics import train as topics
@@ -55,7 +58,17 @@ def test_score_then_show(tmp_path, capsys):
     assert "agreement of the head's vote with the model's answer, against model, pooling label:" in printed
     assert "strongest_control" in printed
     assert "no_demonstrations" in printed
+    accuracy = TaskAccuracy.load(out / "accuracy.safetensors")
+    first = printed.index(f"\n{accuracy.verdict()}\nTaskAccuracy(mini on topics, 20 prompts)")
+    assert first < printed.index("Evidence(") < printed.index("strongest_control")
+    page = html.unescape((out / "report.html").read_text())
+    assert (
+        page.index("Is there anything to explain?")
+        < page.index(accuracy.verdict())
+        < page.index("Which heads vote")
+    )
     saved = HeadScores.load(out / "head_vote.safetensors")
+    assert repr(saved).startswith(f"{accuracy.opening()}\nHeadScores(")
     again = head_vote(Evidence.load(out / "evidence.safetensors"))
     assert again.table().equals(saved.table())
     assert pd.read_csv(out / "heads.csv")["head"].tolist() == saved.table()["head"].tolist()
@@ -89,6 +102,24 @@ def test_a_file_task_and_another_model(tmp_path, capsys):
     assert scores.run.prompts.task == "boats"
     assert scores.run.prompts.template.demo == "{text} is {label} ."
     assert len(scores.demo_set.unique()) == 5
+
+
+def test_the_first_line_says_that_demonstrations_hurt(tmp_path, capsys):
+    """Test inputs are labelled the other way round than the demonstrations, from which the bundled model learns."""
+    pools = ("harbor sail tide anchor reef dock", "violin drum chord melody flute tempo")
+    texts = [[" ".join(words) for words in permutations(pool.split(), 3)] for pool in pools]
+    for name, turn in (("boats.train", 0), ("boats.test", 1)):
+        rows = [{"text": texts[i % 2][i // 2], "label": (i + turn) % 2} for i in range(200)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ("--label-words", "red", "blue", "--template", "{text} is {label} .", "--prompts", 64)
+    task = tmp_path / "boats.train.jsonl"
+    for command in (score, locate):
+        out = tmp_path / command.__name__
+        assert command(out, "--model", MINI, "--task", task, *arguments) == 0
+        said = "The demonstrations hurt: accuracy falls from "
+        _, results = capsys.readouterr().out.split("\n\n", 1)
+        assert results.startswith(said), "right behind what was loaded"
+        assert said in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -233,7 +264,8 @@ def interrupt_after(patch, most: int | None) -> set[tuple[Path, int]]:
         if len(batches) == most:
             raise KeyboardInterrupt
         batches.append(numbers)
-        done.update((self.folder, number) for number in numbers)
+        if self.folder is not None:  # a few prompts are run again to see whether evidence is the model's
+            done.update((self.folder, number) for number in numbers)
         add(self, numbers, results)
 
     patch.setattr(Checkpoint, "add", counted)
@@ -259,6 +291,9 @@ def test_locate_then_show(tmp_path, capsys, monkeypatch):
         assert locate(out) == 0
     printed = capsys.readouterr().out
     assert names(out) == {*COMMANDS["locate"].files, "manifest.json"}
+    accuracy = TaskAccuracy.load(out / "accuracy.safetensors")
+    assert printed.count(accuracy.verdict()) == 1
+    assert printed.index(accuracy.verdict()) < printed.index("HeadRanking(")
     assert "kernel heads: L2H1" in printed
     assert "band: layer 2 of 3 (counted from 0;" in printed
     assert (
@@ -279,7 +314,9 @@ def test_locate_then_show(tmp_path, capsys, monkeypatch):
     assert curves.run.prompts.seed == 1, "not the prompts that the heads were located on"
     assert pd.read_csv(out / "heads.csv")["head"].tolist() == ranking.table()["head"].tolist()
     assert len(pd.read_csv(out / "curves.csv")) == len(curves.table())
+    assert repr(ranking).startswith(f"{accuracy.opening()}\nHeadRanking(")
     report = (out / "report.html").read_text()
+    assert accuracy.verdict() in html.unescape(report)
     for words in ("Located heads", "Are they needed", "Which heads vote like the answer?"):
         assert f"<h2>{words}" in report
     drawn = (out / "ranking.png").read_bytes()

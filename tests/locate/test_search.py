@@ -13,6 +13,7 @@ from icl_kernel_lens import (
     Criteria,
     HeadRanking,
     head_vote,
+    in_context_accuracy,
     knock_out,
     load_task,
     locate_heads,
@@ -146,11 +147,39 @@ def test_an_interrupted_search_goes_on(mini, topics, ranking, tmp_path, monkeypa
         patch.setattr(search, "_drops", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
-    assert {p.name for p in tmp_path.iterdir()} == {"read", "reread", "choosing"}
+    assert {p.name for p in tmp_path.iterdir()} == {"read", "accuracy", "reread", "choosing"}
     again = locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
     assert again.table().equals(ranking.table())
     given = locate_heads(mini, topics, evidence=read(mini, topics, progress=False), progress=False)
     assert given.table().equals(ranking.table())
+
+
+def test_what_is_printed_begins_with_whether_there_is_anything_to_explain(mini, topics, ranking, monkeypatch):
+    """Measured on all prompts, and not again where it is given; not of others."""
+    measured = in_context_accuracy(mini, topics, progress=False)
+    assert repr(ranking).startswith(f"{measured.opening()}\nHeadRanking(mini on topics")
+    assert measured.verdict().startswith("The demonstrations help: +")
+    monkeypatch.setattr(search, "in_context_accuracy", None)
+    given = locate_heads(mini, topics, accuracy=measured, progress=False)
+    assert repr(given) == repr(ranking)
+    with pytest.raises(ResultError, match="accuracy must be of these 240 prompts"):
+        locate_heads(mini, topics, accuracy=replace(measured, digest="of others"), progress=False)
+
+
+def test_heads_are_located_where_the_truth_is_not_known():
+    """The model repeats the last label: the first line says so, and that no accuracy was measured."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made = planted_model(
+            [PlantedHead(1, 0, "last_label", gain=6.0)], layers=2, heads_per_layer=2, demos=6
+        )
+        blind = replace(made.prompts(count=60), test_labels=None)
+        found = locate_heads(made.model, blind, progress=False)
+    assert repr(found).startswith(
+        "Accuracy not measured (the prompts have no true labels); one rule explains nearly all of the answers: the last "
+        "label gives 100.0% of them"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gptj"])

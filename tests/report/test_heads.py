@@ -38,17 +38,20 @@ def body(page: str) -> str:
 
 
 def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
-    page = write(tmp_path / "r.html", hostile, votes, ranking=ranking(), curves=curves())
+    found = ranking()
+    page = write(tmp_path / "r.html", hostile, votes, ranking=found, curves=curves())
     seen = html.unescape(body(page))
     headings = re.findall(r"<h2>(.*?)</h2>", seen)
     assert headings[:4] == [
-        "Is there in-context learning?",
+        "Is there anything to explain?",
         "Located heads",
         "Are they needed, and are they enough?",
         "Which heads vote like the answer?",
     ]
     for words in (
-        "Not measured in this run",
+        found.accuracy.verdict(),
+        "<td>accuracy, with none</td><td>50.0%</td><td>",
+        "<td>share of the answers, the last label</td><td>50.0%</td><td>",
         "Confirmed kernel heads: L2H1.",
         "The band: layer 2 of 4 (counted from 0;",
         "41 prompts in 31 demonstration sets",
@@ -65,7 +68,6 @@ def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
     row = next(
         re.findall(r"<td>(.*?)</td>", r) for r in re.findall(r"<tr>(.*?)</tr>", seen) if "<td>L2H1" in r
     )
-    found = ranking()
     drop = [
         f"{found.columns[name][2, 1].item():.3f}"
         for name in ("logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high")
@@ -141,17 +143,21 @@ def test_what_is_shown_is_handed_over(hostile, votes, tmp_path):
     """Pooling by label and by span, the accuracy and the notes, each in the words of its result."""
     accuracy = TaskAccuracy(
         correct={"demonstrations": torch.ones(12), "majority": (torch.arange(12) % 2).float()},
+        rules={"last_label": torch.ones(12), "commonest_answer": torch.zeros(12)},
         demo_set=hostile.prompts.demo_set,
         run=hostile.run,
+        digest=hostile.prompts.digest(),
         reasons={"permuted_labels": Reason.NOT_FROM_TEXT},
     )
     scores = [votes[0], head_vote(hostile, pooling="span_max", against="truth")]
     page = write_report(tmp_path / "r.html", hostile, scores, accuracy).read_text()
     seen = html.unescape(body(page))
     for words in (
-        "The demonstrations help: +50.0 percentage points over majority",
-        "<td>demonstrations</td><td>100.0%</td><td>73.5% – 100.0%</td>",
-        f"permuted labels: not measured ({Reason.NOT_FROM_TEXT}).",
+        "Accuracy is 100.0%, +50.0 percentage points over majority",
+        "one rule may explain nearly all of the answers: the last label gives 100.0% of them",
+        "<td>accuracy, with demonstrations</td><td>100.0%</td><td>73.5% – 100.0%</td>",
+        "<td>share of the answers, the last label</td><td>100.0%</td><td>73.5% – 100.0%</td>",
+        f"Accuracy with permuted labels: not measured ({Reason.NOT_FROM_TEXT}).",
         "to the first token of their labels",
         "how often that vote is the model's own answer",
         "(pooling span_max)",

@@ -27,11 +27,13 @@ def drawn(*shape: int) -> torch.Tensor:
 
 
 def task_accuracy() -> TaskAccuracy:
-    right = (drawn(2, P) > 0).float()
+    right = (drawn(4, P) > 0).float()
     return TaskAccuracy(
         correct={"demonstrations": torch.ones(P), "no_demonstrations": right[0], "majority": right[1]},
+        rules={"last_label": right[2], "commonest_answer": right[3]},
         demo_set=torch.arange(P) // 2,
         run=run_info(L, H),
+        digest="of the prompts",
         reasons={"permuted_labels": Reason.NOTHING_PERMUTED},
     )
 

@@ -59,7 +59,7 @@ def test_what_is_no_result(path, tmp_path):
 @pytest.mark.parametrize(
     ("change", "drop", "reason"),
     [
-        (lambda h: h.update(format=99), (), "has format 99; this library reads format 3"),
+        (lambda h: h.update(format=99), (), "has format 99; this library reads format 4"),
         (lambda h: h.pop("kind"), (), "cannot be read"),
         (lambda h: h.pop("digest"), (), "cannot be read"),
         (lambda h: h.pop("data"), (), "cannot be read"),
@@ -71,6 +71,15 @@ def test_what_is_no_result(path, tmp_path):
 def test_a_changed_header_or_tensor_is_refused(path, change, drop, reason):
     with pytest.raises(LoadError, match=reason):
         codec.read(rewrite(path, change, drop))
+
+
+def test_format_3_is_refused_by_name(tmp_path, monkeypatch):
+    """The last before results of heads held the task accuracy."""
+    monkeypatch.setattr(codec, "FORMAT", 3)
+    path = codec.write(tmp_path / "old.safetensors", Stored("HeadScores", {}, {}))
+    monkeypatch.undo()
+    with pytest.raises(LoadError, match=r"format 3 \(of icl-kernel-lens 0.1 before .* the task accuracy\)"):
+        codec.read(path)
 
 
 def test_format_1_is_refused_by_name(tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from charts.located import ranking
+from charts.located import accuracy, ranking
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import ResultError
@@ -32,6 +32,13 @@ def test_heads_are_found_by_pair_and_by_name(found):
             found.classes[wrong]
     with pytest.raises(ResultError, match="a head is a pair"):
         found.why("the best one")
+
+
+def test_it_begins_with_whether_there_is_anything_to_explain(found):
+    hurt = replace(found, accuracy=accuracy(before=0.9, after=0.3))
+    assert repr(hurt).startswith("The demonstrations hurt: accuracy falls from 90.0% to 30.0% with them, ")
+    assert repr(hurt).splitlines()[2].startswith("HeadRanking(")
+    assert not hurt.describe(3).startswith("The demonstrations"), "where it was said before"
 
 
 def test_why_is_a_reason(found):

@@ -33,6 +33,8 @@ def test_orders_agree_on_the_bundled_model(found):
     assert pair["depth_overlap"] == pytest.approx(1)
     assert pair["logit_diff_drop_rank_correlation"] > 0.3
     assert "L2H1" in repr(found)
+    for name, ranking in found.rankings.items():
+        assert f"  {name}: {ranking.accuracy.verdict()}" in repr(found)
     spec = found.figure().spec()
     assert "2/2" not in str(spec)
     assert "1/1" in str(spec)

@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from support import uneven_prompts
 
-from icl_kernel_lens import head_vote, read
+from icl_kernel_lens import HeadScores, head_vote, read
+from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.reasons import Reason
 
@@ -98,6 +99,31 @@ def test_the_sink_makes_every_head_vote_for_the_first_label():
     assert (scores.mean() == first).all()
     assert scores.companions["without_first"][0, 0] == 1
     assert scores.companions["without_first"][0, 1] == 0
+
+
+def test_what_is_printed_begins_with_whether_there_is_anything_to_explain(tmp_path):
+    """What evidence alone says, or the accuracy that was measured; saved with it; never that of other prompts."""
+    evidence = small_evidence()
+    alone = head_vote(evidence)
+    assert alone.accuracy.reasons["no_demonstrations"] == Reason.NOT_RUN
+    assert repr(alone).startswith("No in-context learning shown: ")
+    second = repr(alone).splitlines()[1]
+    assert second.startswith("  accuracy 75.0% with demonstrations, 75.0% of the majority class; ")
+    assert "the last label 50.0%, the commonest answer 50.0%" in second
+    measured = replace(
+        alone.accuracy,
+        correct={name: torch.ones(4) for name in ("demonstrations", "majority", "no_demonstrations")},
+        reasons={"permuted_labels": Reason.NOTHING_PERMUTED},
+    )
+    scores = head_vote(evidence, accuracy=measured)
+    assert repr(scores).startswith(f"{measured.opening()}\nHeadScores(head_vote: ")
+    again = HeadScores.load(scores.save(tmp_path / "v.safetensors"))
+    assert repr(again) == repr(scores)
+    assert measured.verdict() in scores._repr_html_().replace("&#x27;", "'")
+    other = replace(measured, digest="of others")
+    with pytest.raises(ResultError, match="accuracy must be of these 4 prompts"):
+        head_vote(evidence, accuracy=other)
+    assert not repr(replace(scores, accuracy=None)).startswith("No"), "a score of one's own may have none"
 
 
 def test_renaming_labels_and_permuting_demonstrations_change_nothing(tiny):
