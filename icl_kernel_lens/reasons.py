@@ -32,10 +32,13 @@ class Reason(str, Enum):
     UNIFORM = "uniform", "uniform: the row is not a number"
     SHUFFLED_KERNEL = "shuffled_kernel", "shuffled_kernel: the row is not a number"
     # shares of the label part
-    NO_LABEL_PART = "no_label_part", "the interval of the label part reaches 0, so that there is nothing to take shares of"
+    NO_LABEL_PART = (
+        "no_label_part",
+        "the interval of the label part reaches 0, so that there is nothing to take shares of",
+    )
     NO_LABEL_INTERVAL = (
         "no_label_interval",
-        "the label part has no interval: draw several demonstration sets",
+        "the label part has no interval: there are too few demonstration sets",
     )
     # conditions of the task accuracy
     NOTHING_PERMUTED = (

@@ -67,7 +67,7 @@ def _panel(table: Rows, offsets: Sequence[str], title: str, asked: tuple[float, 
         if row["offsets"] in names
         for column, (series, _, _) in SERIES.items()
     ]
-    marks = [mark for mark in SERIES.values()]
+    marks = list(SERIES.values())
     domain = [name for name, _, _ in marks]
     order = list(dict.fromkeys(names.values()))
     x = alt.X(
@@ -88,9 +88,7 @@ def _panel(table: Rows, offsets: Sequence[str], title: str, asked: tuple[float, 
     )
     base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, xOffset=beside, color=colour)
     lines = [{"at": 0, "series": ""}, {"at": 1, "series": ""}]
-    lines += [
-        {"at": share, "series": name} for share, name in zip(asked, domain, strict=True)
-    ]
+    lines += [{"at": share, "series": name} for share, name in zip(asked, domain, strict=True)]
     levels = alt.Chart(alt.InlineData(values=lines)).encode(y=alt.Y("at:Q"))
     return alt.layer(
         levels.transform_filter("datum.series === ''").mark_rule(strokeWidth=1, color="#888"),

@@ -262,7 +262,7 @@ class _Making:
         if not self.layers:
             return found
         every = attention_layers(self.runs.adapter)
-        cells = [Cell(*of, layer) for *of, layer in product(SIDES, CUTS, _singles(offsets), every)]
+        cells = [Cell(*of) for of in product(SIDES, CUTS, _singles(offsets), every)]
         part, *_ = self.runs.parts(cells, self.rows, folder and folder / "layers")
         by_layer = part.unflatten(1, (len(SIDES), len(CUTS), len(offsets), len(every)))
         whole = torch.full((*by_layer.shape[:-1], self.runs.adapter.shape.layers), torch.nan)

@@ -3,8 +3,9 @@
     offset 0    the label, all its tokens
     offset o    the token at label_pos + o, counted from the label's first token
 
-A label's token is offset 0 and no other, also where it stands behind another label. What stands between two
-demonstrations is expected behind the last one, too: there the test input begins (`start_of_test_input`).
+A label's token is offset 0 and no other, also where it stands behind another label, and a token of the test input is at no
+offset. What stands between two demonstrations is expected behind the last one, too: there the test input begins
+(`start_of_test_input`).
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ def within(spans: Int[Tensor, "demo 2"], width: int) -> Bool[Tensor, "demo key"]
     return (here >= spans[:, :1]) & (here < spans[:, 1:])
 
 
-def label_keys(
-    prompts: PromptSet, number: int, offsets: Sequence[int]
-) -> Bool[Tensor, "offset demo key"]:
+def label_keys(prompts: PromptSet, number: int, offsets: Sequence[int]) -> Bool[Tensor, "offset demo key"]:
     """Each demonstration's tokens at each offset, among those up to the answer position of one prompt."""
     width = int(prompts.answer_pos[number]) + 1
-    labels, here = within(prompts.label_spans[number], width), torch.arange(width)
-    others = here == (prompts.label_pos[number] + torch.tensor(list(offsets))[:, None])[..., None]
-    return torch.where(
-        (torch.tensor(list(offsets)) == 0)[:, None, None], labels[None], others & ~labels.any(0)
+    labels, here, wanted = (
+        within(prompts.label_spans[number], width),
+        torch.arange(width),
+        torch.tensor(list(offsets))[:, None],
     )
+    others = here == (prompts.label_pos[number] + wanted)[..., None]
+    others &= ~labels.any(0) & (here < start_of_test_input(prompts)[number])
+    return torch.where((wanted == 0)[..., None], labels, others)
 
 
 def demo_keys(prompts: PromptSet, number: int) -> Bool[Tensor, " key"]:
@@ -72,16 +74,16 @@ def check_offsets(prompts: PromptSet, offsets: Sequence[int]) -> None:
         )
     if absent := [offset for offset in offsets if offset not in present(prompts, offsets)]:
         raise PromptError(
-            f"an offset must hold a token in some prompt, before the answer position and none of a label's; "
+            f"an offset must hold a token of some prompt's demonstrations that is none of a label's; "
             f"{', '.join(f'{offset:+d}' for offset in absent)} does not: labels have up to "
-            f"{int(prompts.label_lengths.max())} tokens, which are offset 0, and prompts up to "
-            f"{int(prompts.lengths.max())}. Leave that offset out.",
+            f"{int(prompts.label_lengths.max())} tokens, which are offset 0, and the test input begins at token "
+            f"{int(start_of_test_input(prompts).max())} at the latest. Leave that offset out.",
             code="offset",
         )
 
 
 def present(prompts: PromptSet, offsets: Sequence[int]) -> tuple[int, ...]:
-    """Those of some offsets that hold a token before the answer position in some prompt; the label's own always."""
+    """Those of some offsets that hold a token in some prompt; the label's own always."""
     found = torch.stack(
         [label_keys(prompts, number, offsets)[..., :-1].flatten(1).any(1) for number in range(len(prompts))]
     )

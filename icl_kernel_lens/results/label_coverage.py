@@ -31,8 +31,12 @@ EdgeCut = Literal["zeroed", "renormalised"]
 CUTS: tuple[EdgeCut, ...] = get_args(EdgeCut)
 CutRows = Literal["answer", "test_input"]
 """Whose edges are cut: the answer position's, or those of every token of the test input."""
-ROWS: Mapping[CutRows, str] = {"answer": "the answer's edges", "test_input": "the edges of all test-input tokens"}
-LABEL_PART = "label part t"
+ROWS: Mapping[CutRows, str] = {
+    "answer": "the answer's edges",
+    "test_input": "the edges of all test-input tokens",
+}
+WORDS: Mapping[str, Side] = {"lost": "necessity", "kept": "sufficiency"}
+"""What is said of the label part, and which side says it."""
 
 
 def name_of(offsets: Offsets) -> str:
@@ -129,9 +133,10 @@ class LabelCoverage(Result):
                 "reference classes must be labels": bool((self.reference >= 0).all()),
                 "what stands under test_input must be of the same prompts, with the rows of the test input cut": (
                     self.test_input is None
-                    or self.rows == "answer"
-                    and self.test_input.rows == "test_input"
-                    and len(self.test_input.part) == len(self.part)
+                    or (
+                        (self.rows, self.test_input.rows) == ("answer", "test_input")
+                        and len(self.test_input.part) == len(self.part)
+                    )
                 ),
             }
         )
@@ -149,10 +154,10 @@ class LabelCoverage(Result):
     @property
     def undefined(self) -> Reason | None:
         """Why there are no shares; None: there are."""
-        _, low, high = self.label_part()
-        if low != low:
+        value, low, high = self.label_part()
+        if low != low and value != 0:
             return Reason.NO_LABEL_INTERVAL
-        return Reason.NO_LABEL_PART if low <= 0 <= high else None
+        return None if low > 0 or high < 0 else Reason.NO_LABEL_PART
 
     @checked
     def lost(self, level: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,7 +208,7 @@ class LabelCoverage(Result):
             )
         if self.undefined is not None:
             return SmallestSet(None, False, None, None, f"shares are undefined, as {self.undefined}")
-        asked = f"loses {lose:.0%} when cut and alone keeps {keep:.0%}"
+        asked = f"loses at least {lose:.0%} when cut and alone keeps at least {keep:.0%}"
         half = first_half(self.demo_set, seed=self.seed)
         found = self._chosen(lose, keep, CUTS.index(cut), half)
         if found is None:
@@ -227,7 +232,7 @@ class LabelCoverage(Result):
             why = f"offset {name_of(found)} {asked} on the half of the sets that it was found on; {numbers}"
             return SmallestSet(None, False, None, None, why)
         sure = lost.low >= lose and kept.low >= keep
-        more = "" if sure else "; the intervals reach below what is asked, which more demonstration sets may settle"
+        more = "" if sure else "; for intervals above what is asked, draw more demonstration sets"
         return SmallestSet(found, sure, lost, kept, f"offset {name_of(found)} {asked}: {numbers}{more}")
 
     def to_be_measured(self) -> tuple[Offsets, ...]:
@@ -280,13 +285,15 @@ class LabelCoverage(Result):
             self._table({side: x[..., layer] for side, x in self.by_layer.items()}, self.offsets, "offset")
             for layer in layers
         ]
-        return pd.concat([f.assign(layer=layer) for layer, f in zip(layers, frames, strict=True)], ignore_index=True)
+        return pd.concat(
+            [f.assign(layer=layer) for layer, f in zip(layers, frames, strict=True)], ignore_index=True
+        )
 
     def _table(
         self, left: Mapping[Side, Float[Tensor, "prompt cut edges"]], names: Sequence[int | str], title: str
     ) -> pd.DataFrame:
         columns: dict[str, Tensor] = {}
-        for word, side in (("lost", "necessity"), ("kept", "sufficiency")):
+        for word, side in WORDS.items():
             value, low, high = self._shares(side, left)
             columns |= {f"t_{'cut' if word == 'lost' else 'kept'}": left[side].double().nanmean(0)}
             columns |= {word: value, f"{word}_low": low, f"{word}_high": high}
@@ -311,8 +318,15 @@ class LabelCoverage(Result):
         )
 
     def _about(self) -> str:
-        about = f"{len(self.part)} prompts, {ROWS[self.rows]}; {LABEL_PART} = {self.label_part()} logits"
-        return about + (f"; shares are undefined: {self.undefined}" if self.undefined else "")
+        about = f"{len(self.part)} prompts, {ROWS[self.rows]}; label part t = {self.label_part()} logits"
+        if self.undefined is None:
+            return about
+        other = (
+            '; against="model" asks for the model\'s own answer'
+            if self.settings.get("against") == "truth"
+            else ""
+        )
+        return f"{about}; shares are undefined: {self.undefined}{other}"
 
     def __repr__(self) -> str:
         lines = [
