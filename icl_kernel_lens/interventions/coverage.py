@@ -22,7 +22,6 @@ from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
-from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.engine import RowEdit, RowEdits, run
 from icl_kernel_lens.interventions.label_edges import (
     check_offsets,
@@ -38,7 +37,14 @@ from icl_kernel_lens.numbers.rows import cut
 from icl_kernel_lens.prompts.corrupt_labels import shift_labels
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.ablation_curves import Side
-from icl_kernel_lens.results.label_coverage import CUTS, CutRows, LabelCoverage, Offsets, name_of
+from icl_kernel_lens.results.label_coverage import (
+    CUTS,
+    CutRows,
+    LabelCoverage,
+    Offsets,
+    check_shares,
+    name_of,
+)
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.run.runner import BatchSize
 from icl_kernel_lens.run.variants import Row, editable
@@ -96,11 +102,7 @@ def label_coverage(
     """
     against = against or ("model" if prompts.test_labels is None else "truth")
     check_intervened(prompts, against)
-    if not (0 < lose <= 1 and 0 < keep <= 1):
-        raise ResultError(
-            f"lose and keep must be shares, above 0 and at most 1; got {lose} and {keep}. For 80 %, pass 0.8.",
-            code="number-range",
-        )
+    check_shares(lose, keep)
     asked = tuple(sorted(present(prompts, OFFSETS) if offsets is None else offsets))
     check_offsets(prompts, asked)
     adapter = editable(model)

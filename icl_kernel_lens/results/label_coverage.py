@@ -44,6 +44,18 @@ def name_of(offsets: Offsets) -> str:
     return ", ".join(f"{offset:+d}" if offset else "0" for offset in offsets)
 
 
+def check_shares(lose: float, keep: float) -> None:
+    """Refuse what the smallest set cannot be asked to lose and keep.
+
+    Raises: ResultError: a number that is no share.
+    """
+    if not (0 < lose <= 1 and 0 < keep <= 1):
+        raise ResultError(
+            f"lose and keep must be shares, above 0 and at most 1; got {lose} and {keep}. For 80 %, pass 0.8.",
+            code="number-range",
+        )
+
+
 class Share(NamedTuple):
     """A share of the label part, and its interval between demonstration sets."""
 
@@ -187,6 +199,7 @@ class LabelCoverage(Result):
             value = torch.full_like(value, torch.nan)
         return value, value - reach, value + reach
 
+    @checked
     def smallest_set(
         self, lose: float | None = None, keep: float | None = None, *, cut: EdgeCut = "zeroed"
     ) -> SmallestSet:
@@ -197,15 +210,10 @@ class LabelCoverage(Result):
         their intervals do, too. Without `lose` and `keep`, those that the search was made with: under others, sets that
         were not measured may be smaller.
 
-        Raises: ResultError: `lose` or `keep` is no share, or there is no such cut.
+        Raises: ResultError: `lose` or `keep` is no share.
         """
         lose, keep = self.lose if lose is None else lose, self.keep if keep is None else keep
-        if not (0 < lose <= 1 and 0 < keep <= 1) or cut not in CUTS:
-            raise ResultError(
-                f"lose and keep must be shares, above 0 and at most 1, and cut one of {', '.join(CUTS)}; got {lose}, {keep} "
-                f"and {cut!r}.",
-                code="number-range",
-            )
+        check_shares(lose, keep)
         if self.undefined is not None:
             return SmallestSet(None, False, None, None, f"shares are undefined, as {self.undefined}")
         asked = f"loses at least {lose:.0%} when cut and alone keeps at least {keep:.0%}"

@@ -75,7 +75,7 @@ def test_begins(prompts: PromptSet, number: int) -> int:
 test_begins.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def part_by_hand(plain, prompts, number, against, offsets=None, *, keep=False, renormalise=False, rows="answer", layer=None, every=()):  # fmt: skip
+def part_by_hand(plain, prompts, number, reference, offsets=None, *, keep=False, renormalise=False, rows="answer", layer=None, every=()):  # fmt: skip
     """t of one prompt: every shift of the classes run whole, one after the other, with edges cut by hooks."""
     classes, at = prompts.labels, int(prompts.answer_pos[number])
     begin = test_begins(prompts, number)
@@ -106,10 +106,15 @@ def part_by_hand(plain, prompts, number, against, offsets=None, *, keep=False, r
         logits = rows_changed(plain, tokens, edits)[at]
         scores.append(logits[prompts.label_tokens[number]])
     scores = torch.stack(scores)
-    reference = int(prompts.test_labels[number]) if against == "truth" else int(scores[0].argmax())
     t = scores[0] - scores.mean(0)
-    others = [c for c in range(classes) if c != reference]
-    return float(t[reference] - t[others].mean())
+    return float(t[reference] - t[[c for c in range(classes) if c != reference]].mean())
+
+
+def reference_of(plain, prompts, number, against) -> int:
+    if against == "truth":
+        return int(prompts.test_labels[number])
+    logits = plain.run(prompts.tokens[number, : int(prompts.answer_pos[number]) + 1])[0][-1]
+    return int(logits[prompts.label_tokens[number]].argmax())
 
 
 @pytest.mark.parametrize("rows", ["answer", "test_input"])
@@ -124,14 +129,16 @@ def test_label_parts_are_those_of_hooks(tiny, name, make, rows):
     against = found.settings["against"]
     assert against == ("truth" if prompts.test_labels is not None else "model")
     assert found.offsets == ((-1, 0, 2) if make is long_labels else (-1, 0, 1, 2))
-    for number in range(2):
-        whole = part_by_hand(plain, prompts, number, against)
+    for number in (1,):
+        reference = reference_of(plain, prompts, number, against)
+        assert int(found.reference[number]) == reference
+        whole = part_by_hand(plain, prompts, number, reference)
         assert float(found.part[number]) == pytest.approx(whole, abs=2e-5)
         for side, keep in (("necessity", False), ("sufficiency", True)):
             for at, offsets in enumerate(found.sets):
                 for cut, renormalise in enumerate((False, True)):
                     expected = part_by_hand(
-                        plain, prompts, number, against, offsets, keep=keep, renormalise=renormalise,
+                        plain, prompts, number, reference, offsets, keep=keep, renormalise=renormalise,
                         rows=rows, every=found.offsets,
                     )  # fmt: skip
                     value = float(found.left[side][number, cut, at])
@@ -143,11 +150,12 @@ def test_layers_are_cut_and_kept_one_by_one(tiny):
     prompts, plain = uneven_prompts(), Plain("llama", hf_model("llama"))
     found = label_coverage(model, prompts, offsets=(0, 1), layers=True, against="model", progress=False)
     assert found.by_layer["necessity"].shape == (5, 2, 2, LAYERS)
+    reference = reference_of(plain, prompts, 1, "model")
     for side, keep in (("necessity", False), ("sufficiency", True)):
         for layer in range(LAYERS):
             for at, offset in enumerate(found.offsets):
                 expected = part_by_hand(
-                    plain, prompts, 1, "model", (offset,), keep=keep, renormalise=True, layer=layer,
+                    plain, prompts, 1, reference, (offset,), keep=keep, renormalise=True, layer=layer,
                     every=found.offsets,
                 )  # fmt: skip
                 assert float(found.by_layer[side][1, 1, at, layer]) == pytest.approx(expected, abs=2e-5)
@@ -311,11 +319,11 @@ def test_it_is_saved_and_loaded_whole(tmp_path):
 
 def test_label_words_of_unequal_token_counts(mini):
     """They are written anew, so that positions move; each run's own count."""
-    rows = load_task("topics").train[:60]
-    words = ("big", "not big at all")
-    task = Task.from_records(
-        [{"text": row.texts[0], "label": i % 2} for i, row in enumerate(rows)], name="x", label_words=words
-    )
+    texts = ("plea lawyer judge later", "comet lunar silver", "chord melody opera again")
+    rows = [
+        {"text": f"{text} {more}", "label": i} for text in texts for more in ("rose", "pine") for i in (0, 1)
+    ]
+    task = Task.from_records(rows, name="uneven", label_words=("gray", "silver moss"))
     prompts = task.prompts(mini, demos=3, count=4, sets=2)
     assert (prompts.label_lengths[:, 0] != prompts.label_lengths[:, 1]).all()
     found = label_coverage(mini, prompts, offsets=(0, -1), progress=False)
