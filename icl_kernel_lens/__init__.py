@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from icl_kernel_lens.axes import HeadRef
     from icl_kernel_lens.evidence.reading import read
+    from icl_kernel_lens.interventions.coverage import label_coverage
     from icl_kernel_lens.interventions.cuts import knock_out
     from icl_kernel_lens.interventions.patch import patch_labels
     from icl_kernel_lens.interventions.substitute import substitute_kernel
@@ -63,6 +64,7 @@ __all__ = [
     "in_context_accuracy",
     "joined",
     "knock_out",
+    "label_coverage",
     "load",
     "load_model",
     "load_task",
@@ -77,6 +79,7 @@ __all__ = [
 _MODULES = {
     "axes": "HeadRef",
     "evidence.reading": "read",
+    "interventions.coverage": "label_coverage",
     "interventions.cuts": "knock_out",
     "interventions.patch": "patch_labels",
     "interventions.substitute": "substitute_kernel",

@@ -16,6 +16,7 @@
     shown_pos token position in a prompt kept to be looked at
     point     position in the averaged attention row, after resampling (see `evidence`)
     flow      one of the three flows of `saliency`
+    edges     a set of offsets from the labels whose edges are cut, or alone kept, together (see `label_coverage`)
     cut       what takes the place of label edges that are cut (see `ablation_curves`)
     step      number of heads cut or kept so far, from 0
     k         the same from 1, where random sets of as many heads are drawn

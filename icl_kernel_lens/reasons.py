@@ -31,6 +31,15 @@ class Reason(str, Enum):
     EQUAL_MASS = "equal_mass", "equal_mass: too little attention on other keys to cut as much"
     UNIFORM = "uniform", "uniform: the row is not a number"
     SHUFFLED_KERNEL = "shuffled_kernel", "shuffled_kernel: the row is not a number"
+    # shares of the label part
+    NO_LABEL_PART = (
+        "no_label_part",
+        "the interval of the label part reaches 0, so that there is nothing to take shares of",
+    )
+    NO_LABEL_INTERVAL = (
+        "no_label_interval",
+        "the label part has no interval: there are too few demonstration sets",
+    )
     # conditions of the task accuracy
     NO_TRUTH = "no_truth", "the prompts have no true labels"
     NOT_RUN = "not_run", "the model was not run for it; in_context_accuracy does"

@@ -10,6 +10,7 @@ from icl_kernel_lens.results import (
     ablation_curves,  # noqa: F401 (each defines results, which `Result.kinds` then knows)
     evidence,  # noqa: F401
     head_scores,  # noqa: F401
+    label_coverage,  # noqa: F401
     logit_attribution,  # noqa: F401
     patch_effects,  # noqa: F401
     saliency,  # noqa: F401

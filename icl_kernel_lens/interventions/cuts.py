@@ -15,6 +15,7 @@ from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.engine import Prepare, RowEdit, change_rows
+from icl_kernel_lens.interventions.label_edges import check_offsets, label_keys, within
 from icl_kernel_lens.interventions.validate import Heads, check_intervened, check_word
 from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.rows import cut, cut_mass
@@ -41,6 +42,7 @@ def knock_out(
     heads: Heads | None = None,
     layers: Sequence[int] | None = None,
     demo: int | Literal["all", "each"] = "all",
+    offsets: Sequence[int] = (0,),
     renormalise: bool = True,
     controls: bool = True,
     against: Reference = "model",
@@ -59,6 +61,8 @@ def knock_out(
 
     Without `heads`, every head is cut on its own; a head, or a set of heads, is one cell; `layers` cuts all heads of those
     layers together. `demo` cuts the edges of one demonstration, of all together, or of each in turn (an axis `demo`).
+    `offsets` says what counts as labels: 0 all their tokens, another number the token so far from a label's first, as
+    `label_coverage` finds where they are read; `(0, 1)` cuts the token behind one-token labels, too.
     Controls, in the same rows, never cut position 0, a special token, a label, or the position itself:
 
         random_keys    as many other keys that the head can see, drawn at random
@@ -69,10 +73,16 @@ def knock_out(
     weights do `substitute_kernel`. An effect of 0 may be covered up by other heads that take over.
 
     Raises: ModelError: this model's attention cannot be changed exactly. ResultError: no such head or demonstration.
-            PromptError: prompts are scored on whole labels.
+            PromptError: prompts are scored on whole labels; an offset holds no token.
     """
     check_word("edges", edges, Edges)
     check_intervened(prompts, against)
+    check_offsets(prompts, offsets)
+    if tuple(offsets) != (0,) and edges != "answer_reads_labels":
+        raise ResultError(
+            f"offsets= belong to answer_reads_labels; got {tuple(offsets)} with {edges!r}. Leave them out.",
+            code="options-clash",
+        )
     if not (demo in ("all", "each") or (isinstance(demo, int) and 0 <= demo < prompts.demos)):
         raise ResultError(
             f'demo must be "all", "each", or a number below {prompts.demos}, counted from 0; got {demo!r}.',
@@ -83,7 +93,7 @@ def knock_out(
     return change_rows(
         model,
         prompts,
-        cutting(prompts, edges, groups, renormalise=renormalise, seed=seed),
+        cutting(prompts, edges, groups, renormalise=renormalise, seed=seed, offsets=offsets),
         name=f"knock_out of {edges}",
         title=f"{WORDS[edges]}, the rest {'renormalised' if renormalise else 'as it was'}",
         controls=("random_keys", "equal_mass") if controls else (),
@@ -94,6 +104,7 @@ def knock_out(
         settings={
             "edges": edges,
             "demo": demo,
+            "offsets": tuple(offsets),
             "renormalise": renormalise,
             "controls": controls,
             "seed": seed,
@@ -106,12 +117,18 @@ def knock_out(
 
 
 def cutting(
-    prompts: PromptSet, edges: Edges, groups: Sequence[Sequence[int]], *, renormalise: bool, seed: int
+    prompts: PromptSet,
+    edges: Edges,
+    groups: Sequence[Sequence[int]],
+    *,
+    renormalise: bool,
+    seed: int,
+    offsets: Sequence[int] = (0,),
 ) -> Prepare:
     """The cuts of some edges, one a group of demonstrations, and the cuts of other edges to compare them with."""
 
     def prepare(numbers: list[int]) -> tuple[Tensor, dict[str, RowEdit]]:
-        found = [_keys(prompts, edges, groups, number, seed) for number in numbers]
+        found = [_keys(prompts, edges, groups, number, seed, offsets) for number in numbers]
         cuts = EdgeCuts(renormalise, *map(torch.stack, zip(*found, strict=True)))
         return cuts.queries, {"": cuts.cut, "random_keys": cuts.random_keys, "equal_mass": cuts.equal_mass}
 
@@ -152,19 +169,22 @@ class EdgeCuts:
 
 
 def _keys(
-    prompts: PromptSet, edges: Edges, groups: Sequence[Sequence[int]], number: int, seed: int
+    prompts: PromptSet,
+    edges: Edges,
+    groups: Sequence[Sequence[int]],
+    number: int,
+    seed: int,
+    offsets: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys that are cut, keys that may be cut instead and their order, of one prompt."""
     at = int(prompts.answer_pos[number])
     width, each = at + 1, edges == "label_reads_text"
     here = torch.arange(width)
-
-    def within(spans: Int[Tensor, "demo 2"]) -> Bool[Tensor, "demo key"]:
-        return (here >= spans[:, :1]) & (here < spans[:, 1:])
-
-    labels, roles = within(prompts.label_spans[number]), prompts.roles[number, :width]
-    text = (roles == TokenRole.TEXT) | (roles == TokenRole.TEXT2)
-    by_demo = labels if edges == "answer_reads_labels" else within(prompts.demo_spans[number]) & text
+    labels, roles = label_keys(prompts, number, (0, *offsets)).any(0), prompts.roles[number, :width]
+    by_demo = label_keys(prompts, number, offsets).any(0)
+    if edges != "answer_reads_labels":
+        text = (roles == TokenRole.TEXT) | (roles == TokenRole.TEXT2)
+        by_demo = within(prompts.demo_spans[number], width) & text
     queries = prompts.label_pos[number] if each else torch.tensor([at])
     member = torch.tensor([[i in demos for i in range(prompts.demos)] for demos in groups])
     seen = here < queries[:, None]

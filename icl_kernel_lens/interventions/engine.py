@@ -38,7 +38,7 @@ from icl_kernel_lens.results.patch_effects import PatchEffects, Places
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.run.forward import check_finite
 from icl_kernel_lens.run.memory import in_batches, prompts_at_once
-from icl_kernel_lens.run.runner import run_prompts
+from icl_kernel_lens.run.runner import BatchSize, run_prompts
 from icl_kernel_lens.run.variants import (
     Changes,
     Row,
@@ -55,7 +55,7 @@ PerVariant = Int[Tensor, " variant"]
 OTHERS = ("probability", "kl")
 """The metrics beside the logit difference."""
 RowEdit = Callable[[Row, Int[Tensor, " row"]], Float[Tensor, "row key"]]
-"""(rows, where each of them stands on the axis `demo`) → what becomes of them."""
+"""(rows, where each of them stands on the axis `along`) → what becomes of them."""
 Prepare = Callable[[list[int]], tuple[Int[Tensor, "prompt column"], Mapping[str, RowEdit]]]
 """Equally long prompts → the query positions whose rows are changed, the change (under "") and the controls' changes."""
 
@@ -83,6 +83,8 @@ class Intervention(ABC):
     settings: Mapping[str, str]
     alone: bool = True
     """Whether only the answer position is changed."""
+    first: Int[Tensor, " prompt"] | None = None
+    """The first position that is changed, where that is known; what stands before it is run once for all variants."""
     together: bool = False
     """Whether equally long prompts may be run together."""
     path: EffectPath = "total"
@@ -135,8 +137,12 @@ class Runs:
     def base(self, numbers: list[int], shared: Prefix | None) -> Prefix | None:
         """Keys and values of the run that is changed; None where it is run whole."""
         prompts = self.what.prompts
-        at = int(prompts.answer_pos[numbers[0]])
-        return keep(self.adapter, prompts.tokens[numbers], at, shared, self.own) if self.what.alone else None
+        at, own = int(prompts.answer_pos[numbers[0]]), self.own
+        if not self.what.alone:
+            if self.what.first is None or own is None:
+                return None
+            own = max(own, at + 1 - int(self.what.first[numbers[0]]))
+        return keep(self.adapter, prompts.tokens[numbers], at, shared, own)
 
     def source(self, number: int, shared: Prefix | None) -> Seen | None:
         """What is needed of the other run, whose shared beginning is run once for all prompts that have it."""
@@ -170,9 +176,16 @@ class Runs:
 
 
 def run(
-    adapter: InterceptableAdapter, what: Intervention, *, checkpoint: str | Path | None, progress: bool
+    adapter: InterceptableAdapter,
+    what: Intervention,
+    *,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None,
+    progress: bool,
 ) -> PatchEffects:
     """Every cell of an intervention and of its controls, over all prompts.
+
+    Prompts that cannot be run together are run one at a time, whatever `batch_size`.
 
     Raises: ModelError: the change is not exact on this model, or logits are not finite. RunError: see `read`.
     """
@@ -191,6 +204,7 @@ def run(
     if together:
         longest = int(prompts.answer_pos.max())
         most = max(1, prompts_at_once(adapter, longest + 1, longest, fast=True) // len(variants))
+        most = most if batch_size == "auto" else batch_size
 
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
         rows: dict[int, dict[str, Tensor]] = {}
@@ -206,7 +220,7 @@ def run(
         step,
         name=what.name,
         settings=what.identity(),
-        batch_size="auto" if together else 1,
+        batch_size=batch_size if together else 1,
         most=most,
         checkpoint=checkpoint,
         progress=progress,
@@ -345,6 +359,8 @@ class RowEdits(Intervention):
     prepare: Prepare
     added: Callable[[Row], Float[Tensor, "row d_head"]] | None = None
     """What is added to z in the changed rows."""
+    along: str = "demo"
+    """The axis whose places `prepare` makes changes for."""
 
     def identity(self) -> dict[str, str]:
         return super().identity() | {"heads": fields.digest(None, {"masks": self.masks})}
@@ -355,15 +371,15 @@ class RowEdits(Intervention):
         queries, edits = self.prepare(numbers)
 
         def of(cells: PerVariant, kinds: PerVariant) -> Changes:
-            demos = self.column("demo", cells)
+            places = self.column(self.along, cells)
 
             def change(row: Row) -> Float[Tensor, "row key"]:
                 new = row.weights.clone()
-                mine, demo = (x.to(new.device)[row.variants] for x in (kinds, demos))
+                mine, place = (x.to(new.device)[row.variants] for x in (kinds, places))
                 for number, name in enumerate(("", *self.controls)):
                     here = mine == number
                     if here.any():
-                        new[here] = edits[name](_some(row, here), demo[here])
+                        new[here] = edits[name](_some(row, here), place[here])
                 return new
 
             masks = self.masks[cells] & (cells >= 0)[:, None, None]

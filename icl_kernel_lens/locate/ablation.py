@@ -19,6 +19,7 @@ from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.cuts import cutting
 from icl_kernel_lens.interventions.engine import change_rows
+from icl_kernel_lens.interventions.label_edges import check_offsets, label_keys
 from icl_kernel_lens.interventions.validate import check_heads, check_intervened
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
@@ -40,6 +41,7 @@ def ablation_curves(
     heads: HeadRanking | Sequence[Head | str],
     *,
     cuts: Sequence[Cut] = ("renormalised",),
+    offsets: Sequence[int] = (0,),
     random_sets: int = 100,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -58,6 +60,8 @@ def ablation_curves(
         zeroed          nothing: z' = z − Σ_i A_i v_i
         mean            z' = z − Σ_i A_i v_i + its mean over these prompts
 
+    `offsets` says which tokens' edges are a label's (see `knock_out`): 0 the label, all its tokens.
+
     Beside each k stand the same for `random_sets` sets of k other heads, as many in each layer as the first k have,
     without the k heads themselves; where a layer does not hold enough, all sets there are, and further ones from
     all layers (`matched` tells them apart).
@@ -66,9 +70,10 @@ def ablation_curves(
     chance says how much comes in otherwise (`notes()`); nor what the heads compute from the labels they read.
 
     Raises: ResultError: no heads, or none such in the model. ModelError: attention cannot be changed exactly.
-            PromptError: prompts are scored on whole labels.
+            PromptError: prompts are scored on whole labels; an offset holds no token.
     """
     check_intervened(prompts, "model")
+    check_offsets(prompts, offsets)
     adapter = editable(model)
     order = _order(adapter, heads, random_sets, cuts)
     shape = adapter.shape
@@ -82,9 +87,12 @@ def ablation_curves(
     cells = torch.cat([first, sets.flatten(0, 1)])
     masks = torch.cat([cells, there & ~cells])
     folder = None if checkpoint is None else Path(checkpoint)
-    mean = mean_read(adapter, prompts, folder and folder / "means", progress) if "mean" in cuts else None
+    mean = None
+    if "mean" in cuts:
+        mean = mean_read(adapter, prompts, folder and folder / "means", progress, offsets)
     answers = [
-        _answers(model, prompts, masks, cut, mean, seed, folder and folder / cut, progress) for cut in cuts
+        _answers(model, prompts, masks, cut, mean, offsets, seed, folder and folder / cut, progress)
+        for cut in cuts
     ]
     split = torch.stack([found for found, _ in answers]).unflatten(2, (2, -1))
     found: dict[Side, Tensor] = {"necessity": split[:, :, 0], "sufficiency": split[:, :, 1]}
@@ -102,7 +110,7 @@ def ablation_curves(
         labels=prompts.labels,
         demo_set=prompts.demo_set,
         run=answers[0][1].run,
-        settings={"seed": str(seed), "random_sets": str(random_sets)}
+        settings={"seed": str(seed), "random_sets": str(random_sets), "offsets": str(tuple(offsets))}
         | ({"located on": "these prompts"} if chosen_on == prompts.digest() else {}),
     )
 
@@ -181,6 +189,7 @@ def _answers(
     masks: Bool[Tensor, "set layer head"],
     cut: Cut,
     mean: Float[Tensor, "layer head d_head"] | None,
+    offsets: Sequence[int],
     seed: int,
     checkpoint: Path | None,
     progress: bool,
@@ -203,11 +212,12 @@ def _answers(
             [range(prompts.demos)],
             renormalise=cut == "renormalised",
             seed=seed,
+            offsets=offsets,
         ),
         name=f"label edges, {cut}",
         title="label edges of sets of heads cut",
         heads=[[HeadRef(*head) for head in members] for members in sets],
-        settings={"cut": cut},
+        settings={"cut": cut, "offsets": tuple(offsets)},
         checkpoint=checkpoint,
         progress=progress,
         together=True,
@@ -221,15 +231,21 @@ def _answers(
 
 
 def mean_read(
-    adapter: InterceptableAdapter, prompts: PromptSet, checkpoint: Path | None, progress: bool
+    adapter: InterceptableAdapter,
+    prompts: PromptSet,
+    checkpoint: Path | None,
+    progress: bool,
+    offsets: Sequence[int] = (0,),
 ) -> Float[Tensor, "layer head d_head"]:
-    """Σ_i A_i v_i over the label tokens, each head's mean over the prompts."""
+    """Σ_i A_i v_i over the label tokens (those at `offsets`), each head's mean over the prompts."""
     own = own_tokens(adapter, int(prompts.lengths.max()))
 
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
         (number,) = numbers
         at, tokens = int(prompts.answer_pos[number]), prompts.tokens[number]
-        places = torch.cat([torch.arange(*span) for span in prompts.label_spans[number].tolist()])
+        keys = label_keys(prompts, number, offsets).flatten(0, 1).any(0)
+        keys[at] = False  # the answer does not read itself as a label
+        places = keys.nonzero()[:, 0]
         seen = look_at(adapter, tokens, at, places, ("value",), keep(adapter, tokens, at, shared, own))
         weights = seen.weights[..., places.to(seen.weights.device)]
         return {"read": torch.einsum("lhk,lhkd->lhd", weights, seen.vectors["value"].to(weights)).cpu()[None]}
@@ -239,7 +255,7 @@ def mean_read(
         adapter,
         step,
         name="averaging what is read from labels",
-        settings={"what": "mean of label edges"},
+        settings={"what": "mean of label edges", "offsets": str(tuple(offsets))},
         batch_size=1,
         checkpoint=checkpoint,
         progress=progress,

@@ -25,7 +25,7 @@ from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
 from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import as_adapter, attention_layers
-from icl_kernel_lens.numbers.draws import generator
+from icl_kernel_lens.numbers.groups import first_half
 from icl_kernel_lens.numbers.intervals import sets_for
 from icl_kernel_lens.prompts.corruptions import corrupt
 from icl_kernel_lens.prompts.promptset import PromptSet
@@ -287,21 +287,13 @@ def split_in_halves(
 
     Raises: PromptError: fewer than 8 demonstration sets a half. Warns: fewer than 32.
     """
-    groups, sizes = demo_set.unique(return_counts=True)
-    order = torch.randperm(len(groups), generator=generator(seed))
-    sides: tuple[list[int], list[int]] = ([], [])
-    prompts = [0, 0]
-    for at in sorted(order.tolist(), key=lambda i: -int(sizes[i])):
-        # To the half with fewer sets, and of equally many sets to that with fewer prompts.
-        to = min((0, 1), key=lambda side: (len(sides[side]), prompts[side]))
-        sides[to].append(int(groups[at]))
-        prompts[to] += int(sizes[at])
-    chosen = torch.isin(demo_set, torch.tensor(sides[0]))
-    few = min(int(_effective(demo_set[side])) for side in (chosen, ~chosen)) if len(groups) > 1 else 0
+    count = len(demo_set.unique())
+    chosen = first_half(demo_set, seed=seed)
+    few = min(int(_effective(demo_set[side])) for side in (chosen, ~chosen)) if count > 1 else 0
     if few < FEWEST:
         raise PromptError(
             f"each half needs at least {FEWEST} demonstration sets, because prompts of one set are not independent; "
-            f"there are {len(groups)} sets in all, worth {few} of equal size a half. Draw {2 * FEWEST} prompts or more "
+            f"there are {count} sets in all, worth {few} of equal size a half. Draw {2 * FEWEST} prompts or more "
             f"with demonstrations of their own, or sets={2 * FEWEST} or more; {2 * ENOUGH} are better.",
             code="too-few-sets",
         )

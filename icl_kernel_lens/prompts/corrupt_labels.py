@@ -71,6 +71,37 @@ def map_labels(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
     return found, f"classes {shown}, {_share_changed(prompts, found)} of labels changed"
 
 
+def shift_labels(prompts: PromptSet, by: int, model: Any) -> PromptSet:
+    """Every demonstration's class c gives way to c + `by`, counted round the classes; texts and label words stay.
+
+    Labels of equally many tokens are written over in place. Others move positions: they are written anew, in prompts made
+    from text, with the tokenizer of `model`.
+
+    Raises: PromptError: positions would move in prompts of token ids, or a demonstration does not show its label.
+    """
+    _check_labels_shown(prompts)
+    labels = (prompts.demo_labels + by) % prompts.labels
+    what = f"labels shifted by {by}"
+    info = replace(
+        prompts.info,
+        corruption=f"{prompts.info.corruption}; then {what}" if prompts.info.corruption else what,
+    )
+    uneven = (prompts.label_lengths != prompts.label_lengths[:, :1]).any(1)
+    if not uneven.any():
+        return replace(_relabelled(prompts, labels), info=info)
+    if not prompts.from_text:
+        prompt = int(uneven.nonzero()[0])
+        raise PromptError(
+            "labels of unequal token counts can be exchanged only in prompts made from text in this session; these came "
+            f"from token ids or from a file, and prompt {prompt} has "
+            f"{_counted_words(prompts, prompt, range(prompts.labels))}. Draw them again with task.prompts(...), or choose "
+            "label words of equally many tokens.",
+            code="label-lengths",
+        )
+    given = zip(prompts.episodes or (), labels.tolist(), strict=True)
+    return rewritten(prompts, [episode.with_labels(row) for episode, row in given], model, info)
+
+
 def replace_label_words(
     prompts: PromptSet, seed: int, *, words: Sequence[str] | Mapping[str, str] | Tensor, model: Any
 ) -> tuple[PromptSet, str]:

@@ -11,6 +11,7 @@ from interventions.huggingface import Plain, own_text, rows_changed, without
 from support import needs_hooked, shared_prompts, uneven_prompts
 
 from icl_kernel_lens import PromptSet, knock_out, load_task, patch_labels, read, substitute_kernel
+from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.cuts import EdgeCuts
 from icl_kernel_lens.models.load import bridge_from_hf
 from icl_kernel_lens.reasons import Reason
@@ -61,6 +62,25 @@ def test_knock_outs_equal_the_plain_model(tiny, name, edges, renormalise):
     logits = rows_changed(plain, tokens, edits)[at]
     torch.testing.assert_close(together.label_scores[number, 0], logits[words], atol=1e-5, rtol=1e-5)
     assert together.places == {"set": ("L0H0 L0H3 L1H2 L2H1",)}
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_what_counts_as_a_label(tiny, renormalise):
+    """The label and the token behind it, for all demonstrations or one; the test input is none of theirs."""
+    model, _ = tiny("llama", "bridge")
+    prompts, plain, number = uneven_prompts(), Plain("llama", hf_model("llama")), 1
+    at, labels = int(prompts.answer_pos[number]), prompts.label_pos[number].tolist()
+    for demo, keys in (("all", [*labels, *(k + 1 for k in labels[:-1])]), (0, [labels[0], labels[0] + 1])):
+        found = knock_out(
+            model, prompts, heads=[(1, 2)], offsets=(0, 1), demo=demo, renormalise=renormalise, progress=False
+        )
+        change = without(keys, renormalise=renormalise)
+        logits = rows_changed(plain, prompts.tokens[number, : at + 1], {1: [(2, at, change)]})[at]
+        torch.testing.assert_close(
+            found.label_scores[number, 1, 2], logits[prompts.label_tokens[number]], atol=1e-5, rtol=1e-5
+        )
+    with pytest.raises(ResultError, match="offsets= belong to answer_reads_labels"):
+        knock_out(model, prompts, "answer_reads_text", offsets=(0, 1), progress=False)
 
 
 def test_one_demonstration_at_a_time(tiny):

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from interventions.label_readers import label_reader, reader_prompts
 from support import uneven_prompts
 
 from icl_kernel_lens import ablation_curves, knock_out, planted_model
@@ -207,3 +208,20 @@ def test_what_has_no_curve_is_refused(tiny, curves):
         replace(curves, truth=None).right(against="truth")
     with pytest.raises(ResultError, match="were run with the cuts renormalised"):
         curves.right(cut="mean")
+
+
+def test_a_head_that_reads_behind_the_label_is_cut_there():
+    """Its edges to labels are nothing to it; those to the next token are all."""
+    model, prompts = label_reader("after"), reader_prompts()
+    at_label, behind = (
+        ablation_curves(
+            model, prompts, [(1, 0)], offsets=offsets, cuts=("zeroed",), random_sets=2, progress=False
+        )
+        for offsets in ((0,), (1,))
+    )
+    assert float(at_label.right(against="model")[:, 1].mean()) == 1
+    assert float(behind.right(against="model")[:, 1].mean()) < 0.8
+    assert behind.settings["offsets"] == "(1,)"
+    mean = mean_read(as_adapter(model), prompts, None, False, (1,))
+    assert mean[1, 0].abs().max() > 0.1
+    assert mean_read(as_adapter(model), prompts, None, False)[1, 0].abs().max() < 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 import torch
 from prompts.toy import (
     SAME_LENGTH,
@@ -17,6 +18,8 @@ from prompts.toy import (
 )
 
 from icl_kernel_lens import load_task
+from icl_kernel_lens.errors import PromptError
+from icl_kernel_lens.prompts.corrupt_labels import shift_labels
 
 
 def test_permuted_labels_keep_their_counts_and_the_share_is_recorded(mini):
@@ -240,3 +243,34 @@ def shifted(prompts):
     tokens = prompts.tokens.clone()
     tokens[1, 0] += 1
     return replace(prompts, tokens=tokens)
+
+
+def test_shifted_labels_carry_each_class_once():
+    prompts = by_hand()
+    shifted = [shift_labels(prompts, by, None) for by in range(3)]
+    assert torch.equal(shifted[0].tokens, prompts.tokens)
+    seen = torch.stack([each.demo_labels for each in shifted])
+    assert (seen.sort(0).values == torch.arange(3)[:, None, None]).all()
+    for each in shifted:
+        words = prompts.label_tokens.gather(1, each.demo_labels)
+        assert torch.equal(each.tokens.gather(1, prompts.label_pos), words)
+        assert torch.equal(each.label_pos, prompts.label_pos)
+    assert shifted[2].info.corruption == "labels shifted by 2"
+    twice = shift_labels(shifted[1], 2, None)
+    assert torch.equal(twice.tokens, prompts.tokens)
+    assert twice.info.corruption == "labels shifted by 1; then labels shifted by 2"
+
+
+def test_shifted_labels_of_unequal_token_counts_move_positions():
+    adapter = fake_adapter()
+    prompts = written(adapter, words=("negative", "very good"), demos=4)
+    after = shift_labels(prompts, 1, adapter)
+    assert torch.equal(after.demo_labels, 1 - prompts.demo_labels)
+    assert not torch.equal(after.label_pos, prompts.label_pos)
+    for number in range(len(after)):
+        for demo, label in enumerate(after.demo_labels[number].tolist()):
+            start, end = after.label_spans[number, demo].tolist()
+            word = after.label_sequences[number, label, : int(after.label_lengths[number, label])]
+            assert torch.equal(after.tokens[number, start:end], word)
+    with pytest.raises(PromptError, match=r"'negative' \(1\), 'very good' \(2\).*Draw them again"):
+        shift_labels(replace(prompts, episodes=None), 1, adapter)

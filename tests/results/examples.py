@@ -12,6 +12,7 @@ from theory.examples import theory_examples
 from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.label_coverage import CutRows, LabelCoverage
 from icl_kernel_lens.results.logit_attribution import LogitAttribution
 from icl_kernel_lens.results.patch_effects import Estimates, PatchEffects
 from icl_kernel_lens.results.saliency import Saliency
@@ -102,6 +103,37 @@ def patch_effects() -> PatchEffects:
     )
 
 
+def label_coverage(*, singles: bool = False, t: float = 2.0) -> LabelCoverage:
+    """Labels read at 0 and, half as much, at +1; with the rows of the test input at 0 alone. `singles`: no joint set."""
+    offsets = (-1, 0, 1)
+    sets = ((-1,), (0,), (1,), offsets, *(() if singles else ((-1, 0), (0, 1))))
+    part = t + drawn(2 * P) / 4
+    there = {-1: 0.0, 0: 0.6, 1: 0.3}
+    share = torch.tensor([sum(there[offset] for offset in one) for one in sets])
+
+    def left(share: torch.Tensor, noise: float = 0.02) -> torch.Tensor:
+        return part[:, None, None] * share + noise * drawn(2 * P, 2, len(share))
+
+    def made(rows: CutRows, share: torch.Tensor, **more: LabelCoverage) -> LabelCoverage:
+        return LabelCoverage(
+            rows=rows,
+            offsets=offsets,
+            sets=sets,
+            part=part,
+            left={"necessity": left(1 - share), "sufficiency": left(share)},
+            reference=torch.arange(2 * P) % 2,
+            demo_set=torch.arange(2 * P) // 2,
+            run=run_info(L, H),
+            lose=0.8,
+            keep=0.5,
+            by_layer={side: drawn(2 * P, 2, 3, L) for side in ("necessity", "sufficiency")},
+            settings={"against": "truth"},
+            **more,
+        )
+
+    return made("answer", share, test_input=made("test_input", share.clamp(max=0.6) / 0.6))
+
+
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Evidence": small_evidence,
     "HeadScores": lambda: head_vote(small_evidence()),
@@ -112,6 +144,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "LogitAttribution": logit_attribution,
     "Saliency": saliency,
     "PatchEffects": patch_effects,
+    "LabelCoverage": label_coverage,
 }
 """By the name of the class."""
 theory = cache(theory_examples)

@@ -1,0 +1,306 @@
+"""Where labels enter: what of the answer's label part goes without the edges at some offsets, and what comes of them alone.
+
+    s_c(P)    label logits of prompt P;  Π: the C cyclic shifts of the classes, the labels' own among them
+    t_c = s_c(own labels) − mean over Π of s_c,      t = t_c* − mean over c ≠ c* of t_c
+
+Every demonstration carries each class once, C runs a prompt. The edges are cut in all of these runs alike, so that
+what an edge brings beside the labels cancels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.arguments import checked
+from icl_kernel_lens.axes import Reference
+from icl_kernel_lens.interventions.engine import RowEdit, RowEdits, run
+from icl_kernel_lens.interventions.label_edges import (
+    check_offsets,
+    demo_keys,
+    label_keys,
+    present,
+    start_of_test_input,
+)
+from icl_kernel_lens.interventions.validate import check_intervened
+from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
+from icl_kernel_lens.numbers.logits import logit_difference
+from icl_kernel_lens.numbers.rows import cut
+from icl_kernel_lens.prompts.corrupt_labels import shift_labels
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.ablation_curves import Side
+from icl_kernel_lens.results.label_coverage import (
+    CUTS,
+    CutRows,
+    LabelCoverage,
+    Offsets,
+    check_shares,
+    name_of,
+)
+from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.run.runner import BatchSize
+from icl_kernel_lens.run.variants import Row, editable
+
+OFFSETS = (-1, 0, 1, 2)
+SIDES: tuple[Side, ...] = get_args(Side)
+
+
+@checked
+def label_coverage(
+    model: Any,
+    prompts: PromptSet,
+    *,
+    offsets: Sequence[int] | None = None,
+    rows: CutRows = "answer",
+    layers: bool = False,
+    lose: float = 0.8,
+    keep: float = 0.5,
+    against: Reference | None = None,
+    batch_size: BatchSize = "auto",
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> LabelCoverage:
+    """Find where labels enter the answer: its label part, what of it is lost with the edges at each offset, what they keep.
+
+        t = ⟨contrast with c*⟩ of  s(own labels) − mean over Π of s       Π: the C cyclic shifts of the classes
+        lost(O) = 1 − Σ t_cut(O) / Σ t         the edges to the offsets in O cut in all heads
+        kept(O) = Σ t_keep(O) / Σ t            all edges to the demonstrations cut but these
+
+    in logits, sums over prompts; for two classes t is half of what exchanging all labels does. c* is the true class, or with
+    `against="model"` (and where there is no truth) the model's own answer. Offset 0 is the label with all its tokens,
+    another number the token so far from a label's first (`interventions/label_edges.py`); without `offsets`, those of
+    −1, 0, 1, 2 that hold a token. Cuts are *zeroed* (z' = z − Σ A_i v_i) and *renormalised* (what is left of the row
+    sums to one again). Position 0 and special tokens stay when all but some edges are cut.
+
+    Each offset is measured alone, and all together. The smallest set whose joint cut loses at least `lose`, and which alone
+    keeps at least `keep`, is looked for on one half of the demonstration sets: if no single offset does, the one that helps
+    most is added to the best, and so on; `.smallest_set()` confirms it on the other half. Where there is none, the answer's
+    edges are not where labels enter, and with a warning the same is measured with the rows of all test-input tokens cut
+    (`rows="test_input"`): the result's `.test_input`. `layers=True` also cuts, and keeps, each offset layer by layer.
+
+    Cost: a prompt is run C times (demonstrations that prompts share once for all of them), and its last token 4 C times a
+    set of offsets (8 in all: n of one offset, 1 of all), and 4 C n times a layer; each step of the search, of at most
+    n − 2, runs it C times anew. With the rows of the test input, all its tokens are run as often as the last one.
+    `checkpoint` names a folder in which finished prompts are kept; the same call goes on from there.
+
+    Does not show: which heads read there (`knock_out` with these `offsets`), nor that a label's information is at the label
+    itself: edges from the labels to later demonstrations are not cut. What all shifts of the classes have in common, such
+    as a preference for a word, is no label part.
+
+    Raises: PromptError: prompts are scored on whole labels; an offset holds no token; labels of unequal token counts in
+                prompts of token ids. ModelError: attention cannot be changed exactly. ResultError: `lose` or `keep` is
+                no share.
+    """
+    against = against or ("model" if prompts.test_labels is None else "truth")
+    check_intervened(prompts, against)
+    check_shares(lose, keep)
+    asked = tuple(sorted(present(prompts, OFFSETS) if offsets is None else offsets))
+    check_offsets(prompts, asked)
+    adapter = editable(model)
+    shifted = tuple(shift_labels(prompts, by, model) for by in range(1, prompts.labels))
+    runs = Relabelled((prompts, *shifted), adapter, asked, against, batch_size, progress)
+    made = _Making(runs, rows, layers, {"lose": lose, "keep": keep, "seed": seed})
+    folder = None if checkpoint is None else Path(checkpoint)
+    found = made.coverage(folder and folder / rows)
+    if found.undefined is not None or found.smallest_set().offsets is not None or rows == "test_input":
+        return found
+    warnings.warn(
+        f"labels do not enter {adapter.name}'s answer by its own edges to offsets {', '.join(map(name_of, _singles(asked)))}: "
+        f"{found.smallest_set().why}. Earlier tokens of the test input may carry them: their rows are cut now, too (see "
+        ".test_input).",
+        stacklevel=3,
+    )
+    wider = replace(made, rows="test_input")
+    return replace(found, test_input=wider.coverage(folder and folder / "test_input"))
+
+
+class Cell(NamedTuple):
+    """One way of cutting: which side of which offsets, what takes the place of the edges, in which layer (None: all)."""
+
+    side: Side
+    cut: str
+    offsets: Offsets
+    layer: int | None = None
+
+    @property
+    def name(self) -> str:
+        where = "" if self.layer is None else f", layer {self.layer}"
+        return f"{self.side}, {self.cut}, offsets {name_of(self.offsets)}{where}"
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Prompts under every shift of their classes, their own labels first, and how they are run."""
+
+    prompts: tuple[PromptSet, ...]
+    adapter: InterceptableAdapter
+    offsets: Offsets
+    against: Reference
+    batch_size: BatchSize
+    progress: bool
+
+    def parts(
+        self, cells: Sequence[Cell], rows: CutRows, folder: Path | None
+    ) -> tuple[Float[Tensor, "prompt cell"], Float[Tensor, " prompt"], Int[Tensor, " prompt"], RunInfo]:
+        """The label part in every cell, the one uncut, and the class that both are about."""
+        effects = [
+            run(
+                self.adapter,
+                self.cutting(prompts, cells, rows),
+                batch_size=self.batch_size,
+                checkpoint=folder and folder / f"shifted by {by}",
+                progress=self.progress,
+            )
+            for by, prompts in enumerate(self.prompts)
+        ]
+        scores = torch.stack([e.label_scores for e in effects if e.label_scores is not None])
+        uncut = torch.stack([e.base_label_scores for e in effects])
+        truth = self.prompts[0].test_labels
+        reference = uncut[0].argmax(-1) if self.against == "model" or truth is None else truth
+        part = logit_difference(scores[0] - scores.mean(0), reference[:, None])
+        return part, logit_difference(uncut[0] - uncut.mean(0), reference), reference, effects[0].run
+
+    def cutting(self, prompts: PromptSet, cells: Sequence[Cell], rows: CutRows) -> RowEdits:
+        """These cuts of one of the runs."""
+        shape = self.adapter.shape
+        masks = torch.zeros(len(cells), shape.layers, shape.heads, dtype=torch.bool)
+        masks[:, attention_layers(self.adapter)] = True
+        for at, cell in enumerate(cells):
+            if cell.side == "necessity" and cell.layer is not None:
+                masks[at, torch.arange(shape.layers) != cell.layer] = False
+        first = prompts.answer_pos if rows == "answer" else start_of_test_input(prompts)
+
+        def prepare(numbers: list[int]) -> tuple[Tensor, dict[str, RowEdit]]:
+            found = [_keys(prompts, number, cells, self.offsets, int(first[number])) for number in numbers]
+            edits = Edits(tuple(cells), *map(torch.stack, zip(*found, strict=True)))
+            return edits.queries, {"": edits.cut}
+
+        return RowEdits(
+            name=f"label coverage, {rows.replace('_', ' ')} rows",
+            title="edges at offsets from the labels cut",
+            prompts=prompts,
+            clean=prompts,
+            against="model",
+            places={"set": tuple(cell.name for cell in cells)},
+            cells=torch.arange(len(cells))[:, None],
+            settings={"rows": rows, "offsets": str(self.offsets)},
+            masks=masks,
+            prepare=prepare,
+            along="set",
+            alone=rows == "answer",
+            first=first,
+            together=True,
+        )
+
+
+@dataclass(frozen=True)
+class Edits:
+    """The keys of equally long prompts that each cell cuts."""
+
+    cells: tuple[Cell, ...]
+    queries: Int[Tensor, "prompt column"]
+    keys: Bool[Tensor, "prompt cell column key"]
+    every: Bool[Tensor, "prompt column key"]
+    """All edges to the demonstrations: what is cut in the other layers where one layer's are kept."""
+
+    def cut(self, row: Row, cell: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
+        """Each row without its cell's keys."""
+        device, cells = row.weights.device, self.cells
+        elsewhere = torch.tensor([c.layer not in (None, row.layer) for c in cells], device=device)[cell]
+        renormalised = torch.tensor([c.cut == "renormalised" for c in cells], device=device)[cell]
+        mine = self.keys.to(device)[row.prompts, cell, row.column]
+        all_of_them = self.every.to(device)[row.prompts, row.column]
+        keys = torch.where(elsewhere[:, None], all_of_them, mine)
+        zeroed, scaled = (
+            cut(row.weights, row.scores, keys, renormalise=renormalise) for renormalise in (False, True)
+        )
+        return torch.where(renormalised[:, None], scaled, zeroed)
+
+
+def _keys(
+    prompts: PromptSet, number: int, cells: Sequence[Cell], offsets: Offsets, first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, the keys that each cell cuts, and all keys of the demonstrations, of one prompt."""
+    queries = torch.arange(first, int(prompts.answer_pos[number]) + 1)
+    at = dict(zip(offsets, label_keys(prompts, number, offsets).any(1), strict=True))
+    every = torch.stack([demo_keys(prompts, number), *at.values()]).any(0)
+    chosen = [torch.stack([at[offset] for offset in cell.offsets]).any(0) for cell in cells]
+    keys = torch.stack(
+        [
+            mine if cell.side == "necessity" else every & ~mine
+            for cell, mine in zip(cells, chosen, strict=True)
+        ]
+    )
+    before = torch.arange(keys.shape[-1]) < queries[:, None]
+    return queries, keys[:, None] & before, every & before
+
+
+@dataclass(frozen=True)
+class _Making:
+    """How a result is measured: step by step, each in a folder of its own."""
+
+    runs: Relabelled
+    rows: CutRows
+    layers: bool
+    settings: Mapping[str, Any]
+
+    def coverage(self, folder: Path | None) -> LabelCoverage:
+        """Single offsets and all of them, then what the search asks for, then layer by layer."""
+        offsets = self.runs.offsets
+        found = self._begun(folder and folder / "single")
+        while found.undefined is None and (wanted := found.to_be_measured()):
+            left = self._left(wanted, folder and folder / f"sets of {len(wanted[0])}")
+            joined = {side: torch.cat([found.left[side], left[side]], 2) for side in SIDES}
+            found = replace(found, sets=(*found.sets, *wanted), left=joined)
+        if not self.layers:
+            return found
+        every = attention_layers(self.runs.adapter)
+        cells = [Cell(*of) for of in product(SIDES, CUTS, _singles(offsets), every)]
+        part, *_ = self.runs.parts(cells, self.rows, folder and folder / "layers")
+        by_layer = part.unflatten(1, (len(SIDES), len(CUTS), len(offsets), len(every)))
+        whole = torch.full((*by_layer.shape[:-1], self.runs.adapter.shape.layers), torch.nan)
+        whole[..., every] = by_layer
+        split = zip(SIDES, whole.unbind(1), strict=True)
+        return replace(found, by_layer={side: left.clone() for side, left in split})
+
+    def _begun(self, folder: Path | None) -> LabelCoverage:
+        offsets, prompts = self.runs.offsets, self.runs.prompts[0]
+        sets = _singles(offsets) + ((offsets,) if len(offsets) > 1 else ())
+        cells = [Cell(*of) for of in product(SIDES, CUTS, sets)]
+        part, whole, reference, info = self.runs.parts(cells, self.rows, folder)
+        return LabelCoverage(
+            rows=self.rows,
+            offsets=offsets,
+            sets=sets,
+            part=whole,
+            left=_by_side(part, len(sets)),
+            reference=reference,
+            demo_set=prompts.demo_set,
+            run=info,
+            lose=self.settings["lose"],
+            keep=self.settings["keep"],
+            seed=self.settings["seed"],
+            settings={"against": self.runs.against, "relabellings": f"{prompts.labels} cyclic shifts"},
+        )
+
+    def _left(self, sets: tuple[Offsets, ...], folder: Path | None) -> dict[Side, Tensor]:
+        part, *_ = self.runs.parts([Cell(*of) for of in product(SIDES, CUTS, sets)], self.rows, folder)
+        return _by_side(part, len(sets))
+
+
+def _by_side(part: Float[Tensor, "prompt cell"], sets: int) -> dict[Side, Tensor]:
+    split = part.unflatten(1, (len(SIDES), len(CUTS), sets)).unbind(1)
+    return {side: left.clone() for side, left in zip(SIDES, split, strict=True)}
+
+
+def _singles(offsets: Offsets) -> tuple[Offsets, ...]:
+    return tuple((offset,) for offset in offsets)
