@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from numbers import Integral, Real
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from icl_kernel_lens.errors import ArgumentError
@@ -67,9 +67,21 @@ def argument(name: str, value: Any, hint: Any) -> Any:
     )
 
 
+def check_fields(instance: Any) -> None:
+    """Turns and checks the fields of a frozen dataclass, as its annotations declare them; for `__post_init__`.
+
+    Raises: ArgumentError.
+    """
+    for name, hint in get_type_hints(type(instance)).items():
+        if name in type(instance).__dataclass_fields__:
+            object.__setattr__(instance, name, argument(name, getattr(instance, name), hint))
+
+
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    return get_type_hints(inspect.unwrap(function))
+    inner = inspect.unwrap(function)
+    given = {name: hint for name, hint in inner.__annotations__.items() if name != "return"}
+    return get_type_hints(SimpleNamespace(__annotations__=given), globalns=inner.__globals__)
 
 
 def _turned(value: Any, hint: Any) -> Any:
@@ -97,8 +109,8 @@ def _turned(value: Any, hint: Any) -> Any:
         return value
     if getattr(kind, "_is_protocol", False) or isinstance(value, kind):
         return value
-    turn = getattr(kind, "from_text", None)
-    return turn(value) if turn is not None and isinstance(value, str) else _NOT
+    turn = getattr(kind, "from_text", None)  # of a class that has a property of this name, no function
+    return turn(value) if callable(turn) and isinstance(value, str) else _NOT
 
 
 def _plain(value: Any, hint: type) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from icl_kernel_lens.arguments import checked
@@ -27,7 +28,7 @@ def load(path: str | Path) -> Result:
 
     Raises: LoadError: a folder, no file of ours, one of another format, or a damaged one.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise LoadError(
             f"one result is one file (*.safetensors); {path} is a folder. To see what a command wrote into it: "
             f"icl-kernel-lens show {path}",

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
+from icl_kernel_lens import Evidence, corrupt, load, load_model, load_task, read
 from icl_kernel_lens.arguments import checked
-from icl_kernel_lens.errors import LensError, PromptError, ResultError, TaskError
+from icl_kernel_lens.errors import ArgumentError, LensError, PromptError, ResultError, TaskError
 from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.tasks.task import Task
 
 ROWS = [{"text": f"text {i}", "label": i % 2} for i in range(20)]
@@ -97,3 +99,93 @@ def test_tokens_that_are_no_whole_numbers_are_refused():
         with pytest.raises((PromptError, TypeError), match=r"tokens|jaxtyping") as caught:
             PromptSet.from_tokens(wrong, torch.tensor([[1]]), torch.tensor([[0]]), torch.tensor([1, 2]))
         assert isinstance(caught.value, PromptError) or "tokens" in str(caught.value)
+
+
+def test_numbers_of_named_classes_are_numbers_whatever_the_names():
+    """`class_encode_column` sorts numbers as texts: the class of number 2 is named "10"."""
+    datasets = pytest.importorskip("datasets")
+    rows = [{"text": f"{i} is {i % 12}", "label": i % 12} for i in range(96)]
+    task = Task.from_records(datasets.Dataset.from_list(rows).class_encode_column("label"))
+    assert [example.texts[0].split()[-1] for example in task.train] == [
+        task.classes[example.label] for example in task.train
+    ]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["1", "0"])}
+    )
+    data = datasets.Dataset.from_list(ROWS, features=features)
+    assert [e.label for e in Task.from_records(data, data).train] == [row["label"] for row in ROWS]
+    tensors = Task.from_records(data.with_format("torch"), data)
+    assert [e.label for e in tensors.train] == [row["label"] for row in ROWS]
+    without = datasets.Dataset.from_list([*ROWS, {"text": "none", "label": -1}], features=features)
+    with pytest.raises(TaskError, match="every row must have a label; .* rows 20 of 21"):
+        Task.from_records(without, data)
+
+
+@pytest.mark.parametrize("value", [["a"], {"role": "user"}, ("a", "b")], ids=repr)
+@pytest.mark.parametrize("field", ["text", "label"])
+def test_nested_values_are_no_texts_and_no_labels(field, value):
+    rows = [row | {field: value} for row in ROWS]
+    with pytest.raises(TaskError, match=f"must be one value; in row 0 of the train pool .*{field!r} is a"):
+        Task.from_records(rows, ROWS)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_rows_with_more_fields_than_the_header_are_refused(ending, tmp_path):
+    comma = "," if ending == "csv" else "\t"
+    lines = ["text" + comma + "label", *(f"row{comma} {i}{comma}{'ab'[i % 2]}" for i in range(20))]
+    (tmp_path / f"rows.{ending}").write_text("\n".join(lines))
+    with pytest.raises(TaskError, match="more fields than the header names"):
+        Task.from_files(tmp_path / f"rows.{ending}")
+
+
+def test_numbers_that_are_no_classes_are_refused_at_once():
+    rows = [row | {"label": 10**17 * row["label"]} for row in ROWS]
+    with pytest.raises(TaskError, match="must count up from 0 without gaps"):
+        Task.from_records(rows, rows)
+    with pytest.raises(TaskError, match="at most 1,000,000 prompts"):
+        Task.from_records(ROWS, ROWS).episodes(demos=2, count=10**9, seed=0)
+
+
+def test_names_that_are_no_unicode_are_names():
+    task = Task.from_records(ROWS, ROWS, name="caf\udce9", classes=("a\ud800", "b"), label_words=("x", "y"))
+    assert len(task.episodes(demos=2, count=3, seed=0)) == 3
+    repr(task).encode()
+
+
+def test_a_text_where_prompts_belong_is_refused(mini):
+    """A class may have a property of the name by which others are made from texts."""
+    for call in (lambda: read(mini, "topics"), lambda: corrupt("file.safetensors", "map_labels", seed=0)):
+        with pytest.raises(PromptError, match="prompts must be a PromptSet; it is"):
+            call()
+
+
+def test_prompts_of_which_none_is_selected_are_refused():
+    prompts = small_evidence().prompts
+    for none in ([], range(0), np.array([]), torch.tensor([], dtype=torch.long)):
+        with pytest.raises(PromptError, match="at least one prompt"):
+            prompts.select(none)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Task("x", ("a", "b"), ("a", "b"), 3, (), ()),
+        lambda: Template("{text}: {label}", separator=None),
+        lambda: Criteria(margin="x"),
+        lambda: small_evidence().save(None),
+        lambda: Evidence.load(3),
+        lambda: small_evidence().prompts.same_as(None),
+        lambda: Task.from_records(ROWS, ROWS, label_field=["label"]),
+    ],
+)
+def test_constructors_and_methods_are_doors_too(call):
+    with pytest.raises(ArgumentError, match="must be"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call", [load_task, load_model, load, Task.from_files], ids=lambda call: call.__name__
+)
+def test_texts_too_long_for_a_file_are_no_files(call):
+    with pytest.raises(LensError):
+        call("x" * 5000)

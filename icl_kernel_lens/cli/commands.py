@@ -345,6 +345,10 @@ def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, pr
     from icl_kernel_lens.worlds.topics.train import MiniTraining
     from icl_kernel_lens.worlds.topics.train import train_mini as train
 
+    if min(steps, threads) < 1:
+        raise ResultError(
+            f"--steps and --threads must be at least 1; got {steps} and {threads}.", code="number-range"
+        )
     settings = replace(MiniTraining(), steps=steps, seed=seed, threads=threads)
     with explained(out, "The folder may hold part of the model."):
         record = train(out, settings, progress=progress)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.files import write_atomically
 
 REPORT, SUFFIX = "report.html", ".safetensors"
@@ -61,6 +62,12 @@ class Command:
         """The results among `files` of a folder."""
         from icl_kernel_lens import load
 
+        if f"{self.saves[0].name}{SUFFIX}" not in files:
+            raise LoadError(
+                f"a finished run has {self.saves[0].name}{SUFFIX}; the manifest of {folder} does not list it: it is damaged. "
+                "Run the command that wrote the folder again with --overwrite.",
+                code="file-damaged",
+            )
         paths = {one.name: folder / f"{one.name}{SUFFIX}" for one in self.saves}
         return {name: load(path) for name, path in paths.items() if path.name in files}
 

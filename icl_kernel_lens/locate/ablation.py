@@ -30,6 +30,7 @@ from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.run.runner import run_prompts
 from icl_kernel_lens.run.variants import Row, editable, keep, look_at, own_tokens
 
+MOST_SETS = 100_000
 TRIES = 50
 """Draws of a new set, for each one wanted, before those there are must do."""
 
@@ -131,9 +132,9 @@ def _order(
             code="no-heads",
         )
     check_heads(adapter, order)
-    if random_sets < 1:
+    if not 1 <= random_sets <= MOST_SETS:
         raise ResultError(
-            f"random_sets must be at least 1; got {random_sets}. 100 or more make an interval.",
+            f"random_sets must be at least 1 and at most {MOST_SETS:,}; got {random_sets}. 100 or more make an interval.",
             code="number-range",
         )
     if not cuts or not set(cuts) <= set(get_args(Cut)) or len(set(cuts)) < len(cuts):

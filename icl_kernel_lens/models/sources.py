@@ -12,6 +12,7 @@ in memory a short digest of its weights.
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,9 +71,9 @@ def _from_files(
     given: str | Path, device: str | torch.device | None, dtype: torch.dtype | None, *, find_tokenizer: bool
 ) -> Source:
     spread, path = device == "auto", MINI if given == "mini" else Path(given).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         found = _from_gguf(path, dtype, spread=spread, find_tokenizer=find_tokenizer)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         name = "mini" if path == MINI else _folder_name(path)
         place = hub.Fetched(path, None, "")
         found = _from_folder(place, name, str(given), dtype, spread=spread, find_tokenizer=find_tokenizer)

@@ -211,11 +211,21 @@ def _verify(adapter: ModelAdapter) -> VerificationReport:
     tokens, lengths = _probe(adapter)
     try:
         seen, logits, residuals = _check_layers(adapter, tokens, lengths)
-    except (LensError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
+        raise
+    except LensError as error:
+        if error.code == "not-attention" and (
+            weights := infinite_weights(adapter)
+        ):  # whose pattern a model may have hidden
+            raise ModelError(
+                f"what a model computes must be finite; {adapter.name} has weights that are not. {weights}",
+                code="not-finite",
+            ) from error
         raise
     except Exception as error:  # an unknown model's code may fail in any way
         raise ModelError(
-            f"a model must run on tokens; {adapter.name} does not: {type(error).__name__}: {without_code(error)}. Try "
+            f"a model must run on tokens; {adapter.name} does not: {type(error).__name__}: {without_code(error)}. Was it "
+            "changed after it was loaded (half precision is asked for by load_model(..., dtype=torch.float16))? Else try "
             "another version of TransformerLens, or another model.",
             code="model-backend",
         ) from error
@@ -303,19 +313,26 @@ def _check_finite(adapter: ModelAdapter, seen: Shown, logits: Tensor, lengths: T
             )
 
 
-def why_not_finite(adapter: ModelAdapter) -> str:
-    """Why a model's numbers are infinite or undefined, as far as can be told, and what to do."""
+def infinite_weights(adapter: ModelAdapter) -> str:
+    """Which weights are infinite or undefined, in words; empty if none is."""
     weights = [
         f"{name}.{key}".lstrip(".")
         for module, name in modules_of(adapter.model).items()
         for key, weight in module.named_parameters(recurse=False)
         if not bool(weight.isfinite().all())
     ]
-    if weights:
-        return (
-            f"Weights are so themselves ({len(weights)} of its tensors, among them {weights[0]}): the file is damaged, or "
-            "training failed. Get the weights anew."
-        )
+    if not weights:
+        return ""
+    return (
+        f"Weights are so themselves ({len(weights)} of its tensors, among them {weights[0]}): the file is damaged, or "
+        "training failed. Get the weights anew."
+    )
+
+
+def why_not_finite(adapter: ModelAdapter) -> str:
+    """Why a model's numbers are infinite or undefined, as far as can be told, and what to do."""
+    if weights := infinite_weights(adapter):
+        return weights
     if hooks := users_hooks(adapter):
         return f"Its weights are finite; it has hooks ({', '.join(hooks[:3])}), which may make them. Remove these."
     if adapter.dtype == torch.float16:

@@ -223,7 +223,7 @@ class PromptSet:
         Raises: PromptError: other numbers than those of the prompts, from 0, or another number of truth values.
         """
         numbers = _selected(prompts, len(self))
-        index = torch.tensor(numbers)
+        index = torch.tensor(numbers, dtype=torch.long)
         shown = takewhile(lambda i: i < len(self.strings), numbers[:SHOWN])
         return replace(
             self,
@@ -258,6 +258,7 @@ class PromptSet:
         _, numbers = encode(self)
         return digest([self.score_on], {name: numbers[name] for name in numbers if name != "demo_set"})[:16]
 
+    @checked
     def same_as(self, other: PromptSet) -> bool:
         """Whether these are the same prompts in the same order."""
         return self is other or self.digest() == other.digest()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from icl_kernel_lens.arguments import check_fields
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.prompts.chat import PLACEHOLDER, ChatTemplate, split_at_names
 
@@ -33,6 +34,7 @@ class Template:
     """Whether it writes all special tokens itself, so that the tokenizer shall add none unless asked to."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for shape in (self.demo, self.test or self.demo):
             _check_shape(shape)
         if PLACEHOLDER.findall(self.test or self.demo) != PLACEHOLDER.findall(self.demo):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef, Reference, check_reference
 from icl_kernel_lens.charts.curves import curves_figure
 from icl_kernel_lens.charts.figure import Figure
@@ -82,12 +83,14 @@ class AblationCurves(Result):
         names = [str(head) for head in self.heads]
         return {"cut": self.cuts, "step": ["none", *names], "k": names}
 
+    @checked
     def right(
         self, side: Side = "necessity", *, cut: Cut | None = None, against: Reference = "truth"
     ) -> Float[Tensor, "prompt k"]:
         """1 where the answer is the true label (or `against="model"`: the model's own, uncut), per prompt and k."""
         return self._right(self.answers, side, cut, against)
 
+    @checked
     def random_right(
         self, side: Side = "necessity", *, cut: Cut | None = None, against: Reference = "truth"
     ) -> Float[Tensor, "prompt k draw"]:

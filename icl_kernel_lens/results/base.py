@@ -19,6 +19,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from icl_kernel_lens import fields
+from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import LensError, LoadError, ResultError, without_code
 from icl_kernel_lens.results import codec
@@ -65,6 +66,7 @@ class Result:
         """What is wrong with it, though types and shapes are right."""
         return iter(())
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the whole result; `load` reads it back.
 
@@ -73,6 +75,7 @@ class Result:
         return codec.write(path, codec.Stored(type(self).__name__, *fields.encode(self)))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 

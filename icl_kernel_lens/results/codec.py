@@ -7,6 +7,7 @@ of all of it, so that a changed byte is refused. The format has a version of its
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def read(path: str | Path) -> Stored:
     Raises: LoadError: no such file, not one of ours, of another format, or changed since it was written.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LoadError(f"a saved result must be a file; there is none at {path}.", code="file-absent")
     try:
         with safe_open(path, framework="pt") as file:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from icl_kernel_lens.arguments import check_fields
 from icl_kernel_lens.errors import ResultError
 
 HeadClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither", "undetermined"]
@@ -49,6 +50,7 @@ class Criteria:
     """How much of the confirmed effect the band holds."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in asdict(self).items():
             if not 0 < value < 1:
                 raise ResultError(

@@ -220,6 +220,7 @@ class HeadScores(Result):
         """Long form: prompt, layer, head, value, and one column a control."""
         return long_form(("prompt", "layer", "head"), {"value": self.values, **self.controls})
 
+    @checked
     def figure(self, *, least_attention: float = LEAST_ATTENTION) -> Figure:
         """The layer × head map beside the map of its strongest control; a click on a head shows its attention on the
         demonstrations of a prompt. Heads that pay the labels less than `least_attention` are grey."""

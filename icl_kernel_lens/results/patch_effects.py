@@ -153,6 +153,7 @@ class PatchEffects(Result):
     def coords(self) -> Places:
         return self.places
 
+    @checked
     def metric(self, name: Metric = "logit_difference") -> Float[Tensor, "prompt *cell"]:
         """One metric of the changed runs."""
         metrics = {"logit_difference": self.values, **self.others}
@@ -160,12 +161,14 @@ class PatchEffects(Result):
             raise ResultError(f"metrics here are {list(metrics)}; got {name!r}.", code="not-in-result")
         return metrics[name]
 
+    @checked
     def effect(self, metric: Metric = "logit_difference") -> Float[Tensor, "prompt *cell"]:
         """The metric of the changed run minus that of the run unchanged, per prompt."""
         base = self.base if metric == "logit_difference" else self.base_others.get(metric)
         changed = self.metric(metric)
         return changed if base is None else changed - self._over_cells(base)
 
+    @checked
     def mean(self, metric: Metric = "logit_difference") -> Float[Tensor, "*cell"]:
         """The mean effect over prompts."""
         return self.effect(metric).nanmean(0)
@@ -230,10 +233,13 @@ class PatchEffects(Result):
 
     def accuracy(self, labels: Int[Tensor, " prompt"] | None) -> Float[Tensor, "*cell"]:
         """The share of prompts answered by these labels (`prompts.test_labels`) when changed."""
-        if labels is None or len(labels) != len(self.values):
+        if not isinstance(labels, Tensor) or labels.shape != self.values.shape[:1]:
+            found = (
+                f"{len(labels)} of them" if isinstance(labels, Tensor) and labels.dim() else repr(labels)[:60]
+            )
             raise ResultError(
-                "accuracy needs the true label of every prompt (prompts.test_labels); there are "
-                f"{0 if labels is None else len(labels)} for {len(self.values)} prompts. flips() needs none.",
+                "accuracy needs the true label of every prompt (prompts.test_labels); given "
+                f"are {found} for {len(self.values)} prompts. flips() needs none.",
                 code="no-truth",
             )
         answers = self.answers()

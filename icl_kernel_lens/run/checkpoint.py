@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ class Checkpoint:
         """
         if self.folder is None:
             return []
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise RunError(
                 f"a checkpoint is a folder; {self.folder} is a file. Choose another name.",
                 code="not-a-folder",

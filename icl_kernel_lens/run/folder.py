@@ -65,6 +65,12 @@ class Manifest:
         Raises: LoadError: it cannot be read, or is of another format.
         """
         path = folder / MANIFEST
+        if os.path.isfile(folder):
+            raise ResultError(
+                f"results are shown from their folder; {folder} is a file. Give the folder that holds {MANIFEST}, or load "
+                "one result with icl_kernel_lens.load.",
+                code="not-a-folder",
+            )
         try:
             found = json.loads(path.read_bytes())
             if found["format"] != FORMAT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,14 @@ def load_task(
     """
     text = str(name)
     if text in ("topics", "topics-unseen-labels"):
-        if template or label_words:
+        if template or label_words or text_fields or label_field != "label":
             raise TaskError(
-                f"{text!r} brings its own template and label words; they cannot be changed.",
+                f"{text!r} brings its own template, label words and fields; they cannot be changed.",
                 code="task-fixed",
             )
         return TopicsTask(words="seen" if text == "topics" else "unseen")
     path = Path(name)
-    if path.suffix.lower() in READERS or path.is_file():
+    if path.suffix.lower() in READERS or os.path.isfile(path):
         sibling = path.with_name(path.name.replace(".train.", ".test."))
         return Task.from_files(
             path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from icl_kernel_lens.arguments import checked
+from icl_kernel_lens.arguments import argument, checked
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.prompts.example import Example, one_word_each
 from icl_kernel_lens.prompts.template import Template
@@ -46,14 +47,18 @@ def pools_of(train: Any, test: Any, label_field: str) -> tuple[Rows, Rows, tuple
                 code="task-pool",
             )
         train, test = train["train"], train[left]
-    labels = (getattr(train, "features", None) or {}).get(label_field)
-    names = getattr(labels, "names", None)
-    rows = _rows_of(train, "train")
-    pools = _halves(rows) if test is None else (rows, _rows_of(test, "test"))
-    return *pools, tuple(names) if names else None
+    label_field = argument("label_field", label_field, str)
+    rows, names = _rows_of(train, "train", label_field)
+    if test is None:
+        return *_halves(rows), names
+    others, theirs = _rows_of(test, "test", label_field)
+    return rows, others, names or theirs
 
 
-def _rows_of(given: Any, split: str) -> Rows:
+def _rows_of(given: Any, split: str, label_field: str) -> tuple[Rows, tuple[str, ...] | None]:
+    """The rows of one pool, and the names of the classes if a Hugging Face `ClassLabel` has them: its numbers become names."""
+    column = (getattr(given, "features", None) or {}).get(label_field)
+    names = tuple(getattr(column, "names", None) or ())
     if type(given).__module__.startswith("pandas") and hasattr(given, "columns"):
         given = given.to_dict("records")
     rows: list[Any] = (
@@ -68,7 +73,13 @@ def _rows_of(given: Any, split: str) -> Rows:
             f"{type(given).__name__}, whose item {at} is {row!r:.60}. A file is read with Task.from_files.",
             code="wrong-type",
         )
-    return rows
+    if not names:
+        return rows, None
+    # Not by their digits: a class may be named by another one's number. −1 stands for a row without a label.
+    called = dict(enumerate(names)) | {-1: None}
+    return [
+        row | {label_field: called.get(_plain_value(row[label_field]), row[label_field])} for row in rows
+    ], names
 
 
 def _halves(rows: Rows) -> tuple[Rows, Rows]:
@@ -106,12 +117,21 @@ def task_fields(
     text_fields = (text_fields,) if isinstance(text_fields, str) else text_fields
     fields = tuple(text_fields or (("text", "text2") if "text2" in pools["train"][0] else ("text",)))
     for split, rows in pools.items():
+        pools[split] = rows = [{key: _plain_value(value) for key, value in row.items()} for row in rows]
         for number, row in enumerate(rows):
             if missing := [f for f in (*fields, label_field) if f not in row]:
                 raise TaskError(
                     f"every example needs the fields {[*fields, label_field]}; row {number} of the {split} pool of "
-                    f"{name!r} lacks {missing} and has {sorted(row)}. Name them with text_fields and label_field "
+                    f"{name!r} lacks {missing} and has {sorted(map(str, row))}. Name them with text_fields and label_field "
                     "(--text-fields, --label-field).",
+                    code="task-field",
+                )
+            if nested := [
+                f for f in (*fields, label_field) if isinstance(row[f], Mapping | list | tuple | set)
+            ]:
+                raise TaskError(
+                    f"a text or a label must be one value; in row {number} of the {split} pool of {name!r}, {nested[0]!r} is a "
+                    f"{type(row[nested[0]]).__name__}: {row[nested[0]]!r:.60}. Write what shall be shown into a field of its own.",
                     code="task-field",
                 )
     _check_labels(pools, label_field, name)
@@ -138,7 +158,7 @@ def task_fields(
 def _read_rows(path: Path) -> Rows:
     import pandas as pd
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise TaskError(f"a task file must exist; there is none at {path}.", code="task-file")
     kind = path.suffix.lower()
     if kind not in READERS:
@@ -158,7 +178,11 @@ def _read_rows(path: Path) -> Rows:
                 )
             case _:
                 frame = pd.read_parquet(path)
-    except (ValueError, OSError) as error:
+        if not isinstance(frame.index, pd.RangeIndex) and kind in (".csv", ".tsv"):
+            raise ValueError(
+                "every row has more fields than the header names; is a comma in the texts without quotes?"
+            )
+    except (ValueError, OSError, RecursionError) as error:
         raise TaskError(f"{path} cannot be read as {kind[1:]}: {error}", code="task-file") from error
     return frame.to_dict("records")  # pyright: ignore[reportReturnType]
 
@@ -191,10 +215,10 @@ def _classes(
         names.setdefault(label, str(row.get("label_name", text)))
     numbers = [label for label in names if isinstance(label, int)]
     if numbers and len(numbers) == len(names):
-        missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
-        if min(numbers) < 0 or missing:
+        if min(numbers) < 0 or max(numbers) >= len(numbers):
+            found = ", ".join(map(str, sorted(numbers)[:12])) + (" …" if len(numbers) > 12 else "")
             raise TaskError(
-                f"label numbers must count up from 0 without gaps; {name!r} has {sorted(numbers)}. Give the "
+                f"label numbers must count up from 0 without gaps; {name!r} has {found}. Give the "
                 "labels as names, or pass classes.",
                 code="task-label",
             )
@@ -215,6 +239,11 @@ def _check_labels(pools: Mapping[str, Rows], label_field: str, name: str) -> Non
             )
 
 
+def _plain_value(value: Any) -> Any:
+    """A number out of a tensor or an array that holds it alone; anything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
 def _is_missing(value: Any) -> bool:
     """Whether there is nothing: None, NaN, pandas's NA and NaT, white space."""
     try:
@@ -231,7 +260,7 @@ def _one_line(value: Any) -> str:
 def _as_number(label: Any) -> Any:
     """A label written in digits as a number (1.0 is 1), any other as text."""
     text = str(label).strip()
-    whole = re.fullmatch(r"(-?[0-9]+)(\.0*)?", text)
+    whole = re.fullmatch(r"(-?[0-9]{1,18})(\.0*)?", text)
     return int(whole[1]) if whole else text
 
 

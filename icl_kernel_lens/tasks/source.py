@@ -99,6 +99,10 @@ class MakesPrompts:
         )
 
 
+MOST_PROMPTS = 1_000_000
+"""More are surely a mistake, and would fill the memory before anything is drawn."""
+
+
 def shared_sets(demos: int, count: int, sets: int | None) -> list[int]:
     """The demonstration set of each of `count` prompts: one each, or `sets` sets shared evenly, in order.
 
@@ -107,6 +111,11 @@ def shared_sets(demos: int, count: int, sets: int | None) -> list[int]:
     if demos < 0 or count < 1:
         raise TaskError(
             f"prompts need demos >= 0 and count >= 1; got demos={demos}, count={count}.", code="number-range"
+        )
+    if count > MOST_PROMPTS:
+        raise TaskError(
+            f"at most {MOST_PROMPTS:,} prompts are made at once; got count={count:,}. Make them in several sets.",
+            code="number-range",
         )
     if sets is None:
         return list(range(count))

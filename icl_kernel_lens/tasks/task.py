@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from icl_kernel_lens.arguments import checked
+from icl_kernel_lens.arguments import argument, checked
 from icl_kernel_lens.errors import TaskError
 from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.prompts.example import Episode, Example, one_word_each
 from icl_kernel_lens.prompts.template import Template
+from icl_kernel_lens.signs import legible
 from icl_kernel_lens.tasks.matching import (
     class_counts,
     demos_of_one_length,
@@ -46,6 +47,7 @@ class Task(MakesPrompts):
     licence: str = "unknown"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "template", argument("template", self.template, Template))
         if len(self.classes) < 2:
             raise TaskError(
                 f"a classification task must have at least two classes; {self.name!r} has "
@@ -143,7 +145,7 @@ class Task(MakesPrompts):
 
     def __repr__(self) -> str:
         words = ", ".join(f"{c}={w!r}" for c, w in zip(self.classes, self.label_words, strict=True))
-        return (
+        return legible(
             f"Task({self.name!r}: {words}; {len(self.train)} train, {len(self.test)} test; "
             f"template {self.template.demo!r}; {self.origin}; licence {self.licence})"
         )
@@ -215,7 +217,7 @@ class Task(MakesPrompts):
     ) -> list[Episode]:
         """`episodes` from these of the pools' examples."""
         groups = shared_sets(demos, count, 1 if given is not None else sets)
-        rng = random.Random(f"{self.name}/{seed}")
+        rng = random.Random(f"{self.name}/{seed}".encode(errors="surrogatepass"))
         shown = None if given is None else self._shown(given)
         less = ""
         if shown is not None:

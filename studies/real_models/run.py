@@ -114,7 +114,7 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
         **asdict(cell),
         **{f"accuracy_{name}": row.accuracy for name, row in conditions.iterrows()},
         "verdict": accuracy.verdict(),
-        "label_part": part.share,
+        "label_part": part.value,
         "label_part_low": part.low,
         "label_part_high": part.high,
         "smallest_set": str(coverage.smallest_set()),
