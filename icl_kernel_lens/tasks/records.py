@@ -218,7 +218,7 @@ def _classes(
         if min(numbers) < 0 or max(numbers) >= len(numbers):
             found = ", ".join(map(str, sorted(numbers)[:12])) + (" …" if len(numbers) > 12 else "")
             raise TaskError(
-                f"label numbers must count up from 0 without gaps; {name!r} has {found}. Give the "
+                f"label numbers must count up from 0 without gaps; {name!r} has [{found}]. Give the "
                 "labels as names, or pass classes.",
                 code="task-label",
             )

@@ -440,7 +440,7 @@ def test_undefined_rows_are_refused(monkeypatch):
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_named_where_the_pattern_hides_them(number):
     """A HookedTransformer puts zeros where its scores are undefined."""
-    adapter = fresh("gpt2", hooked_from_hf)
+    adapter = as_adapter(hooked_from_hf(hf_model("gpt2")))
     adapter.model.blocks[1].attn.W_Q.data[0, 0, 0] = number
     with pytest.raises(ModelError, match=r"weights that are not.*blocks\.1\.attn\.W_Q") as found:
         verify_model(adapter)

@@ -11,7 +11,8 @@ from icl_kernel_lens.errors import TaskError
 
 def test_other_refusals(tmp_path):
     with pytest.raises(
-        TaskError, match="unknown task 'sst3'. Known names: topics, topics-unseen-labels, sst2"
+        TaskError,
+        match="unknown task 'sst3'. Known names: topics, topics-unseen-labels, opinions, subjects, questions, sst2",
     ):
         load_task("sst3")
     with pytest.raises(TaskError, match="there is none at"):
