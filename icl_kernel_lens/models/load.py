@@ -89,18 +89,18 @@ def load_model(
     Raises: LoadError: no such model, files that are not whole, a pickled object, an absent package, an architecture that
             cannot be held, other logits than Hugging Face's.
     """
-    if not (dtype is None or isinstance(dtype, torch.dtype)) or str(device) == "meta":
-        raise LoadError(
-            f"dtype must be one of torch's, such as torch.float16, and device one that computes; got dtype={dtype!r} and "
-            f"device={device!r}.",
-            code="wrong-type",
-        )
     if backend not in ("auto", "hooked", "bridge"):
         raise LoadError(
             f'backend must be "auto", "hooked" or "bridge"; got {backend!r}.', code="unknown-choice"
         )
     if isinstance(model, tuple(filter(None, transformer_lens_classes()))):
         return _as_it_is(model, device, dtype, backend, tokenizer)
+    if not (dtype is None or isinstance(dtype, torch.dtype)) or str(device) == "meta":
+        raise LoadError(
+            f"dtype must be one of torch's, such as torch.float16, and device one that computes; got dtype={dtype!r} and "
+            f"device={device!r}.",
+            code="wrong-type",
+        )
     if not isinstance(model, str | Path) and not _is_hugging_face(model):
         raise LoadError(
             'load_model takes "mini", a folder, a .gguf file, a name on the Hub, a Hugging Face model (PreTrainedModel or '

@@ -234,11 +234,9 @@ class PatchEffects(Result):
     def accuracy(self, labels: Int[Tensor, " prompt"] | None) -> Float[Tensor, "*cell"]:
         """The share of prompts answered by these labels (`prompts.test_labels`) when changed."""
         if not isinstance(labels, Tensor) or labels.shape != self.values.shape[:1]:
-            found = (
-                f"{len(labels)} of them" if isinstance(labels, Tensor) and labels.dim() else repr(labels)[:60]
-            )
+            found = len(labels) if isinstance(labels, Tensor) and labels.dim() else f"none ({labels!r:.60})"
             raise ResultError(
-                "accuracy needs the true label of every prompt (prompts.test_labels); given "
+                "accuracy needs the true label of every prompt (prompts.test_labels); there "
                 f"are {found} for {len(self.values)} prompts. flips() needs none.",
                 code="no-truth",
             )

@@ -6,6 +6,7 @@ import pytest
 
 from icl_kernel_lens.cli.commands import COMMANDS
 from icl_kernel_lens.cli.outputs import Command, Saved, described
+from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.scores.vote import head_vote
 
@@ -37,7 +38,10 @@ def test_results_are_said_and_drawn_by_their_declarations(tmp_path, capsys):
     assert (tmp_path / "report.html").read_text() == "evidence, vote"
     for name in ("evidence", "vote"):
         results[name].save(tmp_path / f"{name}.safetensors")
-    again = command.load(tmp_path, ["vote.safetensors"])
-    assert list(again) == ["vote"]
+    assert list(command.load(tmp_path, ["evidence.safetensors"])) == ["evidence"]
+    with pytest.raises(LoadError, match=r"a finished run has evidence\.safetensors"):
+        command.load(tmp_path, ["vote.safetensors"])
+    again = command.load(tmp_path, ["vote.safetensors", "evidence.safetensors"])
+    assert list(again) == ["evidence", "vote"]
     assert again["vote"].table().equals(results["vote"].table())
     assert next(described({"vote": again["vote"]}, 2)).count("\nL") == 2
