@@ -117,7 +117,8 @@ def task_fields(
     text_fields = (text_fields,) if isinstance(text_fields, str) else text_fields
     fields = tuple(text_fields or (("text", "text2") if "text2" in pools["train"][0] else ("text",)))
     for split, rows in pools.items():
-        pools[split] = rows = [{key: _plain_value(value) for key, value in row.items()} for row in rows]
+        plain: Rows = [{key: _plain_value(value) for key, value in row.items()} for row in rows]
+        pools[split] = rows = plain
         for number, row in enumerate(rows):
             if missing := [f for f in (*fields, label_field) if f not in row]:
                 raise TaskError(
