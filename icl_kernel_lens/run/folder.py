@@ -19,6 +19,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -406,12 +407,16 @@ def _told(group: Processes, text: str) -> str:
 
 
 def _who(holder: Path) -> str:
-    """Who holds a lock, in words."""
-    try:
-        found = json.loads(holder.read_bytes())
-        return f"process {found['process']} on {found['host']} ({found['command']}), since {found['since']}"
-    except (OSError, ValueError, LookupError, TypeError):
-        return "another process"
+    """Who holds a lock, in words; one that has just got it is given a second to write its name."""
+    for _ in range(10):
+        try:
+            found = json.loads(holder.read_bytes())
+            return (
+                f"process {found['process']} on {found['host']} ({found['command']}), since {found['since']}"
+            )
+        except (OSError, ValueError, LookupError, TypeError):
+            time.sleep(0.1)
+    return "another process"
 
 
 def _umask() -> int:
