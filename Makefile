@@ -27,7 +27,7 @@ test-tl4: $(VENV4)/.ready
 	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest -n 2 --dist loadfile $(TL4_TESTS) $(TL4_SKIP)
 
 test-real: $(VENV)/.ready
-	$(VENV)/bin/python -m studies.fetch smollm2 && OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest -m real tests/test_real.py
+	$(VENV)/bin/python -m studies.fetch smollm2 && OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m real tests/test_real.py
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -81,7 +81,9 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
     )
     evidence = ikl.read(model, prompts, checkpoint=work / "read")
     accuracy = ikl.in_context_accuracy(model, prompts, evidence=evidence, checkpoint=work / "accuracy")
-    coverage = ikl.label_coverage(model, prompts, layers=cell.chosen, checkpoint=work / "coverage")
+    # Signed by the model's own answer: signed by the true label, the label part of a model that is often wrong is near 0.
+    how: Any = {"against": "model", "layers": cell.chosen}
+    coverage = ikl.label_coverage(model, prompts, **how, checkpoint=work / "coverage")
     vote = ikl.head_vote(evidence)
     heads = vote.table().head(20)
     heads.insert(0, "cell", cell.name)
@@ -109,18 +111,22 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
             (out / "figures").mkdir(exist_ok=True)
             (out / "figures" / f"{cell.name}-{name}.png").write_bytes(figure.png(scale=1))
     best = heads.iloc[0]
-    part, conditions = coverage.label_part(), accuracy.to_dataframe().set_index("condition")
+    part, conditions = coverage.label_part(), accuracy.to_dataframe().set_index("name")
     return {
         **asdict(cell),
-        **{f"accuracy_{name}": row.accuracy for name, row in conditions.iterrows()},
+        **{
+            f"{name}_{end}".rstrip("_"): row[end or "mean"]
+            for name, row in conditions.iterrows()
+            for end in ("", "low", "high")
+        },
         "verdict": accuracy.verdict(),
         "label_part": part.value,
         "label_part_low": part.low,
         "label_part_high": part.high,
-        "smallest_set": str(coverage.smallest_set()),
+        "smallest_set": str(coverage.smallest_set().offsets),
         "best_head": best["head"],
         **{name: best[name] for name in ("head_vote", "strongest_control", "control", "above_control_low")},
-        "quantisation": getattr(evidence.run, "quantisation", None),
+        "quantisation": evidence.run.quantisation,
     }
 
 
@@ -154,7 +160,7 @@ def main() -> None:
         print(cell.name)
         row = measured(cell, loaded[1], given.data, work, given.out)
         row |= {"date": datetime.date.today().isoformat(), **versions()}
-        (rows / f"{cell.name}.json").write_text(json.dumps(row, indent=1) + "\n")
+        (rows / f"{cell.name}.json").write_text(json.dumps(row, indent=1, default=float) + "\n")
         shutil.rmtree(work, ignore_errors=True)
     summary = [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"))]
     pd.DataFrame(summary).to_csv(given.out / "summary.csv", index=False, float_format="%.4f")
