@@ -149,6 +149,10 @@ def test_folders_that_hold_something_else(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     assert run("show", tmp_path / "absent") == 1
     assert "does not exist" in capsys.readouterr().err
+    assert run("show", tmp_path / "thesis.tex") == 1
+    assert "is a file. Give the folder that holds manifest.json" in capsys.readouterr().err
+    assert run("train-mini", "--steps", "0", "--out", tmp_path / "mini") == 1
+    assert "--steps and --threads must be at least 1" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_leaves_earlier_results_whole(tmp_path, capsys, monkeypatch):
