@@ -49,8 +49,8 @@ def score(
     """Score every head of a model on a task, and write a report.
 
     Prints first whether there is anything to explain (the model's accuracy beside its controls, and how often a simple
-    rule gives its answers), then the heads most surely above their controls, and writes into OUT: report.html, head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves
-    (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
+    rule gives its answers), then the heads most surely above their controls, and writes into OUT: report.html,
+    head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
 
     The bundled model, a model and a task from the Hub, and your own folder and file:
 
@@ -437,7 +437,7 @@ COMMANDS = {
             Saved("accuracy"),
             Saved("evidence", figures=("attention_map.png",)),
             Saved("head_vote", "heads.csv", ("head_map.png", "head_map.svg")),
-            Saved("head_vote_span_max"),
+            Saved("head_vote_span_max", sometimes=True),
         ),
         _say_scores,
         _report_heads,
@@ -452,7 +452,7 @@ COMMANDS = {
             Saved("accuracy"),
             Saved("evidence"),
             Saved("ranking", "heads.csv", ("ranking.png", "ranking.svg")),
-            Saved.whole("curves"),
+            Saved.whole("curves", sometimes=True),
         ),
         _say_located,
         _report_heads,
@@ -464,9 +464,9 @@ COMMANDS = {
             Saved("letter"),
             Saved("terms"),
             Saved.whole("variants"),
-            Saved.whole("variants_small"),
+            Saved.whole("variants_small", sometimes=True),
             Saved.whole("concentration"),
-            *map(Saved.whole, EXPERIMENTS),
+            *(Saved.whole(name, sometimes=True) for name in EXPERIMENTS),
         ),
         _say_theory,
         _report_theory,

@@ -56,9 +56,9 @@ class Source:
     Args:
         model: "mini" (bundled), a local folder in Hugging Face format (safetensors or pytorch_model.bin), a .gguf file,
             a folder of a PEFT adapter, or a name on the Hugging Face Hub.
-        task: "topics" (bundled), a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news. Of a
-            single file, half of the rows feed the demonstrations and half are test inputs; NAME.train.jsonl
-            brings NAME.test.jsonl along.
+        task: "topics" (bundled, for "mini"), "opinions", "subjects" or "questions" (bundled, in English),
+            a file (jsonl, csv, tsv, parquet), or a name such as sst2, mnli, ag_news. Of a single file, half of the rows
+            feed the demonstrations and half are test inputs; NAME.train.jsonl brings NAME.test.jsonl along.
         demos: Demonstrations in each prompt.
         prompts: How many prompts, each with its own test input.
         sets: Share this many demonstration sets evenly among the prompts; default: fresh for each prompt.

@@ -29,6 +29,8 @@ class Saved:
     """The files of its figure."""
     figure: Callable[[Any, Results], Any] = lambda result, _: result.figure()
     """Draws it, with the other results at hand."""
+    sometimes: bool = False
+    """Whether a finished run may lack it."""
 
     @classmethod
     def whole(cls, name: str, **more: Any) -> Saved:
@@ -62,9 +64,10 @@ class Command:
         """The results among `files` of a folder."""
         from icl_kernel_lens import load
 
-        if f"{self.saves[0].name}{SUFFIX}" not in files:
+        always = (f"{one.name}{SUFFIX}" for one in self.saves if not one.sometimes)
+        if absent := [name for name in always if name not in files]:
             raise LoadError(
-                f"a finished run has {self.saves[0].name}{SUFFIX}; the manifest of {folder} does not list it: it is damaged. "
+                f"a finished run has {', '.join(absent)}; the manifest of {folder} does not list that: it is damaged. "
                 "Run the command that wrote the folder again with --overwrite.",
                 code="file-damaged",
             )

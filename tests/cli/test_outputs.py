@@ -26,7 +26,7 @@ def test_results_are_said_and_drawn_by_their_declarations(tmp_path, capsys):
         print,
         (
             Saved("evidence"),
-            Saved("vote", "vote.csv", ("vote.svg",)),
+            Saved("vote", "vote.csv", ("vote.svg",), sometimes=True),
         ),
         report=lambda results, path: path.write_text(", ".join(results)),
     )

@@ -63,22 +63,19 @@ def keys_by_hand(prompts: PromptSet, number: int, offset: int) -> set[int]:
     if offset == 0:
         return labels
     return {
-        start + offset for start, _ in spans if 0 <= start + offset < test_begins(prompts, number)
+        start + offset for start, _ in spans if 0 <= start + offset < where_the_test_begins(prompts, number)
     } - labels
 
 
-def test_begins(prompts: PromptSet, number: int) -> int:
+def where_the_test_begins(prompts: PromptSet, number: int) -> int:
     spans = prompts.demo_spans[number].tolist()
     return spans[-1][1] + spans[-1][0] - spans[-2][1]
-
-
-test_begins.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def part_by_hand(plain, prompts, number, reference, offsets=None, *, keep=False, renormalise=False, rows="answer", layer=None, every=()):  # fmt: skip
     """t of one prompt: every shift of the classes run whole, one after the other, with edges cut by hooks."""
     classes, at = prompts.labels, int(prompts.answer_pos[number])
-    begin = test_begins(prompts, number)
+    begin = where_the_test_begins(prompts, number)
     demos = set(range(max(1, int(prompts.demo_spans[number, 0, 0])), begin))
     demos |= {key for offset in every for key in keys_by_hand(prompts, number, offset)}
     scores = []
