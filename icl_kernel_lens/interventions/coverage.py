@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -50,6 +50,8 @@ from icl_kernel_lens.run.runner import BatchSize
 from icl_kernel_lens.run.variants import Row, editable
 
 OFFSETS = (-1, 0, 1, 2)
+ALL_SETS = 4
+"""Of so many offsets every set is measured."""
 SIDES: tuple[Side, ...] = get_args(Side)
 
 
@@ -81,15 +83,15 @@ def label_coverage(
     −1, 0, 1, 2 that hold a token. Cuts are *zeroed* (z' = z − Σ A_i v_i) and *renormalised* (what is left of the row
     sums to one again). Position 0 and special tokens stay when all but some edges are cut.
 
-    Each offset is measured alone, and all together. The smallest set whose joint cut loses at least `lose`, and which alone
-    keeps at least `keep`, is looked for on one half of the demonstration sets: if no single offset does, the one that helps
-    most is added to the best, and so on; `.smallest_set()` confirms it on the other half. Where there is none, the answer's
-    edges are not where labels enter, and with a warning the same is measured with the rows of all test-input tokens cut
-    (`rows="test_input"`): the result's `.test_input`. `layers=True` also cuts, and keeps, each offset layer by layer.
+    Every set of up to four offsets is measured (of more, every run of neighbours). The smallest whose joint cut loses at
+    least `lose`, and which alone keeps at least `keep`, is found on one half of the demonstration sets; `.smallest_set()`
+    confirms it on the other half. Where there is none, the answer's edges are not where labels enter, and with a warning
+    each offset, and all together, are measured with the rows of all test-input tokens cut (`rows="test_input"`): the
+    result's `.test_input`. `layers=True` also cuts, and keeps, each offset layer by layer.
 
     Cost: a prompt is run C times (demonstrations that prompts share once for all of them), and its last token 4 C times a
-    set of offsets (8 in all: n of one offset, 1 of all), and 4 C n times a layer; each step of the search, of at most
-    n − 2, runs it C times anew. With the rows of the test input, all its tokens are run as often as the last one.
+    set of offsets (15 sets of 4 offsets), and 4 C n times a layer. With the rows of the test input, all its tokens are
+    run as often as the last one, for n + 1 sets.
     `checkpoint` names a folder in which finished prompts are kept; the same call goes on from there.
 
     Does not show: which heads read there (`knock_out` with these `offsets`), nor that a label's information is at the label
@@ -108,19 +110,19 @@ def label_coverage(
     adapter = editable(model)
     shifted = tuple(shift_labels(prompts, by, model) for by in range(1, prompts.labels))
     runs = Relabelled((prompts, *shifted), adapter, asked, against, batch_size, progress)
-    made = _Making(runs, rows, layers, {"lose": lose, "keep": keep, "seed": seed})
+    given = {"lose": lose, "keep": keep, "seed": seed}
     folder = None if checkpoint is None else Path(checkpoint)
-    found = made.coverage(folder and folder / rows)
+    found = _measured(runs, rows, layers, given, folder and folder / rows)
     if found.undefined is not None or found.smallest_set().offsets is not None or rows == "test_input":
         return found
     warnings.warn(
-        f"labels do not enter {adapter.name}'s answer by its own edges to offsets {', '.join(map(name_of, _singles(asked)))}: "
+        f"labels do not enter {adapter.name}'s answer by its own edges to offsets {name_of(asked)}: "
         f"{found.smallest_set().why}. Earlier tokens of the test input may carry them: their rows are cut now, too (see "
         ".test_input).",
         stacklevel=3,
     )
-    wider = replace(made, rows="test_input")
-    return replace(found, test_input=wider.coverage(folder and folder / "test_input"))
+    wider = _measured(runs, "test_input", layers, given, folder and folder / "test_input")
+    return replace(found, test_input=wider)
 
 
 class Cell(NamedTuple):
@@ -244,63 +246,47 @@ def _keys(
     return queries, keys[:, None] & before, every & before
 
 
-@dataclass(frozen=True)
-class _Making:
-    """How a result is measured: step by step, each in a folder of its own."""
-
-    runs: Relabelled
-    rows: CutRows
-    layers: bool
-    settings: Mapping[str, Any]
-
-    def coverage(self, folder: Path | None) -> LabelCoverage:
-        """Single offsets and all of them, then what the search asks for, then layer by layer."""
-        offsets = self.runs.offsets
-        found = self._begun(folder and folder / "single")
-        while found.undefined is None and (wanted := found.to_be_measured()):
-            left = self._left(wanted, folder and folder / f"sets of {len(wanted[0])}")
-            joined = {side: torch.cat([found.left[side], left[side]], 2) for side in SIDES}
-            found = replace(found, sets=(*found.sets, *wanted), left=joined)
-        if not self.layers:
-            return found
-        every = attention_layers(self.runs.adapter)
-        cells = [Cell(*of) for of in product(SIDES, CUTS, _singles(offsets), every)]
-        part, *_ = self.runs.parts(cells, self.rows, folder and folder / "layers")
-        by_layer = part.unflatten(1, (len(SIDES), len(CUTS), len(offsets), len(every)))
-        whole = torch.full((*by_layer.shape[:-1], self.runs.adapter.shape.layers), torch.nan)
-        whole[..., every] = by_layer
-        split = zip(SIDES, whole.unbind(1), strict=True)
-        return replace(found, by_layer={side: left.clone() for side, left in split})
-
-    def _begun(self, folder: Path | None) -> LabelCoverage:
-        offsets, prompts = self.runs.offsets, self.runs.prompts[0]
-        sets = _singles(offsets) + ((offsets,) if len(offsets) > 1 else ())
-        cells = [Cell(*of) for of in product(SIDES, CUTS, sets)]
-        part, whole, reference, info = self.runs.parts(cells, self.rows, folder)
-        return LabelCoverage(
-            rows=self.rows,
-            offsets=offsets,
-            sets=sets,
-            part=whole,
-            left=_by_side(part, len(sets)),
-            reference=reference,
-            demo_set=prompts.demo_set,
-            run=info,
-            lose=self.settings["lose"],
-            keep=self.settings["keep"],
-            seed=self.settings["seed"],
-            settings={"against": self.runs.against, "relabellings": f"{prompts.labels} cyclic shifts"},
-        )
-
-    def _left(self, sets: tuple[Offsets, ...], folder: Path | None) -> dict[Side, Tensor]:
-        part, *_ = self.runs.parts([Cell(*of) for of in product(SIDES, CUTS, sets)], self.rows, folder)
-        return _by_side(part, len(sets))
+def _measured(
+    runs: Relabelled, rows: CutRows, layers: bool, asked: Mapping[str, Any], folder: Path | None
+) -> LabelCoverage:
+    """All sets of offsets, and each offset layer by layer, in one pass over the relabelled prompts."""
+    offsets, every = runs.offsets, attention_layers(runs.adapter) if layers else []
+    sets = sets_of(offsets, rows)
+    whole = [Cell(*of) for of in product(SIDES, CUTS, sets)]
+    apart = [Cell(side, cut, (at,), layer) for side, cut, at, layer in product(SIDES, CUTS, offsets, every)]
+    part, base, reference, info = runs.parts([*whole, *apart], rows, folder)
+    by_layer: dict[Side, Tensor] = {}
+    if layers:
+        found = part[:, len(whole) :].unflatten(1, (len(SIDES), len(CUTS), len(offsets), len(every)))
+        placed = torch.full((*found.shape[:-1], runs.adapter.shape.layers), torch.nan)
+        placed[..., every] = found
+        by_layer = _by_side(placed)
+    return LabelCoverage(
+        rows=rows,
+        offsets=offsets,
+        sets=sets,
+        part=base,
+        left=_by_side(part[:, : len(whole)].unflatten(1, (len(SIDES), len(CUTS), len(sets)))),
+        by_layer=by_layer,
+        reference=reference,
+        demo_set=runs.prompts[0].demo_set,
+        run=info,
+        **asked,
+        settings={"against": runs.against, "relabellings": f"{runs.prompts[0].labels} cyclic shifts"},
+    )
 
 
-def _by_side(part: Float[Tensor, "prompt cell"], sets: int) -> dict[Side, Tensor]:
-    split = part.unflatten(1, (len(SIDES), len(CUTS), sets)).unbind(1)
-    return {side: left.clone() for side, left in zip(SIDES, split, strict=True)}
+def sets_of(offsets: Offsets, rows: CutRows) -> tuple[Offsets, ...]:
+    """The sets that are measured, small ones first: all there are of up to four offsets, else runs of neighbours.
+
+    With the rows of the test input, which cost as much as all its tokens, each offset and all together.
+    """
+    count = len(offsets)
+    sizes = range(1, count + 1) if rows == "answer" else sorted({1, count})
+    if count <= ALL_SETS:
+        return tuple(one for size in sizes for one in combinations(offsets, size))
+    return tuple(offsets[at : at + size] for size in sizes for at in range(count + 1 - size))
 
 
-def _singles(offsets: Offsets) -> tuple[Offsets, ...]:
-    return tuple((offset,) for offset in offsets)
+def _by_side(found: Float[Tensor, "prompt side *cell"]) -> dict[Side, Tensor]:
+    return {side: left.clone() for side, left in zip(SIDES, found.unbind(1), strict=True)}

@@ -23,6 +23,7 @@ from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.comparison import Reference, compare, comparison_of, reference
 from icl_kernel_lens.models.copies import quantisation_of
+from icl_kernel_lens.models.layout import lay_out
 from icl_kernel_lens.models.peft_adapters import is_peft_model
 from icl_kernel_lens.models.sources import Source, source_of
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
@@ -316,6 +317,7 @@ def hooked_from_hf(
         center_unembed=False,
         fold_value_biases=False,
     )
+    lay_out(model)
     _attach(model, tokenizer)
     compare(model.eval(), theirs or reference(hf), f"{type(hf).__name__} as a HookedTransformer")
     return model

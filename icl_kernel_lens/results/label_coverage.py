@@ -92,7 +92,7 @@ class LabelCoverage(Result):
     """Whose edges are cut."""
     offsets: Offsets
     sets: tuple[Offsets, ...]
-    """What is cut, or alone kept, together: each offset, all of them, and what the search for the smallest set asked for."""
+    """What is cut, or alone kept, together: each offset, all of them, and sets between."""
     part: Float[Tensor, " prompt"] = field(metadata=unit("logits"))
     """t with nothing cut."""
     left: Mapping[Side, Float[Tensor, "prompt cut edges"]] = field(metadata=unit("logits"))
@@ -207,8 +207,7 @@ class LabelCoverage(Result):
 
         Found on one half of the demonstration sets; of equally small ones that with the largest sum of both shares (each at
         most 1). On the other half both shares must reach what is asked again, or there is none; `confirmed` says whether
-        their intervals do, too. Without `lose` and `keep`, those that the search was made with: under others, sets that
-        were not measured may be smaller.
+        their intervals do, too. Without `lose` and `keep`, those of the result.
 
         Raises: ResultError: `lose` or `keep` is no share.
         """
@@ -242,22 +241,6 @@ class LabelCoverage(Result):
         sure = lost.low >= lose and kept.low >= keep
         more = "" if sure else "; for intervals above what is asked, draw more demonstration sets"
         return SmallestSet(found, sure, lost, kept, f"offset {name_of(found)} {asked}: {numbers}{more}")
-
-    def to_be_measured(self) -> tuple[Offsets, ...]:
-        """The sets that the search for the smallest one asks for next; none: it is at its end.
-
-        Where not even all offsets together do, no set is looked for.
-        """
-        half = first_half(self.demo_set, seed=self.seed)
-        found = self._chosen(self.lose, self.keep, 0, half)
-        size = max((len(one) for one in self.sets if one != self.offsets), default=1)
-        if found is None or len(found) <= size or size + 1 >= len(self.offsets):
-            return ()
-        gain = self._gain(0, half)
-        best = max((at for at, one in enumerate(self.sets) if len(one) == size), key=lambda at: gain[at])
-        return tuple(
-            tuple(sorted((*self.sets[best], more))) for more in self.offsets if more not in self.sets[best]
-        )
 
     def _gain(self, cut: int, half: Bool[Tensor, " prompt"]) -> list[float]:
         """How much each set helps: what it loses and keeps, each at most 1."""

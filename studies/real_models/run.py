@@ -4,8 +4,8 @@
     python -m studies.real_models.run --data FOLDER    from NAME.train.jsonl and NAME.test.jsonl in a folder
 
 A cell is a model, a task, a number of demonstrations, a template and a seed: 32 demonstration sets of 8 test inputs each.
-Of each, the accuracy conditions, the vote of every head with its controls, the label coverage by offset, and the attention
-on labels layer by layer. Cells that are finished are not run again, and one that was cut short goes on from where it was;
+Of each, the accuracy conditions, the vote of every head with its controls, the attention on labels layer by layer, and the
+label coverage by offset, that on two test inputs of each set, as its intervals are those between sets. Cells that are finished are not run again, and one that was cut short goes on from where it was;
 --only picks some. Tables go into OUT as csv, a row a cell; docs/real_models.md is drawn from them (--docs).
 
 The models are quantised (SmolLM2-135M-Instruct Q4_1, Gemma-3-270M base Q4_K_M) and dequantised to float32. Does not show:
@@ -18,12 +18,14 @@ import argparse
 import datetime
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 import icl_kernel_lens as ikl
 from icl_kernel_lens.results.run_info import versions
@@ -34,7 +36,8 @@ TASKS = ("sst2", "ag_news", "trec", "subj", "rotten_tomatoes", "mnli")
 VARIED = ("sst2", "ag_news")
 """Tasks of which template, seed and layers are varied, too, at 8 demonstrations."""
 OTHER_TEMPLATE = ikl.Template("{text}\nAnswer: {label}", separator="\n\n")
-SETS, EACH = 32, 8
+SETS, EACH, COVERED = 32, 8, 2
+"""Demonstration sets, test inputs of each, and how many of these the label coverage is measured on."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -83,7 +86,11 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
     accuracy = ikl.in_context_accuracy(model, prompts, evidence=evidence, checkpoint=work / "accuracy")
     # Signed by the model's own answer: signed by the true label, the label part of a model that is often wrong is near 0.
     how: Any = {"against": "model", "layers": cell.chosen}
-    coverage = ikl.label_coverage(model, prompts, **how, checkpoint=work / "coverage")
+    place = torch.arange(SETS * EACH)
+    few = prompts.select(
+        [int(n) for of in prompts.demo_set.unique() for n in place[prompts.demo_set == of][:COVERED]]
+    )
+    coverage = ikl.label_coverage(model, few, **how, checkpoint=work / "coverage")
     vote = ikl.head_vote(evidence)
     heads = vote.table().head(20)
     heads.insert(0, "cell", cell.name)
@@ -157,9 +164,11 @@ def main() -> None:
         if loaded[0] != cell.model:
             loaded = cell.model, ikl.load_model(fetch(cell.model, cache_folder()))
         work = cache_folder() / "studies" / cell.name
-        print(cell.name)
+        print(cell.name, flush=True)
+        begun = time.process_time()
         row = measured(cell, loaded[1], given.data, work, given.out)
-        row |= {"date": datetime.date.today().isoformat(), **versions()}
+        row |= {"cpu_seconds": round(time.process_time() - begun), "date": datetime.date.today().isoformat()}
+        row |= versions()
         (rows / f"{cell.name}.json").write_text(json.dumps(row, indent=1, default=float) + "\n")
         shutil.rmtree(work, ignore_errors=True)
     summary = [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"))]

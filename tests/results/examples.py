@@ -103,10 +103,10 @@ def patch_effects() -> PatchEffects:
     )
 
 
-def label_coverage(*, singles: bool = False, t: float = 2.0) -> LabelCoverage:
-    """Labels read at 0 and, half as much, at +1; with the rows of the test input at 0 alone. `singles`: no joint set."""
+def label_coverage(*, t: float = 2.0) -> LabelCoverage:
+    """Labels read at 0 and, half as much, at +1; with the rows of the test input at 0 alone."""
     offsets = (-1, 0, 1)
-    sets = ((-1,), (0,), (1,), offsets, *(() if singles else ((-1, 0), (0, 1))))
+    sets = ((-1,), (0,), (1,), offsets, (-1, 0), (0, 1))
     part = t + drawn(2 * P) / 4
     there = {-1: 0.0, 0: 0.6, 1: 0.3}
     share = torch.tensor([sum(there[offset] for offset in one) for one in sets])

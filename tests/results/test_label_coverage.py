@@ -72,14 +72,6 @@ def test_a_set_that_fails_on_the_other_half_is_none():
     assert "draw more demonstration sets" in wide.why
 
 
-def test_what_the_search_asks_for():
-    found = label_coverage(singles=True)
-    assert found.to_be_measured() == ((-1, 0), (0, 1)), "0 helps most"
-    assert label_coverage().to_be_measured() == ()
-    assert replace(found, lose=0.5).to_be_measured() == (), "one offset does"
-    assert replace(found, lose=0.95).to_be_measured() == (), "not even all together do"
-
-
 def test_undefined_shares():
     found = label_coverage()
     centred = replace(found, part=found.part - found.part.mean())
