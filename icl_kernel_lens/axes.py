@@ -101,6 +101,7 @@ Head = tuple[int, int]
 Pooling = Literal[
     "label",
     "label_sum",
+    "edges",
     "span_max",
     "span_max_without_first",
     "span_sum",
@@ -112,6 +113,7 @@ Pooling = Literal[
 
     label        the first label token
     label_sum    all label tokens, summed
+    edges        the tokens at the `offsets` asked for when reading, summed (0: all label tokens; `label_coverage`)
     span_max     the largest weight in the demonstration, text and label (Han et al. 2025, section 5.2)
     span_sum     all tokens of the demonstration, summed
     span_mean    the mean over the tokens of the demonstration

@@ -77,6 +77,9 @@ def score(
         progress: Show a progress bar.
     """
     from icl_kernel_lens import head_vote, in_context_accuracy, read
+    from icl_kernel_lens.models.adapter import as_adapter
+    from icl_kernel_lens.run.progress import work
+    from icl_kernel_lens.run.runner import tokens_to_run
 
     source.check()
     if batch_size != "auto" and batch_size < 1:
@@ -91,16 +94,18 @@ def score(
         model, _, prompts = source.load(folder.group, score_on=score_on)
         folder.begin(source.identity(model, prompts, against=against, pooling=pooling))
         keep = tuple(dict.fromkeys((pooling, "label", "span_max")))
-        evidence = folder.result(
-            "evidence",
-            lambda: read(model, prompts, keep=keep, checkpoint=folder.checkpoint("read"), **how),
-        )
-        accuracy = folder.result(
-            "accuracy",
-            lambda: in_context_accuracy(
-                model, prompts, evidence=evidence, checkpoint=folder.checkpoint("accuracy"), **how
-            ),
-        )
+        once = tokens_to_run(prompts, as_adapter(model))
+        with work("scoring", [once, 2 * once], progress):
+            evidence = folder.result(
+                "evidence",
+                lambda: read(model, prompts, keep=keep, checkpoint=folder.checkpoint("read"), **how),
+            )
+            accuracy = folder.result(
+                "accuracy",
+                lambda: in_context_accuracy(
+                    model, prompts, evidence=evidence, checkpoint=folder.checkpoint("accuracy"), **how
+                ),
+            )
         for name, one in poolings.items():
             folder.result(
                 name, lambda one=one: head_vote(evidence, against=against, pooling=one, accuracy=accuracy)
@@ -147,6 +152,9 @@ def patch(
         progress: Show a progress bar.
     """
     from icl_kernel_lens import corrupt, knock_out, patch_labels
+    from icl_kernel_lens.models.adapter import as_adapter
+    from icl_kernel_lens.run.progress import ROW, work
+    from icl_kernel_lens.run.runner import tokens_to_run
 
     source.check()
     change: dict[str, Any] = {
@@ -161,27 +169,31 @@ def patch(
         corrupted = corrupt(clean, corruption, seed=source.seed)
         settings = {**change, "corruption": corruption, "edges": edges, "against": against}
         folder.begin(source.identity(model, clean, **settings))
-        folder.result(
-            "patch_labels",
-            lambda: patch_labels(
-                model,
-                clean=clean,
-                corrupted=corrupted,
-                checkpoint=folder.checkpoint("patch"),
-                **change,
-                **how,
-            ),
-        )
-        folder.result(
-            "knock_out",
-            lambda: knock_out(model, clean, edges, checkpoint=folder.checkpoint("knock_out"), **how),
-        )
+        shape, once = as_adapter(model).shape, tokens_to_run(clean, as_adapter(model))
+        one = once + ROW * shape.layers * shape.heads * len(clean)
+        with work("patching", [2 * one, 3 * one], progress):
+            folder.result(
+                "patch_labels",
+                lambda: patch_labels(
+                    model,
+                    clean=clean,
+                    corrupted=corrupted,
+                    checkpoint=folder.checkpoint("patch"),
+                    **change,
+                    **how,
+                ),
+            )
+            folder.result(
+                "knock_out",
+                lambda: knock_out(model, clean, edges, checkpoint=folder.checkpoint("knock_out"), **how),
+            )
 
 
 def locate(
     target: To,
     source: From = Source(prompts=400),  # noqa: B008 (frozen)
     curves: bool = True,
+    offsets: tuple[int, ...] = (),
     criteria: Criteria = Criteria(),  # noqa: B008 (frozen)
     top: int = 10,
     progress: bool = True,
@@ -209,12 +221,17 @@ def locate(
         target: Where results go.
         source: The model, the task and the prompts.
         curves: Measure necessity and sufficiency of the located heads too.
+        offsets: Which tokens are read as a label, by their distance from it (0: the label itself); without any, those
+            by which labels enter the answer are found first.
         criteria: The smallest effects of interest, and how sure to be.
         top: Heads to print.
         progress: Show a progress bar.
     """
     from icl_kernel_lens import ablation_curves, corrupt, in_context_accuracy, locate_heads, read
-    from icl_kernel_lens.locate.search import split_in_halves
+    from icl_kernel_lens.locate.search import expected_work, split_in_halves
+    from icl_kernel_lens.models.adapter import as_adapter
+    from icl_kernel_lens.run.progress import work
+    from icl_kernel_lens.run.runner import tokens_to_run
 
     source.check()
     how: dict[str, Any] = {"seed": source.seed, "progress": progress}
@@ -225,41 +242,47 @@ def locate(
         # What locating would refuse after the reading, before it.
         split_in_halves(prompts.demo_set, seed=source.seed)
         corrupt(prompts, "permute_labels", seed=source.seed)
-        folder.begin(source.identity(model, prompts, curves=curves, criteria=criteria))
-        evidence = folder.result(
-            "evidence",
-            lambda: read(model, prompts, checkpoint=folder.checkpoint("read"), progress=progress),
-        )
-        accuracy = folder.result(
-            "accuracy",
-            lambda: in_context_accuracy(
-                model,
-                prompts,
-                evidence=evidence,
-                checkpoint=folder.checkpoint("accuracy"),
-                progress=progress,
-            ),
-        )
-        ranking = folder.result(
-            "ranking",
-            lambda: locate_heads(
-                model,
-                prompts,
-                evidence=evidence,
-                accuracy=accuracy,
-                criteria=criteria,
-                checkpoint=folder.checkpoint("locate"),
-                **how,
-            ),
-        )
-        if curves and ranking.heads:
-            fresh = source.draw(model, task, seed=source.seed + 1)
-            folder.result(
-                "curves",
-                lambda: ablation_curves(
-                    model, fresh, ranking.heads, checkpoint=folder.checkpoint("curves"), **how
+        folder.begin(source.identity(model, prompts, curves=curves, offsets=offsets, criteria=criteria))
+        adapter = as_adapter(model)
+        once, steps = tokens_to_run(prompts, adapter), expected_work(adapter, prompts, offsets or None)
+        with work("locating heads", [once, 2 * once, sum(steps) - 3 * once, once], progress):
+            evidence = folder.result(
+                "evidence",
+                lambda: read(
+                    model, prompts, offsets=offsets, checkpoint=folder.checkpoint("read"), progress=progress
                 ),
             )
+            accuracy = folder.result(
+                "accuracy",
+                lambda: in_context_accuracy(
+                    model,
+                    prompts,
+                    evidence=evidence,
+                    checkpoint=folder.checkpoint("accuracy"),
+                    progress=progress,
+                ),
+            )
+            ranking = folder.result(
+                "ranking",
+                lambda: locate_heads(
+                    model,
+                    prompts,
+                    evidence=evidence,
+                    accuracy=accuracy,
+                    offsets=offsets or None,
+                    criteria=criteria,
+                    checkpoint=folder.checkpoint("locate"),
+                    **how,
+                ),
+            )
+            if curves and ranking.heads:
+                fresh = source.draw(model, task, seed=source.seed + 1)
+                folder.result(
+                    "curves",
+                    lambda: ablation_curves(
+                        model, fresh, ranking, checkpoint=folder.checkpoint("curves"), **how
+                    ),
+                )
 
 
 def theory(

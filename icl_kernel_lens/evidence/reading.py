@@ -8,6 +8,7 @@ are there already, without running the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import EvidenceMissing, PromptError
-from icl_kernel_lens.evidence.rows import AnswerRows, evidence_of, shown_shape, sums, with_twins
+from icl_kernel_lens.evidence.rows import AnswerRows, evidence_of, poolings, shown_shape, sums
 from icl_kernel_lens.models.adapter import as_adapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.read_out import unembedded
@@ -40,6 +41,7 @@ def read(
     prompts: PromptSet,
     *,
     keep: tuple[Pooling, ...] = ("label", "span_max"),
+    offsets: Sequence[int] = (),
     template_tokens: bool = True,
     batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
@@ -48,7 +50,8 @@ def read(
     """Reads every head's attention from the answer position, and the model's answers, in one pass.
 
     `keep` names the poolings (`axes.Pooling`); one over a span always brings its twin without position 0.
-    `template_tokens=False` leaves the template's tokens (`Input:`) out of the spans.
+    `offsets` adds the pooling `edges`: the attention on the tokens so far from a demonstration's label, summed, as
+    `label_coverage` finds where labels are read (0: all tokens of the label). `template_tokens=False` leaves the template's tokens (`Input:`) out of the spans.
 
     Leading tokens that prompts share (demonstrations, above all) are run once, and attention is not written
     out, wherever the model allows both exactly (`verify_model(model)` says so, with the differences measured). The
@@ -65,12 +68,14 @@ def read(
     """
     adapter = as_adapter(model)
     verify_model(adapter)
-    names = with_twins(keep)
+    names, edges = poolings(prompts, keep, offsets), tuple(offsets)
     shown, fast = shown_shape(adapter, prompts), reads_fast(adapter)
 
     def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
         batch = prompts.select(numbers)
-        rows = AnswerRows(adapter, batch, numbers, names, shown, template_tokens=template_tokens)
+        rows = AnswerRows(
+            adapter, batch, numbers, names, shown, offsets=edges, template_tokens=template_tokens
+        )
         logits = answer_logits(adapter, batch, prefix, fast=fast, look=rows.add).cpu()
         check_finite(logits, torch.tensor(numbers), adapter)
         scores = logits.gather(1, batch.label_tokens)
@@ -83,14 +88,17 @@ def read(
         adapter,
         step,
         name="reading attention",
-        settings={"keep": names, "template_tokens": template_tokens, "score_on": prompts.score_on},
+        settings={"keep": names, "template_tokens": template_tokens, "score_on": prompts.score_on}
+        | ({"offsets": edges} if edges else {}),
         sums=sums(adapter, prompts),
         batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
     )
     way = "rows rebuilt from q and k" if fast else "rows taken from hook_pattern"
-    return evidence_of(adapter, prompts, names, results, template_tokens, f"{way}; {how}")
+    return evidence_of(
+        adapter, prompts, names, results, f"{way}; {how}", offsets=edges, template_tokens=template_tokens
+    )
 
 
 @checked
@@ -147,6 +155,7 @@ def evidence_from_cache(
     *,
     logits: Float[Tensor, "prompt pos vocab"] | None = None,
     keep: tuple[Pooling, ...] = ("label", "span_max"),
+    offsets: Sequence[int] = (),
     template_tokens: bool = True,
 ) -> Evidence:
     """Makes `Evidence` from an `ActivationCache` of `model.run_with_cache(prompts.tokens)`.
@@ -173,8 +182,10 @@ def evidence_from_cache(
             code="whole-labels",
         )
     numbers, width = torch.arange(len(prompts)), int(prompts.lengths.max())
-    names, shown = with_twins(keep), shown_shape(adapter, prompts)
-    reading = AnswerRows(adapter, prompts, numbers.tolist(), names, shown, template_tokens=template_tokens)
+    names, shown, edges = poolings(prompts, keep, offsets), shown_shape(adapter, prompts), tuple(offsets)
+    reading = AnswerRows(
+        adapter, prompts, numbers.tolist(), names, shown, offsets=edges, template_tokens=template_tokens
+    )
     for layer in attention_layers(adapter):
         name = f"blocks.{layer}.attn.hook_pattern"
         pattern = _shaped(cache, name, (len(prompts), adapter.shape.heads, width, width))
@@ -196,7 +207,15 @@ def evidence_from_cache(
         "label_scores": scores.gather(1, prompts.label_tokens),
         "model_tokens": scores.argmax(1),
     }
-    return evidence_of(adapter, prompts, names, results, template_tokens, "rows taken from a cache")
+    return evidence_of(
+        adapter,
+        prompts,
+        names,
+        results,
+        "rows taken from a cache",
+        offsets=edges,
+        template_tokens=template_tokens,
+    )
 
 
 def _check_rows(rows: Float[Tensor, "prompt head key"], name: str, limit: float) -> None:

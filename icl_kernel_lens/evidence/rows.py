@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import SPAN_POOLINGS, Pooling, check_pooling
+from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.prompts.label_edges import check_offsets, label_keys
 from icl_kernel_lens.prompts.promptset import SHOWN, PromptSet, TokenRole
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.run_info import RunInfo
@@ -26,6 +29,7 @@ class RowPlan:
 
     label_pos: Int[Tensor, "batch demo"]
     label_owner: Int[Tensor, "batch pos"]
+    edge_owner: Int[Tensor, "batch pos"]
     span_owner: Int[Tensor, "batch pos"]
     """The demonstration each position counts for, or the number of demonstrations for none."""
     left: Int[Tensor, "batch point"]
@@ -34,12 +38,15 @@ class RowPlan:
     """The averaged row's points lie between two positions: left·(1 − share) + right·share."""
 
     @classmethod
-    def of(cls, prompts: PromptSet, width: int, *, template_tokens: bool) -> RowPlan:
+    def of(
+        cls, prompts: PromptSet, width: int, *, offsets: tuple[int, ...], template_tokens: bool
+    ) -> RowPlan:
         owner = _owners(prompts.demo_spans, width)
         if not template_tokens:
             owner = owner.masked_fill(prompts.roles[:, :width] == TokenRole.TEMPLATE, prompts.demos)
         left, right, share = _resampling(prompts)
-        return cls(prompts.label_pos, _owners(prompts.label_spans, width), owner, left, right, share)
+        labels, edges = _owners(prompts.label_spans, width), _edge_owners(prompts, width, offsets)
+        return cls(prompts.label_pos, labels, edges, owner, left, right, share)
 
     def to(self, device: torch.device) -> RowPlan:
         return RowPlan(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -55,6 +62,16 @@ def _owners(spans: Int[Tensor, "batch demo 2"], width: int) -> Int[Tensor, "batc
         if spans.shape[1]
         else torch.zeros(len(spans), width, dtype=torch.long)
     )
+
+
+def _edge_owners(prompts: PromptSet, width: int, offsets: tuple[int, ...]) -> Int[Tensor, "batch pos"]:
+    """For each position the demonstration whose label it stands at one of these offsets from; their count for none."""
+    owner = torch.full((len(prompts), width), prompts.demos)
+    for number in range(len(prompts)) if offsets else ():
+        there = label_keys(prompts, number, offsets).any(0)
+        for demo in reversed(range(prompts.demos)):
+            owner[number, : there.shape[1]][there[demo]] = demo
+    return owner
 
 
 def _resampling(prompts: PromptSet) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +102,7 @@ def pool(
     demos = plan.label_pos.shape[1]
     if pooling == "label":
         return rows.gather(2, plan.label_pos[:, None].expand(-1, rows.shape[1], -1))
-    owner = plan.label_owner if pooling == "label_sum" else plan.span_owner
+    owner = {"label_sum": plan.label_owner, "edges": plan.edge_owner}.get(pooling, plan.span_owner)
     if pooling.endswith("_without_first"):
         owner = owner.clone()
         owner[:, 0] = demos
@@ -103,8 +120,20 @@ def resample(rows: Float[Tensor, "batch head pos"], plan: RowPlan) -> Float[Tens
     return left + (right - left) * plan.share[:, None]
 
 
-def with_twins(keep: tuple[Pooling, ...]) -> tuple[Pooling, ...]:
-    """The poolings asked for, each over a span together with its twin without position 0."""
+def poolings(prompts: PromptSet, keep: tuple[Pooling, ...], offsets: Sequence[int]) -> tuple[Pooling, ...]:
+    """The poolings asked for, each over a span together with its twin without position 0.
+
+    Raises: PromptError: an offset holds no token. ResultError: `edges` without offsets.
+    """
+    if offsets:
+        check_offsets(prompts, offsets)
+        keep = (*keep, "edges")
+    elif "edges" in keep:
+        raise ResultError(
+            'the pooling "edges" sums over the tokens at some offsets from the labels; none were given. Give them, such as '
+            "offsets=(0, 1).",
+            code="offset",
+        )
     found: list[Pooling] = []
     for pooling in keep:
         check_pooling(pooling)
@@ -125,11 +154,14 @@ class AnswerRows:
         names: tuple[Pooling, ...],
         shown: tuple[int, ...],
         *,
+        offsets: tuple[int, ...],
         template_tokens: bool,
     ) -> None:
         self.adapter, self.batch, self.names, self.shown_shape = adapter, batch, names, shown
         self.shown = {at: number for at, number in enumerate(numbers) if number < SHOWN}
-        self.plan = RowPlan.of(batch, int(batch.lengths.max()), template_tokens=template_tokens)
+        self.plan = RowPlan.of(
+            batch, int(batch.lengths.max()), offsets=offsets, template_tokens=template_tokens
+        )
         self.plans = {torch.device("cpu"): self.plan}
         self.layers: dict[int, dict[str, Tensor]] = {}
 
@@ -185,13 +217,16 @@ def evidence_of(
     prompts: PromptSet,
     names: tuple[Pooling, ...],
     results: dict[str, Tensor],
-    template_tokens: bool,
     reading: str,
+    *,
+    offsets: tuple[int, ...],
+    template_tokens: bool,
 ) -> Evidence:
     """The `Evidence` of these prompts from the results of their steps."""
     return Evidence(
         prompts=prompts,
         weights={name: results[f"weights.{name}"] for name in names},
+        offsets=offsets,
         sink=results["sink"],
         label_scores=results["label_scores"],
         model_tokens=results["model_tokens"],

@@ -23,18 +23,18 @@ from torch import Tensor
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.interventions.engine import RowEdit, RowEdits, run
-from icl_kernel_lens.interventions.label_edges import (
+from icl_kernel_lens.interventions.validate import check_intervened
+from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
+from icl_kernel_lens.numbers.logits import logit_difference
+from icl_kernel_lens.numbers.rows import cut
+from icl_kernel_lens.prompts.corrupt_labels import shift_labels
+from icl_kernel_lens.prompts.label_edges import (
     check_offsets,
     demo_keys,
     label_keys,
     present,
     start_of_test_input,
 )
-from icl_kernel_lens.interventions.validate import check_intervened
-from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
-from icl_kernel_lens.numbers.logits import logit_difference
-from icl_kernel_lens.numbers.rows import cut
-from icl_kernel_lens.prompts.corrupt_labels import shift_labels
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.ablation_curves import Side
 from icl_kernel_lens.results.label_coverage import (
@@ -46,7 +46,8 @@ from icl_kernel_lens.results.label_coverage import (
     name_of,
 )
 from icl_kernel_lens.results.run_info import RunInfo
-from icl_kernel_lens.run.runner import BatchSize
+from icl_kernel_lens.run.progress import ROW, work
+from icl_kernel_lens.run.runner import BatchSize, tokens_to_run
 from icl_kernel_lens.run.variants import Row, editable
 
 OFFSETS = (-1, 0, 1, 2)
@@ -79,7 +80,7 @@ def label_coverage(
 
     in logits, sums over prompts; for two classes t is half of what exchanging all labels does. c* is the true class, or with
     `against="model"` (and where there is no truth) the model's own answer. Offset 0 is the label with all its tokens,
-    another number the token so far from a label's first (`interventions/label_edges.py`); without `offsets`, those of
+    another number the token so far from a label's first (`prompts/label_edges.py`); without `offsets`, those of
     −1, 0, 1, 2 that hold a token. Cuts are *zeroed* (z' = z − Σ A_i v_i) and *renormalised* (what is left of the row
     sums to one again). Position 0 and special tokens stay when all but some edges are cut.
 
@@ -103,25 +104,20 @@ def label_coverage(
                 no share.
     """
     against = against or ("model" if prompts.test_labels is None else "truth")
-    check_intervened(prompts, against)
     check_shares(lose, keep)
-    asked = tuple(sorted(present(prompts, OFFSETS) if offsets is None else offsets))
-    check_offsets(prompts, asked)
-    adapter = editable(model)
-    shifted = tuple(shift_labels(prompts, by, model) for by in range(1, prompts.labels))
-    runs = Relabelled((prompts, *shifted), adapter, asked, against, batch_size, progress)
+    runs = Relabelled.of(model, prompts, offsets, against, batch_size=batch_size, progress=progress)
     given = {"lose": lose, "keep": keep, "seed": seed}
     folder = None if checkpoint is None else Path(checkpoint)
-    found = _measured(runs, rows, layers, given, folder and folder / rows)
+    found = measured(runs, rows, given, layers=layers, checkpoint=folder and folder / rows)
     if found.undefined is not None or found.smallest_set().offsets is not None or rows == "test_input":
         return found
     warnings.warn(
-        f"labels do not enter {adapter.name}'s answer by its own edges to offsets {name_of(asked)}: "
+        f"labels do not enter {found.run.model}'s answer by its own edges to offsets {name_of(found.offsets)}: "
         f"{found.smallest_set().why}. Earlier tokens of the test input may carry them: their rows are cut now, too (see "
         ".test_input).",
         stacklevel=3,
     )
-    wider = _measured(runs, "test_input", layers, given, folder and folder / "test_input")
+    wider = measured(runs, "test_input", given, layers=layers, checkpoint=folder and folder / "test_input")
     return replace(found, test_input=wider)
 
 
@@ -150,20 +146,46 @@ class Relabelled:
     batch_size: BatchSize
     progress: bool
 
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        prompts: PromptSet,
+        offsets: Sequence[int] | None,
+        against: Reference,
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool,
+    ) -> Relabelled:
+        """What `label_coverage` runs; without offsets, those of `OFFSETS` that hold a token.
+
+        Raises: PromptError, ModelError: see `label_coverage`.
+        """
+        check_intervened(prompts, against)
+        asked = tuple(sorted(present(prompts, OFFSETS) if offsets is None else offsets))
+        check_offsets(prompts, asked)
+        adapter = editable(model)
+        shifted = tuple(shift_labels(prompts, by, model) for by in range(1, prompts.labels))
+        return cls((prompts, *shifted), adapter, asked, against, batch_size, progress)
+
     def parts(
         self, cells: Sequence[Cell], rows: CutRows, folder: Path | None
     ) -> tuple[Float[Tensor, "prompt cell"], Float[Tensor, " prompt"], Int[Tensor, " prompt"], RunInfo]:
         """The label part in every cell, the one uncut, and the class that both are about."""
-        effects = [
-            run(
-                self.adapter,
-                self.cutting(prompts, cells, rows),
-                batch_size=self.batch_size,
-                checkpoint=folder and folder / f"shifted by {by}",
-                progress=self.progress,
-            )
-            for by, prompts in enumerate(self.prompts)
+        expected = [
+            tokens_to_run(prompts, self.adapter) + ROW * len(cells) * len(prompts) for prompts in self.prompts
         ]
+        with work("label coverage", expected, self.progress):
+            effects = [
+                run(
+                    self.adapter,
+                    self.cutting(prompts, cells, rows),
+                    batch_size=self.batch_size,
+                    checkpoint=folder and folder / f"shifted by {by}",
+                    progress=self.progress,
+                )
+                for by, prompts in enumerate(self.prompts)
+            ]
         scores = torch.stack([e.label_scores for e in effects if e.label_scores is not None])
         uncut = torch.stack([e.base_label_scores for e in effects])
         truth = self.prompts[0].test_labels
@@ -246,15 +268,20 @@ def _keys(
     return queries, keys[:, None] & before, every & before
 
 
-def _measured(
-    runs: Relabelled, rows: CutRows, layers: bool, asked: Mapping[str, Any], folder: Path | None
+def measured(
+    runs: Relabelled,
+    rows: CutRows,
+    asked: Mapping[str, Any],
+    *,
+    layers: bool = False,
+    checkpoint: Path | None,
 ) -> LabelCoverage:
     """All sets of offsets, and each offset layer by layer, in one pass over the relabelled prompts."""
     offsets, every = runs.offsets, attention_layers(runs.adapter) if layers else []
     sets = sets_of(offsets, rows)
     whole = [Cell(*of) for of in product(SIDES, CUTS, sets)]
     apart = [Cell(side, cut, (at,), layer) for side, cut, at, layer in product(SIDES, CUTS, offsets, every)]
-    part, base, reference, info = runs.parts([*whole, *apart], rows, folder)
+    part, base, reference, info = runs.parts([*whole, *apart], rows, checkpoint)
     by_layer: dict[Side, Tensor] = {}
     if layers:
         found = part[:, len(whole) :].unflatten(1, (len(SIDES), len(CUTS), len(offsets), len(every)))

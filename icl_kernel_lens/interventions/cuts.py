@@ -15,10 +15,10 @@ from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.engine import Prepare, RowEdit, change_rows
-from icl_kernel_lens.interventions.label_edges import check_offsets, label_keys, within
 from icl_kernel_lens.interventions.validate import Heads, check_intervened, check_word
 from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.rows import cut, cut_mass
+from icl_kernel_lens.prompts.label_edges import check_offsets, label_keys, within
 from icl_kernel_lens.prompts.promptset import PromptSet, TokenRole
 from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.run.variants import Row

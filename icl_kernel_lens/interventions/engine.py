@@ -38,6 +38,7 @@ from icl_kernel_lens.results.patch_effects import PatchEffects, Places
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.run.forward import check_finite
 from icl_kernel_lens.run.memory import in_batches, prompts_at_once
+from icl_kernel_lens.run.progress import ROW
 from icl_kernel_lens.run.runner import BatchSize, run_prompts
 from icl_kernel_lens.run.variants import (
     Changes,
@@ -225,9 +226,18 @@ def run(
         checkpoint=checkpoint,
         progress=progress,
         share=what.alone,
+        extra=ROW * len(variants) * _rows(what, runs.own),
     )
     run_info = RunInfo.of(adapter, prompts.info, prompts.score_on, reading=how)
     return _result(what, results, run_info, {**what.settings, "route": str(route)})
+
+
+def _rows(what: Intervention, own: int | None) -> float:
+    """How many tokens a variant runs, on average."""
+    if what.alone and own is not None:
+        return float(own)
+    start = torch.zeros(()) if what.first is None or own is None else what.first
+    return float((what.prompts.answer_pos + 1 - start).float().mean())
 
 
 def _measured(

@@ -19,15 +19,16 @@ from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.cuts import cutting
 from icl_kernel_lens.interventions.engine import change_rows
-from icl_kernel_lens.interventions.label_edges import check_offsets, label_keys
 from icl_kernel_lens.interventions.validate import check_heads, check_intervened
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.prompts.label_edges import check_offsets, label_keys
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.ablation_curves import AblationCurves, Cut, Side
 from icl_kernel_lens.results.head_ranking import HeadRanking
-from icl_kernel_lens.run.runner import run_prompts
+from icl_kernel_lens.run.progress import ROW, work
+from icl_kernel_lens.run.runner import run_prompts, tokens_to_run
 from icl_kernel_lens.run.variants import Row, editable, keep, look_at, own_tokens
 
 MOST_SETS = 100_000
@@ -42,7 +43,7 @@ def ablation_curves(
     heads: HeadRanking | Sequence[Head | str],
     *,
     cuts: Sequence[Cut] = ("renormalised",),
-    offsets: Sequence[int] = (0,),
+    offsets: Sequence[int] | None = None,
     random_sets: int = 100,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -61,7 +62,8 @@ def ablation_curves(
         zeroed          nothing: z' = z − Σ_i A_i v_i
         mean            z' = z − Σ_i A_i v_i + its mean over these prompts
 
-    `offsets` says which tokens' edges are a label's (see `knock_out`): 0 the label, all its tokens.
+    `offsets` says which tokens' edges are a label's (see `knock_out`): by default the ranking's, or 0, the label with all its
+    tokens.
 
     Beside each k stand the same for `random_sets` sets of k other heads, as many in each layer as the first k have,
     without the k heads themselves; where a layer does not hold enough, all sets there are, and further ones from
@@ -74,6 +76,8 @@ def ablation_curves(
             PromptError: prompts are scored on whole labels; an offset holds no token.
     """
     check_intervened(prompts, "model")
+    if offsets is None:
+        offsets = heads.offsets if isinstance(heads, HeadRanking) else (0,)
     check_offsets(prompts, offsets)
     adapter = editable(model)
     order = _order(adapter, heads, random_sets, cuts)
@@ -88,13 +92,15 @@ def ablation_curves(
     cells = torch.cat([first, sets.flatten(0, 1)])
     masks = torch.cat([cells, there & ~cells])
     folder = None if checkpoint is None else Path(checkpoint)
-    mean = None
-    if "mean" in cuts:
-        mean = mean_read(adapter, prompts, folder and folder / "means", progress, offsets)
-    answers = [
-        _answers(model, prompts, masks, cut, mean, offsets, seed, folder and folder / cut, progress)
-        for cut in cuts
-    ]
+    mean, reading = None, tokens_to_run(prompts, adapter)
+    one = reading + ROW * len(masks.flatten(1).unique(dim=0)) * len(prompts)
+    with work("ablation curves", [*([reading] if "mean" in cuts else []), *[one] * len(cuts)], progress):
+        if "mean" in cuts:
+            mean = mean_read(adapter, prompts, folder and folder / "means", progress, offsets)
+        answers = [
+            _answers(model, prompts, masks, cut, mean, offsets, seed, folder and folder / cut, progress)
+            for cut in cuts
+        ]
     split = torch.stack([found for found, _ in answers]).unflatten(2, (2, -1))
     found: dict[Side, Tensor] = {"necessity": split[:, :, 0], "sufficiency": split[:, :, 1]}
     curves, draws = len(order) + 1, sets.shape[:2]

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.numbers import permutations, shifts
 from icl_kernel_lens.numbers.control_votes import simple_votes, simple_weights
 from icl_kernel_lens.numbers.draws import generator
@@ -56,10 +57,17 @@ class Fidelity:
     demo_set: Int[Tensor, " prompt"]
 
     @classmethod
-    def of(cls, evidence: Evidence, reread: Evidence, numbers: Int[Tensor, " prompt"], seed: int) -> Fidelity:
+    def of(
+        cls,
+        evidence: Evidence,
+        reread: Evidence,
+        numbers: Int[Tensor, " prompt"],
+        seed: int,
+        pooling: Pooling = "label",
+    ) -> Fidelity:
         """The prompts `numbers` of a reading, and of the one with labels permuted."""
         prompts, again = evidence.prompts.select(numbers.tolist()), reread.prompts.select(numbers.tolist())
-        weights, permuted = evidence.weights["label"][numbers], reread.weights["label"][numbers]
+        weights, permuted = (one.pooled(pooling)[numbers] for one in (evidence, reread))
         answer, labels, count = evidence.answers[numbers], prompts.demo_labels, prompts.labels
         kernel, kernel_again = normalised(weights), normalised(permuted)
         places = permutations.by_position(kernel.flatten(1, 2), prompts.demo_set).unflatten(

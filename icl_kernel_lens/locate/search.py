@@ -7,8 +7,8 @@ sets of prompts (`stability`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
-from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.axes import HeadRef, Pooling
 from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.evidence.reading import read
 from icl_kernel_lens.interventions.cuts import knock_out
 from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
+from icl_kernel_lens.locate.edges import LABEL, PROMPTS, LabelEdges, choose_edges, named
 from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
-from icl_kernel_lens.models.adapter import as_adapter, attention_layers
+from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_layers
 from icl_kernel_lens.numbers.groups import first_half
 from icl_kernel_lens.numbers.intervals import sets_for
 from icl_kernel_lens.prompts.corruptions import corrupt
@@ -32,12 +33,19 @@ from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.label_coverage import Offsets
+from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.results.stability import Stability
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+from icl_kernel_lens.run.progress import ROW, work
+from icl_kernel_lens.run.runner import tokens_to_run
 from icl_kernel_lens.scores.in_context import in_context_accuracy
 
 ENOUGH = 32
 """Demonstration sets a half should have; `FEWEST` it must have."""
+SELECTED = 32
+"""Heads that are expected to be measured again, for the estimate of time."""
+STEPS = ("edges", "read", "accuracy", "reread", "choosing", "reporting")
 
 
 @checked
@@ -47,6 +55,7 @@ def locate_heads(
     *,
     evidence: Evidence | None = None,
     accuracy: TaskAccuracy | None = None,
+    offsets: Sequence[int] | None = None,
     criteria: Criteria | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -70,12 +79,16 @@ def locate_heads(
         invariant  that of label_shift − ½ word_bound_shift lies below 0 (half of the shift if weights went with label words)
         matters    that of the drop lies beyond `criteria.effect` of the logit difference, and of what equal mass costs
 
+    What is read of a label stands at some `offsets` from it: weights are the attention there, and cuts are of these edges.
+    Without `offsets`, they are the smallest set that `label_coverage` finds in the choosing half; where there is none, the
+    label itself is taken, and a note says so.
+
     Kernel head: all three. Han et al. (TMLR 2025, section 5.2) take the head of the best agreement on the data it is
     reported on; halves, controls, invariance and the causal test are ours.
 
     What is printed begins with whether there is anything to explain (`in_context_accuracy`), measured on all prompts.
-    `accuracy`, where it was measured before, and `evidence`, a reading of these prompts with the label pooling, are used
-    instead of running the model for them anew.
+    `accuracy`, where it was measured before, and `evidence`, a reading of these prompts with the label pooling (or that of
+    the `offsets`), are used instead of running the model for them anew.
     `checkpoint` names a folder in which finished prompts of each step are kept; the same call goes on from there.
 
     Does not show: that other heads could not take over (see `ablation_curves`); that a head is a kernel
@@ -83,7 +96,7 @@ def locate_heads(
     carries less than `criteria.effect` are shadows here.
 
     Raises: PromptError: fewer than 8 demonstration sets a half; labels of unequal token counts, which cannot be
-                permuted in place; prompts scored on whole labels. ModelError: attention cannot be changed exactly.
+                permuted in place; prompts scored on whole labels; an offset holds no token. ModelError: attention cannot be changed exactly.
             ResultError: the evidence or the accuracy is of other prompts or another model.
     """
     criteria = criteria or Criteria()
@@ -96,24 +109,28 @@ def locate_heads(
     check_sets(prompts)
     first, second = split_in_halves(prompts.demo_set, seed=seed)
     permuted = corrupt(prompts, "permute_labels", seed=seed)
-    steps = ("read", "accuracy", "reread", "choosing", "reporting")
-    place = {step: None if checkpoint is None else Path(checkpoint) / step for step in steps}
-    evidence, accuracy = _whole(model, prompts, evidence, accuracy, place, progress)
-    reread = read(model, permuted, keep=("label",), checkpoint=place["reread"], progress=progress)
-    chosen = Fidelity.of(evidence, reread, first, seed)
-    cut = knock_out(
-        model, prompts.select(first.tolist()), controls=False, checkpoint=place["choosing"], progress=progress
-    )
-    evidence.check_scores(first, cut.base_label_scores)
-    selected, choosing = select(chosen, -cut.effect(), cut.base, criteria)
-    some = selected["votes"] | selected["matters"]
-    half = prompts.select(second.tolist())
-    drop, equal_mass, base = _drops(model, half, some, seed, place["reporting"], progress)
-    found = Fidelity.of(evidence, reread, second, seed + 10)
+    place = {step: None if checkpoint is None else Path(checkpoint) / step for step in STEPS}
+    expected = expected_work(as_adapter(model), prompts, offsets, evidence=evidence, accuracy=accuracy)
+    with work("locating heads", expected, progress):
+        if offsets is None:
+            edges = choose_edges(
+                model, prompts, first, seed=seed, checkpoint=place["edges"], progress=progress
+            )
+        else:
+            edges = LabelEdges(tuple(sorted(offsets)), "they were given")
+        evidence, accuracy = _whole(model, prompts, evidence, accuracy, edges.offsets, place, progress)
+        reread = _read(model, permuted, edges.offsets, place["reread"], progress)
+        chosen = Fidelity.of(evidence, reread, first, seed, _pooling(edges.offsets))
+        cuts = _Cuts(model, edges.offsets, seed, progress)
+        effect, base, scores = cuts.of_every_head(prompts.select(first.tolist()), place["choosing"])
+        evidence.check_scores(first, scores)
+        selected, choosing = select(chosen, -effect, base, criteria)
+        drop, equal_mass, base = cuts.of_some(prompts.select(second.tolist()), selected, place["reporting"])
+    found = Fidelity.of(evidence, reread, second, seed + 10, _pooling(edges.offsets))
     columns, strongest = report(found, selected, drop, equal_mass, base, criteria)
     classes = classify(columns, selected, criteria)
-    confirmed = torch.tensor([name == "kernel head" for name in classes]).reshape(drop.shape[1:])
-    effect = drop.masked_fill(~confirmed, 0).sum(2)
+    others = torch.tensor([name != "kernel head" for name in classes]).reshape(drop.shape[1:])
+    effect = drop.masked_fill(others, 0).sum(2)
     return HeadRanking(
         classes={HeadRef(*divmod(at, drop.shape[2])): name for at, name in enumerate(classes)},
         band=find_band(effect, base, found.demo_set, criteria.band_share, level=criteria.level, seed=seed),
@@ -126,15 +143,12 @@ def locate_heads(
         base=base,
         demo_set=found.demo_set,
         numbers=second,
+        offsets=edges.offsets,
         criteria=criteria,
         accuracy=accuracy,
         run=evidence.run,
-        settings={
-            "seed": str(seed),
-            "choosing": f"{len(first)} prompts in {len(chosen.demo_set.unique())} demonstration sets",
-            "prompts": prompts.digest(),
-        },
-        notes=_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria, effect),
+        settings=_settings(prompts, chosen, edges, seed),
+        notes=_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria, effect, edges),
     )
 
 
@@ -171,8 +185,10 @@ def stability(
             f"{len(prompts)}.",
             code="not-comparable",
         )
-    return Stability(
-        {
+    adapter = as_adapter(model)
+    expected = [sum(expected_work(adapter, some)) for some in prompts.values()]
+    with work("stability", expected, progress):
+        rankings = {
             name: locate_heads(
                 model,
                 some,
@@ -183,7 +199,42 @@ def stability(
             )
             for at, (name, some) in enumerate(prompts.items())
         }
-    )
+    return Stability(rankings)
+
+
+def expected_work(
+    adapter: ModelAdapter,
+    prompts: PromptSet,
+    offsets: Sequence[int] | None = None,
+    *,
+    evidence: Evidence | None = None,
+    accuracy: TaskAccuracy | None = None,
+) -> list[float]:
+    """About how many tokens each step runs: label coverage, reading, accuracy, rereading, and cuts on both halves."""
+    once, heads = float(tokens_to_run(prompts, adapter)), adapter.shape.layers * adapter.shape.heads
+    few = min(1.0, PROMPTS / len(prompts))
+    coverage = prompts.labels * (few * once + ROW * 60 * PROMPTS)
+    cuts = [once / 2 + ROW * len(prompts) / 2 * variants for variants in (heads, SELECTED * 3)]
+    return [
+        *([coverage] if offsets is None else []),
+        *([once] if evidence is None else []),
+        *([2 * once] if accuracy is None else []),
+        once,
+        *cuts,
+    ]
+
+
+def _pooling(offsets: Offsets) -> Pooling:
+    """The weights that go with these edges."""
+    return "label" if offsets == LABEL else "edges"
+
+
+def _read(
+    model: Any, prompts: PromptSet, offsets: Offsets, checkpoint: Path | None, progress: bool
+) -> Evidence:
+    """A reading whose weights are of these edges."""
+    keep: dict[str, Any] = {"keep": ("label",)} if offsets == LABEL else {"keep": (), "offsets": offsets}
+    return read(model, prompts, **keep, checkpoint=checkpoint, progress=progress)
 
 
 def _whole(
@@ -191,14 +242,16 @@ def _whole(
     prompts: PromptSet,
     evidence: Evidence | None,
     accuracy: TaskAccuracy | None,
+    offsets: Offsets,
     place: Mapping[str, Path | None],
     progress: bool,
 ) -> tuple[Evidence, TaskAccuracy]:
     """What is known of all prompts, both halves: their reading and the task accuracy, as given or measured now."""
-    if evidence is None:
-        evidence = read(model, prompts, keep=("label",), checkpoint=place["read"], progress=progress)
-    evidence.check_of(as_adapter(model), prompts)
-    evidence.pooled("label")
+    if evidence is not None:
+        evidence.check_of(as_adapter(model), prompts)
+    if evidence is None or (offsets != LABEL and evidence.offsets != offsets):
+        evidence = _read(model, prompts, offsets, place["read"], progress)
+    evidence.pooled(_pooling(offsets))
     evidence = replace(evidence, prompts=prompts)
     if accuracy is None:
         accuracy = in_context_accuracy(
@@ -208,22 +261,40 @@ def _whole(
     return evidence, accuracy
 
 
-def _drops(
-    model: Any,
-    prompts: PromptSet,
-    selected: Bool[Tensor, "layer head"],
-    seed: int,
-    checkpoint: Path | None,
-    progress: bool,
-) -> tuple[Float[Tensor, "prompt layer head"], Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"]]:
-    """Per prompt: the drop without the label edges of each selected head, that without equal mass, the base."""
-    # Without any, one head is run all the same, for the base; its effect is not kept.
-    heads = [HeadRef(*head) for head in selected.nonzero().tolist()]
-    heads = heads or [HeadRef(attention_layers(as_adapter(model))[0], 0)]
-    cut = knock_out(model, prompts, heads=heads, seed=seed, checkpoint=checkpoint, progress=progress)
-    changed = (cut.values, cut.controls["equal_mass"])
-    drop, equal = ((cut.base[:, None, None] - x).masked_fill(~selected, torch.nan) for x in changed)
-    return drop, equal, cut.base
+@dataclass(frozen=True)
+class _Cuts:
+    """What the answer loses without the label edges of single heads."""
+
+    model: Any
+    offsets: Offsets
+    seed: int
+    progress: bool
+
+    def of_every_head(
+        self, prompts: PromptSet, checkpoint: Path | None
+    ) -> tuple[Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"], Float[Tensor, "prompt label"]]:
+        """Per prompt: the effect of each head's cut, the base, the label scores."""
+        cut = self._cut(prompts, checkpoint, controls=False)
+        return cut.effect(), cut.base, cut.base_label_scores
+
+    def of_some(
+        self, prompts: PromptSet, why: Mapping[str, Bool[Tensor, "layer head"]], checkpoint: Path | None
+    ) -> tuple[
+        Float[Tensor, "prompt layer head"], Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"]
+    ]:
+        """Per prompt: the drop without the label edges of each selected head, that without equal mass, the base."""
+        selected = why["votes"] | why["matters"]
+        # Without any, one head is run all the same, for the base; its effect is not kept.
+        heads = [HeadRef(*head) for head in selected.nonzero().tolist()]
+        heads = heads or [HeadRef(attention_layers(as_adapter(self.model))[0], 0)]
+        cut = self._cut(prompts, checkpoint, heads=heads)
+        changed = (cut.values, cut.controls["equal_mass"])
+        drop, equal = ((cut.base[:, None, None] - x).masked_fill(~selected, torch.nan) for x in changed)
+        return drop, equal, cut.base
+
+    def _cut(self, prompts: PromptSet, checkpoint: Path | None, **which: Any) -> PatchEffects:
+        how: dict[str, Any] = {"offsets": self.offsets, "seed": self.seed, "progress": self.progress}
+        return knock_out(self.model, prompts, checkpoint=checkpoint, **how, **which)
 
 
 def check_sets(prompts: PromptSet) -> None:
@@ -241,6 +312,15 @@ def check_sets(prompts: PromptSet) -> None:
             return
 
 
+def _settings(prompts: PromptSet, chosen: Fidelity, edges: LabelEdges, seed: int) -> dict[str, str]:
+    return {
+        "seed": str(seed),
+        "choosing": f"{len(chosen.demo_set)} prompts in {len(chosen.demo_set.unique())} demonstration sets",
+        "prompts": prompts.digest(),
+        "edges": f"of {named(edges.offsets)}: {edges.why}",
+    }
+
+
 def _notes(
     evidence: Evidence,
     columns: dict[str, Tensor],
@@ -248,8 +328,11 @@ def _notes(
     sets: int,
     criteria: Criteria,
     effect: Float[Tensor, "prompt layer"],
+    edges: LabelEdges,
 ) -> tuple[str, ...]:
     notes = []
+    if edges.offsets != LABEL or "untested" in edges.why:
+        notes.append(f"edges of {named(edges.offsets)} count as the label's: {edges.why}")
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
     share = float(answers.max() / answers.sum())
     if share > 0.9:

@@ -52,6 +52,8 @@ class Evidence(Result):
     """Whole rows of the first prompts, to look at; 0 beyond the prompt's length."""
     missing: Mapping[int, str]
     run: RunInfo
+    offsets: tuple[int, ...] = ()
+    """What the pooling `edges` sums over, where it is there."""
 
     def _problems(self) -> Iterator[str]:
         shape, prompts, rows = (self.run.layers, self.run.heads), self.prompts, self.rows
@@ -65,6 +67,9 @@ class Evidence(Result):
                     self.sink.shape[1:] == shape
                 ),
                 "weights must hold a pooling": len(self.weights) > 0,
+                f"offsets belong to the pooling edges; they are {self.offsets}": (
+                    bool(self.offsets) == ("edges" in self.weights)
+                ),
                 f"weights hold {unknown}, which are no poolings": not unknown,
                 f"layers without attention lie in 0…{shape[0] - 1}; they are {sorted(self.missing)}": all(
                     0 <= layer < shape[0] for layer in self.missing

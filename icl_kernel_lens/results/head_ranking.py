@@ -182,6 +182,8 @@ class HeadRanking(Result):
     accuracy: TaskAccuracy
     """Whether there is anything to explain, on all prompts given, both halves: what is said first."""
     run: RunInfo
+    offsets: tuple[int, ...] = (0,)
+    """Which tokens' edges count as a label's, by their distance from it; 0 the label itself."""
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What must be said beside the numbers."""

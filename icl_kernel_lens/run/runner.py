@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from icl_kernel_lens.errors import PromptError, RunError
 from icl_kernel_lens.models.adapter import ModelAdapter, users_hooks
@@ -28,6 +27,7 @@ from icl_kernel_lens.run.checkpoint import SUM, Checkpoint, fingerprint
 from icl_kernel_lens.run.memory import LARGEST_BATCH, in_pieces, must_fit, prefix_tokens, prompts_at_once
 from icl_kernel_lens.run.prefixes import Branch, find_branches, split, unshared
 from icl_kernel_lens.run.processes import here
+from icl_kernel_lens.run.progress import work
 
 BatchSize = int | Literal["auto"]
 Step = Callable[[list[int], Prefix | None], dict[str, Tensor]]
@@ -48,35 +48,20 @@ def run_prompts(
     checkpoint: str | Path | None = None,
     progress: bool = True,
     share: bool = True,
+    extra: float = 0.0,
 ) -> tuple[dict[str, Tensor], str]:
     """Runs `step` once on every prompt; returns the rows in the order of the prompts, and what was shared, in words.
 
     `settings` is what the results depend on beside model and prompts: a checkpoint is only resumed with the same.
     `sums` are zeros in the shape of each result that is added up; a step may leave those out. Without `share`,
     every step is given whole prompts, and no prefix. `most` caps an automatic batch, for steps that hold more than a
-    forward pass does.
+    forward pass does. `extra` is what a step costs a prompt beyond running it, in tokens; progress counts it.
 
     Raises: PromptError: prompts do not fit the model. RunError: not even one prompt fits into memory; the
             checkpoint is another run's; a process was lost.
     """
-    if batch_size != "auto" and batch_size < 1:
-        raise PromptError(
-            f'batch_size must be at least 1, or "auto"; got {batch_size!r}.', code="number-range"
-        )
-    check_fits(prompts, adapter)
-    processes = here()
-    hooks = users_hooks(adapter)
-    if processes.size > len(prompts):
-        raise RunError(
-            f"every process needs a prompt; there are {processes.size} processes and {len(prompts)} prompts.",
-            code="too-many-processes",
-        )
-    if checkpoint is not None and hooks:
-        raise RunError(
-            f"a checkpoint cannot tell one hook from another; the model has hooks at {', '.join(hooks[:3])}. Remove "
-            "them, or read without a checkpoint.",
-            code="checkpoint-hooks",
-        )
+    processes, hooks = here(), users_hooks(adapter)
+    _check_request(prompts, adapter, batch_size, hooks, kept=checkpoint is not None)
     told = checkpoint is not None or processes.size > 1
     identity = fingerprint(adapter, prompts, {"run": name, **settings}) if told else {}
     kept = Checkpoint(checkpoint, identity)
@@ -87,32 +72,60 @@ def run_prompts(
     whole, how = unshared(len(prompts)), "prompts read whole"
     if share:
         whole, how = sharing_of(prompts, adapter, hooks)
-    if _placed_by_length(prompts, adapter) is not None:
+    if (limit := _placed_by_length(prompts, adapter)) is not None:
         batch_size = 1
+        warnings.warn(
+            f"{adapter.name} reads one whole prompt at a time, which is slower, because {_by_length(limit)}.",
+            stacklevel=3,
+        )
     if processes.size > 1:
         # Finished prompts are counted once: by the first process, whoever read them.
         whole = split(whole, prompts.lengths.tolist(), processes.size)[processes.rank]
     for numbers, part in found:
         results.take(numbers, part, add=processes.first)
     done, mine = set(results.numbers), whole.every_number()
-    which = f", process 1 of {processes.size}" if processes.size > 1 else ""
-    with tqdm(
-        total=len(mine),
-        initial=len(done & set(mine)),
-        desc=name + which,
-        unit="prompt",
-        disable=not (progress and processes.first),
-    ) as bar:
+    finished, total = len(done & set(mine)), len(mine)
+    each = whole.cost(prompts.lengths.tolist()) / max(1, total) + extra
+    says = f"{name}, {{}}/{total} prompts" + (
+        f" of process 1 of {processes.size}" if processes.size > 1 else ""
+    )
+    with work(name, (), progress, tokens=each * total) as bar:
+        if finished:
+            bar.add(each * finished, says.format(finished), kept=True)
         try:
             for numbers, prefix in _batches(prompts, adapter, whole, done, batch_size, most):
                 once = partial(_once, adapter, step, prefix)
                 for part, result in in_pieces(numbers, len(numbers), once):
                     results.take(torch.tensor(part), result, add=True)
                     kept.add(part, result)
-                    bar.update(len(part))
+                    finished += len(part)
+                    bar.add(each * len(part), says.format(finished))
         finally:
             kept.save()
     return processes.add(results.tensors), how
+
+
+def _check_request(
+    prompts: PromptSet, adapter: ModelAdapter, batch_size: BatchSize, hooks: list[str], *, kept: bool
+) -> None:
+    """Refuse what cannot be run: prompts, batches, too many processes, hooks beside a checkpoint."""
+    if batch_size != "auto" and batch_size < 1:
+        raise PromptError(
+            f'batch_size must be at least 1, or "auto"; got {batch_size!r}.', code="number-range"
+        )
+    check_fits(prompts, adapter)
+    processes = here()
+    if processes.size > len(prompts):
+        raise RunError(
+            f"every process needs a prompt; there are {processes.size} processes and {len(prompts)} prompts.",
+            code="too-many-processes",
+        )
+    if kept and hooks:
+        raise RunError(
+            f"a checkpoint cannot tell one hook from another; the model has hooks at {', '.join(hooks[:3])}. Remove "
+            "them, or read without a checkpoint.",
+            code="checkpoint-hooks",
+        )
 
 
 class _Results:
@@ -150,20 +163,15 @@ class _Results:
 
 def sharing_of(prompts: PromptSet, adapter: ModelAdapter, hooks: list[str]) -> tuple[Branch, str]:
     """The leading tokens that are run once, within the memory there is for keys and values; and in words."""
-    alone = unshared(len(prompts))
+    alone, limit = unshared(len(prompts)), _placed_by_length(prompts, adapter)
     if (why := verify_model(adapter).not_shared) is not None:
         return alone, f"prompts read whole: {why}"
     if hooks:
         # A hook may mean a position of the whole prompt, and would meet a part of it.
         names = ", ".join(hooks[:3]) + ", …" * (len(hooks) > 3)
         return alone, f"prompts read whole: the model has hooks ({names})"
-    if (limit := _placed_by_length(prompts, adapter)) is not None:
-        reason = f"it places tokens by the length of what it is given, from {limit} tokens on"
-        warnings.warn(
-            f"{adapter.name} reads one whole prompt at a time, which is slower, because {reason}.",
-            stacklevel=4,
-        )
-        return alone, f"prompts read whole, one at a time: {reason}"
+    if limit is not None:
+        return alone, f"prompts read whole, one at a time: {_by_length(limit)}"
     whole = find_branches(
         prompts.tokens, prompts.lengths, prompts.answer_pos, most_tokens=prefix_tokens(adapter)
     )
@@ -173,10 +181,20 @@ def sharing_of(prompts: PromptSet, adapter: ModelAdapter, hooks: list[str]) -> t
     return whole, f"{whole.cost(lengths):,} of {sum(lengths):,} tokens run, as prompts share the others"
 
 
+def tokens_to_run(prompts: PromptSet, adapter: ModelAdapter) -> float:
+    """How many tokens a pass over these prompts runs, as they share the others."""
+    whole, _ = sharing_of(prompts, adapter, users_hooks(adapter))
+    return float(whole.cost(prompts.lengths.tolist()))
+
+
 def _placed_by_length(prompts: PromptSet, adapter: ModelAdapter) -> int | None:
     """The length from which on prompts must be run alone, if one of these reaches it with its label."""
     limit, longest = adapter.shape.by_length, int(prompts.lengths.max() + prompts.label_lengths.max())
     return limit if limit is not None and longest >= limit else None
+
+
+def _by_length(limit: int) -> str:
+    return f"it places tokens by the length of what it is given, from {limit} tokens on"
 
 
 def _batches(

@@ -20,7 +20,8 @@ from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.results.task_accuracy import CONDITIONS, TaskAccuracy, rules_of
-from icl_kernel_lens.run.runner import BatchSize
+from icl_kernel_lens.run.progress import work
+from icl_kernel_lens.run.runner import BatchSize, tokens_to_run
 
 
 @checked
@@ -53,11 +54,10 @@ def in_context_accuracy(
     if evidence is not None:
         check_reading(evidence, model, prompts)
     asked, reasons = _conditions(model, prompts)
-    answers: dict[str, Tensor] = {}
-    for name, which in asked.items():
-        if evidence is not None and which is prompts:
-            answers[name] = evidence.answers
-        else:
+    answers = {} if evidence is None else {"demonstrations": evidence.answers}
+    run_now = {name: which for name, which in asked.items() if name not in answers}
+    with work("in-context accuracy", [tokens_to_run(x, adapter) for x in run_now.values()], progress):
+        for name, which in run_now.items():
             folder = Path(checkpoint) / name if checkpoint is not None else None
             answers[name] = answer(
                 model, which, batch_size=batch_size, checkpoint=folder, progress=progress

@@ -23,7 +23,10 @@ class Copies(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in ("contiguous", "reshape") and out.data_ptr() != args[0].data_ptr():
+        if (
+            getattr(func, "__name__", "") in ("contiguous", "reshape")
+            and out.data_ptr() != args[0].data_ptr()
+        ):
             self.sizes.append(out.numel())
         return out
 

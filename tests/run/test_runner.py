@@ -98,8 +98,8 @@ def test_batch_sizes_are_checked(tiny, batch_size):
 def test_one_bar_counts_prompts(tiny, capsys):
     read(tiny("llama")[0], shared_prompts(), progress=True)
     shown = capsys.readouterr().err
-    assert "7/7" in shown
-    assert "prompt/s" in shown
+    assert "7/7 prompts" in shown
+    assert "100%" in shown
     read(tiny("llama")[0], shared_prompts(), progress=False)
     assert capsys.readouterr().err == ""
 

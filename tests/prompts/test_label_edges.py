@@ -9,7 +9,7 @@ import torch
 
 from icl_kernel_lens import PromptSet
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.interventions.label_edges import (
+from icl_kernel_lens.prompts.label_edges import (
     check_offsets,
     demo_keys,
     label_keys,
