@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from support import same_evidence
 
-from icl_kernel_lens import Evidence, load_model, load_task, read
+from icl_kernel_lens import Evidence, load, load_model, load_task, read
 from icl_kernel_lens.cli import main
 from icl_kernel_lens.results import codec
 from icl_kernel_lens.run import processes
@@ -55,6 +56,39 @@ def test_two_processes_equal_one(tmp_path, sets):
     same_evidence(two, one, atol=1e-6)
     for name in ("head_vote.safetensors", "accuracy.safetensors"):
         assert (tmp_path / "two" / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "results", "options"),
+    [
+        ("locate", ("ranking", "evidence"), ["--prompts", "60", "--sets", "30", "--demos", "6"]),
+        ("patch", ("patch_labels", "knock_out"), ["--prompts", "6", "--sets", "2", "--demos", "4"]),
+    ],
+)
+def test_two_processes_equal_one_in_commands_of_many_steps(tmp_path, command, results, options):
+    given = [command, "--no-progress", "--device", "cpu", *options]
+    out = subprocess.run(
+        torchrun("-m", "icl_kernel_lens", *given, "--out", str(tmp_path / "two")),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert out.stdout.count("Written to") == 1, "one process prints"
+    assert main([*given, "--out", str(tmp_path / "one")]) == 0
+    for name in results:
+        one, two = (load(tmp_path / run / f"{name}.safetensors") for run in ("one", "two"))
+        assert type(one) is type(two)
+        torch.testing.assert_close(
+            two.to_dataframe().select_dtypes("number").to_numpy(),
+            one.to_dataframe().select_dtypes("number").to_numpy(),
+            atol=1e-5,
+            rtol=1e-4,
+            equal_nan=True,
+        )
+    assert not (tmp_path / "two" / "unfinished").exists()
 
 
 LOST = """
@@ -105,13 +139,18 @@ def test_a_lost_process_ends_the_run_and_keeps_the_checkpoint(tmp_path):
 
     kept = sum(len(codec.read(path).tensors["numbers"]) for path in shards)
     assert 2 <= kept < 12
+    shutil.copytree(tmp_path / "run", tmp_path / "alone")
     whole = run_lost(tmp_path, "lives")
     assert whole.returncode == 0, whole.stderr[-2000:]
 
     model = load_model("mini", device="cpu")
-    expected = read(model, load_task("topics").prompts(model, demos=4, count=12), progress=False)
+    prompts = load_task("topics").prompts(model, demos=4, count=12)
+    expected = read(model, prompts, progress=False)
     found = float(whole.stdout.split("finished")[1].split()[0])
     assert found == pytest.approx(float(expected.weights["label"].sum()), abs=1e-4)
+    # One process goes on from what two have left.
+    alone = read(model, prompts, batch_size=2, checkpoint=tmp_path / "alone", progress=False)
+    same_evidence(alone, expected, atol=1e-6)
 
 
 def test_a_process_at_work_says_that_another_one_was_lost(tmp_path):
