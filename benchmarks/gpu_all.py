@@ -63,6 +63,7 @@ def only_free(count: int) -> Iterator[int]:
         yield held.numel()
     finally:
         del held
+        gc.collect()
         torch.cuda.empty_cache()
 
 
@@ -188,10 +189,10 @@ def main(
     print(name, end="\n\n", flush=True)
     if not on_gpu:
         out = None
-    torch.set_num_threads(1)
     start, tables = time.perf_counter(), []
     for part in only:
         if part == "read":
+            torch.set_num_threads(1)
             with torch.no_grad():
                 gpu.main(out, tiny=not on_gpu, peer_seconds=peer_seconds)
             continue
