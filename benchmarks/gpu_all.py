@@ -45,7 +45,7 @@ PARTS: tuple[Part, ...] = ("study", "types", "processes", "read")
 FREE = 14 * 2**30
 """Bytes that are free on a card of 16 GB, the least of those in use (a T4 has 14.6 GiB), beside CUDA's own."""
 MODEST = Shape(layers=4, heads=8, width=256, rotary=16, vocab=1024, context=1024)
-TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float16: (5e-3, 2e-2), torch.bfloat16: (4e-2, 1.5e-1)}
+TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float16: (5e-3, 2e-2), torch.bfloat16: (4e-2, 2e-1)}
 """Largest differences allowed: of attention weights, and of label scores in their standard deviations."""
 
 
