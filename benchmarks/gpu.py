@@ -31,26 +31,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPTJConfig
 
 from benchmarks.peers import batches, cached, eager, last_logits, ours, traced
 from benchmarks.setup import BATCH, Setup, make_prompts
 from benchmarks.tables import Table, environment, size
 from icl_kernel_lens import PromptSet
 from icl_kernel_lens.models.load import bridge_from_hf
+from studies.gptj import random_weights
+from studies.gptj.random_weights import build
 
 TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(random_weights.Shape):
     """Model and prompts of one run."""
 
-    layers: int = 28
-    heads: int = 16
-    width: int = 4096
-    rotary: int = 64
-    vocab: int = 50400
     context: int = 4096
     demos: tuple[int, ...] = (32, 128)
     tests: int = 1000
@@ -98,27 +94,6 @@ def main(out: Path | None, *, tiny: bool, peer_seconds: float) -> None:
         lines = [", ".join(f"{key} {value}" for key, value in where.items())]
         text = "\n\n".join([*lines, *(table.markdown() for table in tables)])
         (out / "gpu.md").write_text(text + "\n", encoding="utf-8")
-
-
-def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
-    """Random weights, made on the device itself."""
-    config = GPTJConfig(
-        vocab_size=shape.vocab,
-        n_positions=shape.context,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        rotary_dim=shape.rotary,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    with device:
-        hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
-    return hf.eval()
 
 
 def matmul_rate(side: int, device: torch.device, dtype: torch.dtype) -> float:

@@ -31,6 +31,7 @@ import icl_kernel_lens as ikl
 from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.tasks.task import Task
 from studies.fetch import SOURCES, cache_folder, fetch
+from studies.sources import add_data_option, find_task
 
 TASKS = ("sst2", "ag_news", "trec", "subj", "rotten_tomatoes", "mnli")
 VARIED = ("sst2", "ag_news")
@@ -73,8 +74,7 @@ def cells() -> Iterator[Cell]:
 def task_of(cell: Cell, data: Path | None) -> Task:
     """The cell's task, from the Hub or from a folder."""
     template = OTHER_TEMPLATE if cell.template == "other" else None
-    task: Any = ikl.load_task(data / f"{cell.task}.train.jsonl" if data else cell.task, template=template)
-    return task
+    return find_task(cell.task, data, template)
 
 
 def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -> dict[str, Any]:
@@ -140,9 +140,7 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--data", type=Path, help="folder of NAME.train.jsonl and NAME.test.jsonl; default: the Hub"
-    )
+    add_data_option(parser)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables and figures")
     parser.add_argument("--only", nargs="+", default=[], help="names of cells, or their beginnings")
     parser.add_argument("--list", action="store_true", help="print the cells and whether they are finished")
