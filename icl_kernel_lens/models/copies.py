@@ -61,6 +61,8 @@ def copy_of(
 def _placed(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
     """A tensor itself where it is as asked for, else a copy that is."""
     to = dtype if tensor.is_floating_point() else None
+    if (device is None or torch.device(device) == tensor.device) and to in (None, tensor.dtype):
+        return tensor  # what holds packed numbers may not allow even a move to where it is
     with torch.no_grad():
         moved = tensor.to(device=device, dtype=to)
     if moved is tensor or not isinstance(tensor, nn.Parameter):
@@ -111,9 +113,19 @@ def digest_of(hf: nn.Module) -> str:
     found = hashlib.sha256()
     for name, tensor in (*hf.named_parameters(), *hf.named_buffers()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.device.type == "meta" or not tensor.numel():
-            continue
-        numbers = tensor.detach().reshape(-1)
-        some = numbers[:: max(1, len(numbers) // SAMPLED)][:SAMPLED]
-        found.update(some.double().cpu().numpy().tobytes())
+        for held in _held(tensor):
+            if held.device.type == "meta" or not held.numel():
+                continue
+            numbers = held.detach().reshape(-1)
+            some = numbers[:: max(1, len(numbers) // SAMPLED)][:SAMPLED]
+            found.update(some.double().cpu().numpy().tobytes())
     return found.hexdigest()[:6]
+
+
+def _held(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that a packed one, such as torchao's, consists of; a plain one is itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:  # pyright: ignore[reportAttributeAccessIssue]
+        yield from _held(getattr(tensor, name))

@@ -7,7 +7,10 @@ from the same blocks, up to rounding. Does not show: what quantisation cost, for
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,10 +102,26 @@ def read_gguf(file: GgufFile, dtype: torch.dtype | None, *, spread: bool) -> Any
     options: dict[str, Any] = {"gguf_file": file.path.name}
     if hasattr(transformers, "GgufConfig"):  # else blocks stay packed where a kernel for them is installed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    hf = read_model(file.path, file.path.parent, dtype or file.dtype, spread=spread, **options)
+    with _without_bar():
+        hf = read_model(file.path, file.path.parent, dtype or file.dtype, spread=spread, **options)
     vars(hf.config).pop("quantization_config", None)  # the weights are floats now
     vars(hf).pop("hf_quantizer", None)
     return hf
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Within, transformers' older reader shows no progress bar: it is tqdm's own, which transformers' switch does not reach."""
+    try:
+        reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    except ImportError:  # of another transformers
+        yield
+        return
+    bar, reader.tqdm = reader.tqdm, lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def read_gguf_tokenizer(file: GgufFile) -> Any | None:

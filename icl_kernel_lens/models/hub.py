@@ -48,7 +48,15 @@ def fetch(name: str, revision: str | None = None) -> Fetched:
         raise _absent(name, why) from error
     except Exception as error:  # no network shows as errors of several libraries
         return _cached(name, revision, error)
-    files = wanted([file.rfilename for file in found.siblings or []])
+    there = [file.rfilename for file in found.siblings or []]
+    files = wanted(there)
+    blocks = [file for file in there if file.endswith(".gguf")]
+    if blocks and not any(file.endswith((".safetensors", ".bin")) for file in files):
+        raise LoadError(
+            f"a model on the Hub must have weights as safetensors or pytorch_model.bin; {name!r} has them as .gguf files "
+            f"alone: {', '.join(blocks[:8])}. Download one, `hf download {name} {blocks[0]}`, and give its path.",
+            code="model-hub",
+        )
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=files)
     except Exception as error:

@@ -172,7 +172,7 @@ def _load(
         model, why = _converted(source)
         if model is None and backend == "hooked":
             raise LoadError(
-                f'backend="hooked" is not possible for {source.says}: {why}. Use backend="bridge".',
+                f'backend="hooked" is not possible for {source.says}: {why.removesuffix(".")}. Use backend="bridge".',
                 code="model-backend",
             )
     kind = "bridge" if model is None else "hooked"
@@ -340,7 +340,7 @@ def _neutral_folder() -> str | None:
     return next((folder for folder in neutral if Path(folder).is_dir()), None)
 
 
-def _gemma2_config(config: Any) -> dict[str, Any]:
+def _gemma2_config(config: Any, rotary_base: float | None = None) -> dict[str, Any]:
     """Gemma-2's configuration from its own fields; TransformerLens knows three sizes by name."""
     return {
         "d_model": config.hidden_size,
@@ -358,7 +358,7 @@ def _gemma2_config(config: Any) -> dict[str, Any]:
         "gated_mlp": True,
         "use_normalization_before_and_after": True,
         "positional_embedding_type": "rotary",
-        "rotary_base": config.rope_parameters["rope_theta"],
+        "rotary_base": rotary_base or config.rope_parameters["rope_theta"],
         "rotary_adjacent_pairs": False,
         "rotary_dim": config.head_dim,
         "use_attn_scale": True,
@@ -369,6 +369,21 @@ def _gemma2_config(config: Any) -> dict[str, Any]:
         "window_size": config.sliding_window,
         "attn_types": ["local" if kind == "sliding_attention" else "global" for kind in config.layer_types],
         "original_architecture": "Gemma2ForCausalLM",
+    }
+
+
+def _gemma3_config(config: Any) -> dict[str, Any]:
+    """Gemma-3's configuration; as Gemma-2's, with norms of queries and keys, and a rotary base of its own within windows."""
+    full, local = (config.rope_parameters[kind] for kind in ("full_attention", "sliding_attention"))
+    if local["rope_type"] != "default" or full["rope_type"] not in ("default", "linear"):
+        raise NotImplementedError(
+            f"no HookedTransformer has rotary positions {full} and, in windows, {local}"
+        )
+    return _gemma2_config(config, full["rope_theta"]) | {
+        "rotary_base_local": local["rope_theta"],
+        "rotary_scaling_factor": full.get("factor", 1.0),
+        "use_qk_norm": True,
+        "original_architecture": "Gemma3ForCausalLM",
     }
 
 
@@ -396,5 +411,9 @@ def _phi_config(config: Any) -> dict[str, Any]:
     }
 
 
-_CONFIGURATIONS = {"Gemma2ForCausalLM": _gemma2_config, "PhiForCausalLM": _phi_config}
+_CONFIGURATIONS = {
+    "Gemma2ForCausalLM": _gemma2_config,
+    "Gemma3ForCausalLM": _gemma3_config,
+    "PhiForCausalLM": _phi_config,
+}
 """Architectures whose weights TransformerLens converts but whose configuration it cannot read."""

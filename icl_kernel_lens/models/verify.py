@@ -385,8 +385,8 @@ def _check_padding(
         raise ModelError(
             f"what stands behind a prompt must not change what a model gives for it, or padding would; the logits of "
             f"{adapter.name} for {length} tokens are off by {difference:.1e} of their size (limit {limit:.1e}) with "
-            f"{len(tokens) - length} more behind them. A layer chooses its keys, or its experts, by something that depends "
-            "on the length of what is run: prompts of several lengths cannot be read.",
+            f"{len(tokens) - length} more behind them. A layer chooses its keys, its experts, or which numbers it rounds to 8 bits, by "
+            "something that depends on all of what is run: prompts of several lengths cannot be read.",
             code="not-attention",
         )
 

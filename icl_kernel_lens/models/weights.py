@@ -31,6 +31,13 @@ def read_folder(folder: Path, dtype: torch.dtype | None, *, spread: bool = False
     Raises: LoadError: a file is missing or damaged, weights are missing, or a `.bin` holds what is no tensor.
     """
     holds = sorted(path.name for path in folder.iterdir())
+    blocks = [name for name in holds if name.endswith(".gguf")]
+    if blocks and not any(name.endswith((".safetensors", ".bin")) for name in holds):
+        raise LoadError(
+            f"a model folder must hold weights as model.safetensors or pytorch_model.bin; {folder} holds them as .gguf files "
+            f"alone: {', '.join(blocks[:8])}. Give the path of one.",
+            code="model-folder",
+        )
     if "config.json" not in holds:
         raise LoadError(
             f"a model folder must hold config.json, model.safetensors or pytorch_model.bin, and a tokenizer; {folder} "

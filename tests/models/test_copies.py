@@ -129,6 +129,34 @@ def test_two_models_of_one_name_are_told_apart():
     assert digest_of(changed) != digest_of(a)
 
 
+class Packed(torch.Tensor):
+    """Numbers and scales behind a tensor on which nothing is defined, not even a move to where it is."""
+
+    @staticmethod
+    def __new__(cls, numbers, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=torch.float32)
+
+    def __init__(self, numbers, scale) -> None:
+        self.numbers, self.scale = numbers, scale
+
+    def __tensor_flatten__(self):
+        return ["numbers", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(f"{func} of packed numbers")
+
+
+def test_packed_numbers_are_shared_and_told_apart():
+    models = llama(), llama()
+    for number, hf in enumerate(models):
+        packed = Packed(torch.full((4, 4), number, dtype=torch.int8), torch.ones(4, 1))
+        hf.model.layers[0].mlp.register_buffer("packed", packed)
+    assert digest_of(models[0]) != digest_of(models[1])
+    copied = copy_of(models[0])
+    assert copied.model.layers[0].mlp.packed is models[0].model.layers[0].mlp.packed
+
+
 def test_quantised_modules_are_seen():
     assert quantised_parts(llama()) == {}
     assert quantised_parts(hf_model("gpt2").to(torch.bfloat16)) == {}

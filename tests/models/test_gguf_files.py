@@ -6,7 +6,11 @@ from collections import Counter
 
 import pytest
 import torch
+import transformers
 from models.weights_made import llama, logits, needs_gguf, write_gguf
+from transformers import modeling_gguf_pytorch_utils as reader
+from transformers.quantizers import quantizer_gguf
+from transformers.utils import logging
 
 from icl_kernel_lens import load_model
 from icl_kernel_lens.errors import LoadError
@@ -54,6 +58,19 @@ def test_the_model_has_a_plain_configuration(tmp_path):
     assert not hasattr(hf, "hf_quantizer")
     assert "quantization_config" not in hf.config.to_dict()
     assert gguf_files.read_gguf_tokenizer(GgufFile.of(tmp_path / "tiny.gguf")) is None
+
+
+def test_no_bar_is_shown_and_the_settings_stay(tmp_path, monkeypatch, capsys):
+    """transformers has two readers; its switch of progress bars does not reach that of the older one."""
+    monkeypatch.setattr(quantizer_gguf, "is_gguf_arch_supported", lambda name: False)
+    write_gguf(tmp_path / "tiny.gguf", llama())
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    assert "de-quantizing GGUF tensors" in capsys.readouterr().err, "there is none to hide"
+    bar = reader.tqdm
+    load_model(tmp_path / "tiny.gguf", device="cpu")
+    assert capsys.readouterr().err == ""
+    assert reader.tqdm is bar
+    assert logging.is_progress_bar_enabled()
 
 
 def test_what_cannot_be_read_is_told(tmp_path, monkeypatch):

@@ -169,6 +169,21 @@ def test_a_bin_model_of_the_hub_and_the_cache_it_leaves(hub, tmp_path):
     assert seconds < 20
 
 
+def test_a_model_that_is_there_as_gguf_alone(hub, tmp_path):
+    """What to do is said, and nothing is downloaded; a folder of such files says the same."""
+    endpoint, asked = hub
+    (tmp_path / "on-the-hub" / "pytorch_model.bin").unlink()
+    for kind in ("Q4_0", "Q8_0"):
+        (tmp_path / "on-the-hub" / f"tiny-{kind}.gguf").write_bytes(b"GGUF")
+    said, _ = in_a_process(endpoint, tmp_path / "home")
+    assert said.startswith("REFUSED a model on the Hub must have weights as safetensors"), said
+    assert "'someone/tiny' has them as .gguf files alone: tiny-Q4_0.gguf, tiny-Q8_0.gguf." in said
+    assert "`hf download someone/tiny tiny-Q4_0.gguf`" in said
+    assert not any("/resolve/" in line for line in asked)
+    with pytest.raises(LoadError, match=r"alone: tiny-Q4_0.gguf, tiny-Q8_0.gguf. Give the path of one."):
+        load_model(tmp_path / "on-the-hub", device="cpu")
+
+
 def test_without_network_it_fails_at_once(tmp_path):
     start = time.time()
     said, seconds = in_a_process("http://127.0.0.1:9", tmp_path / "home")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from architectures import hf_model
 from models.left_as_found import KINDS, build, same, state
 from models.test_comparison import spoilt, users_bridge
@@ -57,6 +58,38 @@ def test_auto_on_a_local_folder(tmp_path, name):
         expected = hf_model(name)(tokens).logits
         found = model(tokens, return_type="logits", attention_mask=torch.ones_like(tokens))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def gemma3(rotary: str = "default", **more):
+    """Tiny, with a rotary base of its own in windows, and every weight drawn at random: norms' too."""
+    config = transformers.Gemma3TextConfig(
+        vocab_size=89, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=12, sliding_window=16, max_position_embeddings=96,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": rotary, "rope_theta": 5000.0} | more,
+        },
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        for parameter in hf.parameters():
+            torch.nn.init.normal_(parameter, std=0.15)
+    return hf
+
+
+@needs_hooked
+def test_gemma_3_as_a_hooked_transformer():
+    """TransformerLens knows its configuration by the names of a few sizes."""
+    for hf in (gemma3(), gemma3("linear", factor=8.0)):
+        with torch.no_grad():
+            expected = hf(tokens := torch.arange(3, 80)[None]).logits
+        model = load_model(hf, backend="hooked", device="cpu")
+        found = model(tokens, return_type="logits", attention_mask=torch.ones_like(tokens))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    with pytest.raises(LoadError, match=r"no HookedTransformer has rotary positions .*'dynamic'"):
+        load_model(gemma3("dynamic", factor=8.0), backend="hooked", device="cpu")
 
 
 @needs_hooked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
 from importlib.util import find_spec
 
 import pytest
@@ -14,11 +16,11 @@ needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="the package p
 VOCAB = 89
 
 
-def llama(seed: int = 0, dtype: torch.dtype = torch.float32):
+def llama(seed: int = 0, dtype: torch.dtype = torch.float32, vocab: int = VOCAB, context: int = 96):
     """Tiny, with grouped queries; widths are multiples of 32, the size of a block of quantised numbers."""
     config = transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=96, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
+        vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
         tie_word_embeddings=False,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -40,8 +42,9 @@ def logits(model):
         return model(given, return_type="logits", attention_mask=torch.ones_like(given))
 
 
-def write_gguf(path, hf, kind: str = "Q8_0", name: str | None = "Tiny Llama", **said: int):
-    """A Llama as llama.cpp writes it; matrices in `kind` but for the embedding in F32. The model with the numbers that they stand for."""
+def write_gguf(path, hf, kind: str = "Q8_0", name: str | None = "Tiny Llama", tokenizer=None, **said: int):
+    """A Llama as llama.cpp writes it; matrices in `kind` but for the embedding in F32, a tokenizer of bytes where there is one.
+    The model with the numbers that they stand for."""
     import gguf
 
     config, writer = hf.config, gguf.GGUFWriter(path, "llama")
@@ -59,6 +62,8 @@ def write_gguf(path, hf, kind: str = "Q8_0", name: str | None = "Tiny Llama", **
     writer.add_vocab_size(config.vocab_size)
     for key, value in said.items():
         writer.add_uint16(key.replace("_", "."), value)
+    if tokenizer:
+        _add_tokenizer(writer, tokenizer)
     held = {}
     for key, weight in hf.state_dict().items():
         kept = kind if weight.dim() > 1 and "embed" not in key else "F32"
@@ -73,9 +78,18 @@ def write_gguf(path, hf, kind: str = "Q8_0", name: str | None = "Tiny Llama", **
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    expected = llama()
+    expected = deepcopy(hf)
     expected.load_state_dict(held)
     return expected
+
+
+def _add_tokenizer(writer, tokenizer) -> None:
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(model["vocab"], key=model["vocab"].get))
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
 
 
 def _turned(weight, heads):
