@@ -25,6 +25,7 @@ from icl_kernel_lens.models.comparison import Reference, compare, comparison_of,
 from icl_kernel_lens.models.copies import quantisation_of
 from icl_kernel_lens.models.layout import lay_out
 from icl_kernel_lens.models.peft_adapters import is_peft_model
+from icl_kernel_lens.models.rotary import take_angles
 from icl_kernel_lens.models.sources import Source, source_of
 from icl_kernel_lens.models.transformer_lens_adapters import transformer_lens_classes
 
@@ -205,6 +206,8 @@ def _converted(source: Source) -> tuple[Any | None, str]:
         model = hooked_from_hf(hf, source.tokenizer, name=source.name, theirs=source.theirs)
     except LoadError as error:
         return None, f"a HookedTransformer was tried, but {error.message}"
+    except torch.OutOfMemoryError:
+        return None, "a HookedTransformer holds its weights a second time, for which memory was too small"
     except (NotImplementedError, ValueError, AttributeError, KeyError, AssertionError) as error:
         return None, f"TransformerLens cannot convert {type(hf).__name__}: {type(error).__name__}: {error}"
     if comparison_of(model).residual is None:
@@ -318,6 +321,7 @@ def hooked_from_hf(
         fold_value_biases=False,
     )
     lay_out(model)
+    take_angles(model, hf)
     _attach(model, tokenizer)
     compare(model.eval(), theirs or reference(hf), f"{type(hf).__name__} as a HookedTransformer")
     return model

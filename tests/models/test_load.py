@@ -306,3 +306,16 @@ def test_packed_weights_are_named():
         LoadError, match="weights must be tensors to be read; of this GPT2LMHeadModel, 1 parts"
     ):
         bridge_from_hf(packed)
+
+
+@needs_hooked
+def test_where_memory_does_not_hold_two_copies_it_is_a_bridge(monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hf_model("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr(load, "hooked_from_hf", full)
+    record = load_record(load_model(tmp_path))
+    assert record is not None
+    assert record.backend == "bridge"
+    assert "a second time" in record.why
