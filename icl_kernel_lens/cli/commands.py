@@ -227,7 +227,7 @@ def locate(
         top: Heads to print.
         progress: Show a progress bar.
     """
-    from icl_kernel_lens import ablation_curves, corrupt, in_context_accuracy, locate_heads, read
+    from icl_kernel_lens import ablation_curves, corrupt, locate_heads, read
     from icl_kernel_lens.locate.search import expected_work, split_in_halves
     from icl_kernel_lens.models.adapter import as_adapter
     from icl_kernel_lens.run.progress import work
@@ -245,21 +245,11 @@ def locate(
         folder.begin(source.identity(model, prompts, curves=curves, offsets=offsets, criteria=criteria))
         adapter = as_adapter(model)
         once, steps = tokens_to_run(prompts, adapter), expected_work(adapter, prompts, offsets or None)
-        with work("locating heads", [once, 2 * once, sum(steps) - 3 * once, once], progress):
+        with work("locating heads", [once, sum(steps) - once, once], progress):
             evidence = folder.result(
                 "evidence",
                 lambda: read(
                     model, prompts, offsets=offsets, checkpoint=folder.checkpoint("read"), progress=progress
-                ),
-            )
-            accuracy = folder.result(
-                "accuracy",
-                lambda: in_context_accuracy(
-                    model,
-                    prompts,
-                    evidence=evidence,
-                    checkpoint=folder.checkpoint("accuracy"),
-                    progress=progress,
                 ),
             )
             ranking = folder.result(
@@ -268,13 +258,13 @@ def locate(
                     model,
                     prompts,
                     evidence=evidence,
-                    accuracy=accuracy,
                     offsets=offsets or None,
                     criteria=criteria,
                     checkpoint=folder.checkpoint("locate"),
                     **how,
                 ),
             )
+            folder.result("accuracy", lambda: ranking.accuracy)
             if curves and ranking.heads:
                 fresh = source.draw(model, task, seed=source.seed + 1)
                 folder.result(

@@ -88,7 +88,7 @@ def label_coverage(
     least `lose`, and which alone keeps at least `keep`, is found on one half of the demonstration sets; `.smallest_set()`
     confirms it on the other half. Where there is none, the answer's edges are not where labels enter, and with a warning
     each offset, and all together, are measured with the rows of all test-input tokens cut (`rows="test_input"`): the
-    result's `.test_input`. `layers=True` also cuts, and keeps, each offset layer by layer.
+    result's `.test_input`. `layers=True` also cuts, and keeps, each offset layer by layer (of the `rows` asked for).
 
     Cost: a prompt is run C times (demonstrations that prompts share once for all of them), and its last token 4 C times a
     set of offsets (15 sets of 4 offsets), and 4 C n times a layer. With the rows of the test input, all its tokens are
@@ -117,7 +117,7 @@ def label_coverage(
         ".test_input).",
         stacklevel=3,
     )
-    wider = measured(runs, "test_input", given, layers=layers, checkpoint=folder and folder / "test_input")
+    wider = measured(runs, "test_input", given, checkpoint=folder and folder / "test_input")
     return replace(found, test_input=wider)
 
 

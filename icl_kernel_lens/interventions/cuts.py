@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +26,9 @@ from icl_kernel_lens.run.variants import Row
 Edges = Literal["answer_reads_labels", "answer_reads_text", "label_reads_text"]
 """Which query reads which keys: the answer position the demonstrations' labels (all their tokens); the answer position
 the demonstrations' texts; each demonstration's first label token its own text."""
+Control = Literal["random_keys", "equal_mass"]
+"""What is cut to compare with."""
+CONTROLS: tuple[Control, ...] = get_args(Control)
 WORDS: Mapping[Edges, str] = {
     "answer_reads_labels": "the answer no longer reads the labels",
     "answer_reads_text": "the answer no longer reads the texts",
@@ -44,7 +47,7 @@ def knock_out(
     demo: int | Literal["all", "each"] = "all",
     offsets: Sequence[int] = (0,),
     renormalise: bool = True,
-    controls: bool = True,
+    controls: bool | Sequence[Control] = True,
     against: Reference = "model",
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -63,7 +66,7 @@ def knock_out(
     layers together. `demo` cuts the edges of one demonstration, of all together, or of each in turn (an axis `demo`).
     `offsets` says what counts as labels: 0 all their tokens, another number the token so far from a label's first, as
     `label_coverage` finds where they are read; `(0, 1)` cuts the token behind one-token labels, too.
-    Controls, in the same rows, never cut position 0, a special token, a label, or the position itself:
+    Controls (all, none, or some by name), in the same rows, never cut position 0, a special token, a label, or the position itself:
 
         random_keys    as many other keys that the head can see, drawn at random
         equal_mass     other keys in random order until they hold the same attention, the last in part
@@ -88,6 +91,9 @@ def knock_out(
             f'demo must be "all", "each", or a number below {prompts.demos}, counted from 0; got {demo!r}.',
             code="unknown-choice",
         )
+    asked = (CONTROLS if controls else ()) if isinstance(controls, bool) else tuple(controls)
+    for control in asked:
+        check_word("controls", control, Control)
     every = tuple(range(prompts.demos))
     groups = [(i,) for i in every] if demo == "each" else [every if demo == "all" else (int(demo),)]
     return change_rows(
@@ -96,7 +102,7 @@ def knock_out(
         cutting(prompts, edges, groups, renormalise=renormalise, seed=seed, offsets=offsets),
         name=f"knock_out of {edges}",
         title=f"{WORDS[edges]}, the rest {'renormalised' if renormalise else 'as it was'}",
-        controls=("random_keys", "equal_mass") if controls else (),
+        controls=asked,
         heads=heads,
         layers=layers,
         demos=every if demo == "each" else None,
@@ -106,7 +112,7 @@ def knock_out(
             "demo": demo,
             "offsets": tuple(offsets),
             "renormalise": renormalise,
-            "controls": controls,
+            "controls": asked,
             "seed": seed,
         },
         checkpoint=checkpoint,

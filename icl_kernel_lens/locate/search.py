@@ -118,8 +118,17 @@ def locate_heads(
             )
         else:
             edges = LabelEdges(tuple(sorted(offsets)), "they were given")
-        evidence, accuracy = _whole(model, prompts, evidence, accuracy, edges.offsets, place, progress)
+        evidence = _whole(model, prompts, evidence, edges.offsets, place["read"], progress)
         reread = _read(model, permuted, edges.offsets, place["reread"], progress)
+        accuracy = accuracy or in_context_accuracy(
+            model,
+            prompts,
+            evidence=evidence,
+            permuted=reread,
+            checkpoint=place["accuracy"],
+            progress=progress,
+        )
+        accuracy.check_of(evidence.run, prompts)
         chosen = Fidelity.of(evidence, reread, first, seed, _pooling(edges.offsets))
         cuts = _Cuts(model, edges.offsets, seed, progress)
         effect, base, scores = cuts.of_every_head(prompts.select(first.tolist()), place["choosing"])
@@ -210,16 +219,16 @@ def expected_work(
     evidence: Evidence | None = None,
     accuracy: TaskAccuracy | None = None,
 ) -> list[float]:
-    """About how many tokens each step runs: label coverage, reading, accuracy, rereading, and cuts on both halves."""
+    """About how many tokens each step runs: label coverage, reading, rereading, accuracy, and cuts on both halves."""
     once, heads = float(tokens_to_run(prompts, adapter)), adapter.shape.layers * adapter.shape.heads
     few = min(1.0, PROMPTS / len(prompts))
     coverage = prompts.labels * (few * once + ROW * 60 * PROMPTS)
-    cuts = [once / 2 + ROW * len(prompts) / 2 * variants for variants in (heads, SELECTED * 3)]
+    cuts = [once / 2 + ROW * len(prompts) / 2 * variants for variants in (heads, SELECTED * 2)]
     return [
         *([coverage] if offsets is None else []),
         *([once] if evidence is None else []),
-        *([2 * once] if accuracy is None else []),
         once,
+        *([once / 2] if accuracy is None else []),
         *cuts,
     ]
 
@@ -241,24 +250,17 @@ def _whole(
     model: Any,
     prompts: PromptSet,
     evidence: Evidence | None,
-    accuracy: TaskAccuracy | None,
     offsets: Offsets,
-    place: Mapping[str, Path | None],
+    checkpoint: Path | None,
     progress: bool,
-) -> tuple[Evidence, TaskAccuracy]:
-    """What is known of all prompts, both halves: their reading and the task accuracy, as given or measured now."""
+) -> Evidence:
+    """The reading of all prompts, both halves, as given or made now."""
     if evidence is not None:
         evidence.check_of(as_adapter(model), prompts)
     if evidence is None or (offsets != LABEL and evidence.offsets != offsets):
-        evidence = _read(model, prompts, offsets, place["read"], progress)
+        evidence = _read(model, prompts, offsets, checkpoint, progress)
     evidence.pooled(_pooling(offsets))
-    evidence = replace(evidence, prompts=prompts)
-    if accuracy is None:
-        accuracy = in_context_accuracy(
-            model, prompts, evidence=evidence, checkpoint=place["accuracy"], progress=progress
-        )
-    accuracy.check_of(evidence.run, prompts)
-    return evidence, accuracy
+    return replace(evidence, prompts=prompts)
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ class _Cuts:
         # Without any, one head is run all the same, for the base; its effect is not kept.
         heads = [HeadRef(*head) for head in selected.nonzero().tolist()]
         heads = heads or [HeadRef(attention_layers(as_adapter(self.model))[0], 0)]
-        cut = self._cut(prompts, checkpoint, heads=heads)
+        cut = self._cut(prompts, checkpoint, heads=heads, controls=("equal_mass",))
         changed = (cut.values, cut.controls["equal_mass"])
         drop, equal = ((cut.base[:, None, None] - x).masked_fill(~selected, torch.nan) for x in changed)
         return drop, equal, cut.base

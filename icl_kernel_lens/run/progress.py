@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from icl_kernel_lens.run.processes import here
 
-ROW = 2.5
+ROW = 1.5
 """What a changed row of one token costs, in tokens run plainly: its unembedding, and small products (SmolLM2, CPU)."""
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}{postfix}]"
 

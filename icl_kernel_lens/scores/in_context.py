@@ -30,6 +30,7 @@ def in_context_accuracy(
     prompts: PromptSet,
     *,
     evidence: Evidence | None = None,
+    permuted: Evidence | None = None,
     batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -37,13 +38,13 @@ def in_context_accuracy(
     """The model's accuracy with demonstrations, beside that with permuted labels, without any, and of the majority class.
 
     Beside them, how often the last label and the commonest answer give the model's answer. `evidence` of the same prompts
-    saves one of the three runs; in each, leading tokens that prompts share are run once, and prompts that share
+    saves one of the three runs, and `permuted`, a reading of `corrupt(prompts, "permute_labels", ...)`, another; in each, leading tokens that prompts share are run once, and prompts that share
     demonstrations share permuted ones. Prompts made from token ids cannot be written anew: for them only the accuracy and
     the majority class are measured; without true labels, only the two rules are. `reasons` says so. `checkpoint` names a
     folder in which finished prompts are kept, a folder inside for each run; see `read`.
     Does not show: what the model learns from the demonstrations, labels or format.
 
-    Raises: ResultError: the prompts have no demonstrations, or the evidence is of others.
+    Raises: ResultError: the prompts have no demonstrations, or the evidence or `permuted` is of others.
     """
     if prompts.demos == 0:
         raise ResultError(
@@ -55,6 +56,10 @@ def in_context_accuracy(
         check_reading(evidence, model, prompts)
     asked, reasons = _conditions(model, prompts)
     answers = {} if evidence is None else {"demonstrations": evidence.answers}
+    if permuted is not None:
+        _check_permuted(permuted, prompts)
+        if "permuted_labels" in asked:
+            answers["permuted_labels"] = permuted.answers
     run_now = {name: which for name, which in asked.items() if name not in answers}
     with work("in-context accuracy", [tokens_to_run(x, adapter) for x in run_now.values()], progress):
         for name, which in run_now.items():
@@ -82,6 +87,21 @@ def accuracy_of(evidence: Evidence) -> TaskAccuracy:
     return _accuracy(
         evidence.prompts, {"demonstrations": evidence.answers}, evidence.run, dict.fromkeys(names, why)
     )
+
+
+def _check_permuted(permuted: Evidence, prompts: PromptSet) -> None:
+    """Refuse what is no reading of these prompts with labels permuted in each.
+
+    Raises: ResultError.
+    """
+    given = permuted.prompts
+    same = len(given) == len(prompts) and given.demos == prompts.demos
+    if not same or not torch.equal(given.demo_labels.sort(1).values, prompts.demo_labels.sort(1).values):
+        raise ResultError(
+            f"permuted must be a reading of these {len(prompts)} prompts with the labels permuted in each; it is of "
+            f'{len(given)} others. Read corrupt(prompts, "permute_labels", seed=0), or leave permuted= out.',
+            code="evidence-of-others",
+        )
 
 
 def _conditions(model: Any, prompts: PromptSet) -> tuple[dict[str, PromptSet], dict[str, Reason]]:

@@ -5,7 +5,8 @@
 
 A cell is a model, a task, a number of demonstrations, a template and a seed: 32 demonstration sets of 8 test inputs each.
 Of each, the accuracy conditions, the vote of every head with its controls, the attention on labels layer by layer, and the
-label coverage by offset, that on two test inputs of each set, as its intervals are those between sets. Cells that are finished are not run again, and one that was cut short goes on from where it was;
+label coverage by offset, that on two test inputs of each set (with more than two classes, one), as its intervals are those
+between sets. Cells that are finished are not run again, and one that was cut short goes on from where it was;
 --only picks some. Tables go into OUT as csv, a row a cell; docs/real_models.md is drawn from them (--docs).
 
 The models are quantised (SmolLM2-135M-Instruct Q4_1, Gemma-3-270M base Q4_K_M) and dequantised to float32. Does not show:
@@ -37,8 +38,8 @@ TASKS = ("sst2", "ag_news", "trec", "subj", "rotten_tomatoes", "mnli")
 VARIED = ("sst2", "ag_news")
 """Tasks of which template, seed and layers are varied, too, at 8 demonstrations."""
 OTHER_TEMPLATE = ikl.Template("{text}\nAnswer: {label}", separator="\n\n")
-SETS, EACH, COVERED = 32, 8, 2
-"""Demonstration sets, test inputs of each, and how many of these the label coverage is measured on."""
+SETS, EACH = 32, 8
+"""Demonstration sets, and test inputs of each."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -86,9 +87,9 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
     accuracy = ikl.in_context_accuracy(model, prompts, evidence=evidence, checkpoint=work / "accuracy")
     # Signed by the model's own answer: signed by the true label, the label part of a model that is often wrong is near 0.
     how: Any = {"against": "model", "layers": cell.chosen}
-    place = torch.arange(SETS * EACH)
+    place, covered = torch.arange(SETS * EACH), 2 if prompts.labels == 2 else 1
     few = prompts.select(
-        [int(n) for of in prompts.demo_set.unique() for n in place[prompts.demo_set == of][:COVERED]]
+        [int(n) for of in prompts.demo_set.unique() for n in place[prompts.demo_set == of][:covered]]
     )
     coverage = ikl.label_coverage(model, few, **how, checkpoint=work / "coverage")
     vote = ikl.head_vote(evidence)
