@@ -97,7 +97,7 @@ def pool(
 ) -> Float[Tensor, "batch head demo"]:
     """One weight per demonstration; see `axes.Pooling` for what each pooling is.
 
-    NaN for a demonstration none of whose tokens count.
+    NaN for a demonstration none of whose tokens count; 0 where it has no token at the offsets of `edges`.
     """
     demos = plan.label_pos.shape[1]
     if pooling == "label":
@@ -107,8 +107,8 @@ def pool(
         owner = owner.clone()
         owner[:, 0] = demos
     how = {"span_mean": "mean", "span_max": "amax"}.get(pooling.removesuffix("_without_first"), "sum")
-    # What no token counts for stays as it is here.
-    none = rows.new_full((*rows.shape[:2], demos + 1), float("nan"))
+    # What no token counts for stays as it is here: undefined, but for edges, of which there are none to be read.
+    none = rows.new_full((*rows.shape[:2], demos + 1), 0.0 if pooling == "edges" else float("nan"))
     return none.scatter_reduce(2, owner[:, None].expand_as(rows), rows, how, include_self=False)[..., :demos]
 
 

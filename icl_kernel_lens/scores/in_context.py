@@ -57,6 +57,7 @@ def in_context_accuracy(
     asked, reasons = _conditions(model, prompts)
     answers = {} if evidence is None else {"demonstrations": evidence.answers}
     if permuted is not None:
+        permuted.check_of(adapter, permuted.prompts)
         _check_permuted(permuted, prompts)
         if "permuted_labels" in asked:
             answers["permuted_labels"] = permuted.answers
@@ -68,7 +69,7 @@ def in_context_accuracy(
                 model, which, batch_size=batch_size, checkpoint=folder, progress=progress
             ).argmax(1)
     run = evidence.run if evidence else RunInfo.of(adapter, prompts.info, prompts.score_on)
-    return _accuracy(prompts, answers, run, reasons)
+    return _accuracy(prompts, {name: answers[name] for name in asked}, run, reasons)
 
 
 @checked

@@ -72,6 +72,15 @@ def cells() -> Iterator[Cell]:
         yield from (Cell(model, task, 8, seed=1) for task in VARIED)
 
 
+def chosen(only: list[str]) -> Iterator[Cell]:
+    """The cells of these names, or whose names begin so; all without any."""
+    names = {cell.name for cell in cells()}
+    beginnings = tuple(one for one in only if one not in names)
+    for cell in cells():
+        if not only or cell.name in only or (beginnings and cell.name.startswith(beginnings)):
+            yield cell
+
+
 def task_of(cell: Cell, data: Path | None) -> Task:
     """The cell's task, from the Hub or from a folder."""
     template = OTHER_TEMPLATE if cell.template == "other" else None
@@ -146,10 +155,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of cells, or their beginnings")
     parser.add_argument("--list", action="store_true", help="print the cells and whether they are finished")
     given = parser.parse_args()
-    rows, wanted = (
-        given.out / "cells",
-        [c for c in cells() if not given.only or c.name.startswith(tuple(given.only))],
-    )
+    rows, wanted = given.out / "cells", list(chosen(given.only))
     if given.list:
         for cell in wanted:
             print(cell.name, "finished" if (rows / f"{cell.name}.json").exists() else "")

@@ -29,7 +29,7 @@ def fixture():
 
 def pooled(pooling, prompts=None, **options):
     prompts = prompts or fixture()
-    plan = RowPlan.of(prompts, 10, **({"template_tokens": True} | options))
+    plan = RowPlan.of(prompts, 10, **({"template_tokens": True, "offsets": ()} | options))
     return pool(torch.tensor(ROW)[None, None], plan, pooling)[0, 0].tolist()
 
 
@@ -53,6 +53,16 @@ def test_the_hand_checkable_fixture(pooling, weights, share_of_a, vote):
     assert shares.flatten().tolist() == pytest.approx([share_of_a, 1 - share_of_a])
     cast = hard_vote(shares).flatten().tolist()
     assert cast == ([0.5, 0.5] if vote is None else [float(vote == 0), float(vote == 1)])
+
+
+@pytest.mark.parametrize(
+    ("offsets", "positions"),
+    [((0,), ((2,), (5,), (8,))), ((-1, 0), ((1, 2), (4, 5), (7, 8))), ((1,), ((3,), (6,), ()))],
+)
+def test_edges_are_the_tokens_at_some_offsets(offsets, positions):
+    """The token behind the last label is the answer position, which is no edge: nothing is read there."""
+    expected = [sum(ROW[at] for at in places) for places in positions]
+    assert pooled("edges", offsets=offsets) == pytest.approx(expected)
 
 
 def test_template_tokens_can_be_left_out():
@@ -91,7 +101,7 @@ def test_a_demonstration_without_tokens_left_is_nan():
 
 def test_the_averaged_row_against_numpy():
     prompts = fixture()
-    plan = RowPlan.of(prompts, 10, template_tokens=True)
+    plan = RowPlan.of(prompts, 10, offsets=(), template_tokens=True)
     found = resample(torch.tensor(ROW)[None, None], plan)[0, 0].numpy()
     row, grid = np.array(ROW), np.linspace(0, 1, 30)
     expected = []

@@ -307,3 +307,16 @@ def test_what_a_head_cannot_see_is_not_cut_instead():
     assert same.effect().abs().max() < 1e-5
     power = substitute_kernel(model, far, lambda number, own: own**2, progress=False, controls=False)
     assert power.values.isfinite().all()
+
+
+def test_controls_are_asked_for_by_name(tiny):
+    model, _ = tiny("llama", "bridge")
+    prompts = uneven_prompts()
+    both = knock_out(model, prompts, progress=False)
+    one = knock_out(model, prompts, controls=("equal_mass",), progress=False)
+    assert set(one.controls) == {"equal_mass"}
+    torch.testing.assert_close(one.controls["equal_mass"], both.controls["equal_mass"], equal_nan=True)
+    torch.testing.assert_close(one.values, both.values)
+    assert not knock_out(model, prompts, controls=False, progress=False).controls
+    with pytest.raises(ResultError, match="random_keys"):
+        knock_out(model, prompts, controls=("mass",), progress=False)

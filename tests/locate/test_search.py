@@ -12,6 +12,7 @@ from support import has_hooked_transformer, shared_prompts, uneven_prompts
 from icl_kernel_lens import (
     Criteria,
     HeadRanking,
+    corrupt,
     head_vote,
     in_context_accuracy,
     knock_out,
@@ -144,10 +145,10 @@ def test_saved_and_loaded(ranking, tmp_path):
 
 def test_an_interrupted_search_goes_on(mini, topics, ranking, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(search, "_drops", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(search._Cuts, "of_some", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
-    assert {p.name for p in tmp_path.iterdir()} == {"read", "accuracy", "reread", "choosing"}
+    assert {p.name for p in tmp_path.iterdir()} == {"edges", "read", "reread", "accuracy", "choosing"}
     again = locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
     assert again.table().equals(ranking.table())
     given = locate_heads(mini, topics, evidence=read(mini, topics, progress=False), progress=False)
@@ -156,7 +157,8 @@ def test_an_interrupted_search_goes_on(mini, topics, ranking, tmp_path, monkeypa
 
 def test_what_is_printed_begins_with_whether_there_is_anything_to_explain(mini, topics, ranking, monkeypatch):
     """Measured on all prompts, and not again where it is given; not of others."""
-    measured = in_context_accuracy(mini, topics, progress=False)
+    reread = read(mini, corrupt(topics, "permute_labels", seed=0), progress=False)
+    measured = in_context_accuracy(mini, topics, permuted=reread, progress=False)
     assert repr(ranking).startswith(f"{measured.opening()}\nHeadRanking(mini on topics")
     assert measured.verdict().startswith("The demonstrations help: +")
     monkeypatch.setattr(search, "in_context_accuracy", None)

@@ -314,7 +314,7 @@ def test_where_memory_does_not_hold_two_copies_it_is_a_bridge(monkeypatch, tmp_p
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     hf_model("llama").save_pretrained(tmp_path)
-    monkeypatch.setattr(load, "hooked_from_hf", full)
+    monkeypatch.setattr("icl_kernel_lens.models.load.hooked_from_hf", full)
     record = load_record(load_model(tmp_path))
     assert record is not None
     assert record.backend == "bridge"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import uneven_prompts
 
-from icl_kernel_lens import Task, Template, in_context_accuracy, load_task, planted_model, read
+from icl_kernel_lens import Task, Template, corrupt, in_context_accuracy, load_task, planted_model, read
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.reading import answer
 from icl_kernel_lens.evidence.small import small_evidence
@@ -171,3 +171,24 @@ def test_a_permutation_that_changes_nothing_is_not_measured(mini):
     accuracy = in_context_accuracy(mini, load_task("topics").prompts(mini, demos=1, count=8), progress=False)
     assert "permuted_labels" not in accuracy.correct
     assert "changes no label" in str(accuracy.reasons["permuted_labels"])
+
+
+def test_a_reading_with_permuted_labels_saves_a_run(mini, monkeypatch):
+    prompts = load_task("topics").prompts(mini, demos=4, count=12, sets=12)
+    evidence = read(mini, prompts, progress=False)
+    reread = read(mini, corrupt(prompts, "permute_labels", seed=5), progress=False)
+    asked = []
+    original = in_context.answer
+
+    def counting(model, some, **how):
+        asked.append(some.demos)
+        return original(model, some, **how)
+
+    monkeypatch.setattr(in_context, "answer", counting)
+    found = in_context_accuracy(mini, prompts, evidence=evidence, permuted=reread, progress=False)
+    assert asked == [0], "without demonstrations alone"
+    right = (reread.answers == prompts.test_labels).float()
+    assert torch.equal(found.correct["permuted_labels"], right)
+    others = read(mini, prompts.select(range(11, -1, -1)), progress=False)
+    with pytest.raises(ResultError, match="permuted must be a reading of these 12 prompts"):
+        in_context_accuracy(mini, prompts, evidence=evidence, permuted=others, progress=False)
