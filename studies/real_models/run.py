@@ -7,7 +7,8 @@ A cell is a model, a task, a number of demonstrations, a template and a seed: 32
 Of each, the accuracy conditions, the vote of every head with its controls, the attention on labels layer by layer, and the
 label coverage by offset, that on two test inputs of each set (with more than two classes, one), as its intervals are those
 between sets. Cells that are finished are not run again, and one that was cut short goes on from where it was;
---only picks some. Tables go into OUT as csv, a row a cell; docs/real_models.md is drawn from them (--docs).
+--only picks some. Tables go into OUT as csv, a row a cell; `python -m studies.real_models.page` puts them into
+docs/real_models.md.
 
 The models are quantised (SmolLM2-135M-Instruct Q4_1, Gemma-3-270M base Q4_K_M) and dequantised to float32. Does not show:
 what the unquantised models do, or larger ones; what other templates and seeds give, beyond the cells that vary them.
