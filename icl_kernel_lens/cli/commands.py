@@ -41,6 +41,7 @@ def score(
     source: From = Source(),  # noqa: B008 (frozen)
     against: Reference = "model",
     pooling: Pooling = "label",
+    offsets: tuple[int, ...] = (),
     score_on: Literal["first_token", "sequence"] = "first_token",
     batch_size: int | Literal["auto"] = "auto",
     top: int = 10,
@@ -70,7 +71,8 @@ def score(
         target: Where results go.
         source: The model, the task and the prompts.
         against: Compare votes with the model's own answer or with the true label.
-        pooling: How attention on a demonstration becomes one weight; label is its first label token.
+        pooling: How attention on a demonstration becomes one weight; label is its first label token, edges those at --offsets.
+        offsets: With --pooling edges, which tokens are read as a label, by their distance from it (0: the label itself).
         score_on: Read the model's answer off each label's first token, or off the whole label.
         batch_size: Prompts at once; auto: what memory allows, halved where it turns out too many.
         top: Heads to print.
@@ -82,6 +84,12 @@ def score(
     from icl_kernel_lens.run.runner import tokens_to_run
 
     source.check()
+    if (pooling == "edges") != bool(offsets):
+        raise ResultError(
+            f"--pooling edges and --offsets belong together, such as --pooling edges --offsets 0 1; got --pooling {pooling} and "
+            f"{'--offsets ' + ' '.join(map(str, offsets)) if offsets else 'no --offsets'}.",
+            code="options-clash",
+        )
     if batch_size != "auto" and batch_size < 1:
         raise ResultError(
             f'--batch-size must be at least 1, or "auto"; got {batch_size}.', code="number-range"
@@ -92,13 +100,15 @@ def score(
         poolings["head_vote_span_max"] = "span_max"
     with _running("score", target, top) as folder:
         model, _, prompts = source.load(folder.group, score_on=score_on)
-        folder.begin(source.identity(model, prompts, against=against, pooling=pooling))
+        folder.begin(source.identity(model, prompts, against=against, pooling=pooling, offsets=offsets))
         keep = tuple(dict.fromkeys((pooling, "label", "span_max")))
         once = tokens_to_run(prompts, as_adapter(model))
         with work("scoring", [once, 2 * once], progress):
             evidence = folder.result(
                 "evidence",
-                lambda: read(model, prompts, keep=keep, checkpoint=folder.checkpoint("read"), **how),
+                lambda: read(
+                    model, prompts, keep=keep, offsets=offsets, checkpoint=folder.checkpoint("read"), **how
+                ),
             )
             accuracy = folder.result(
                 "accuracy",

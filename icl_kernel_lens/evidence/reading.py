@@ -68,7 +68,7 @@ def read(
     """
     adapter = as_adapter(model)
     verify_model(adapter)
-    names, edges = poolings(prompts, keep, offsets), tuple(offsets)
+    names, edges = poolings(prompts, keep, offsets), tuple(sorted(offsets))
     shown, fast = shown_shape(adapter, prompts), reads_fast(adapter)
 
     def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
@@ -182,7 +182,11 @@ def evidence_from_cache(
             code="whole-labels",
         )
     numbers, width = torch.arange(len(prompts)), int(prompts.lengths.max())
-    names, shown, edges = poolings(prompts, keep, offsets), shown_shape(adapter, prompts), tuple(offsets)
+    names, shown, edges = (
+        poolings(prompts, keep, offsets),
+        shown_shape(adapter, prompts),
+        tuple(sorted(offsets)),
+    )
     reading = AnswerRows(
         adapter, prompts, numbers.tolist(), names, shown, offsets=edges, template_tokens=template_tokens
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import SPAN_POOLINGS, Pooling, check_pooling
@@ -29,9 +29,10 @@ class RowPlan:
 
     label_pos: Int[Tensor, "batch demo"]
     label_owner: Int[Tensor, "batch pos"]
-    edge_owner: Int[Tensor, "batch pos"]
     span_owner: Int[Tensor, "batch pos"]
     """The demonstration each position counts for, or the number of demonstrations for none."""
+    edges: Bool[Tensor, "batch demo pos"]
+    """The positions at the offsets asked for; one may be beside two labels, and counts for both."""
     left: Int[Tensor, "batch point"]
     right: Int[Tensor, "batch point"]
     share: Float[Tensor, "batch point"]
@@ -45,8 +46,8 @@ class RowPlan:
         if not template_tokens:
             owner = owner.masked_fill(prompts.roles[:, :width] == TokenRole.TEMPLATE, prompts.demos)
         left, right, share = _resampling(prompts)
-        labels, edges = _owners(prompts.label_spans, width), _edge_owners(prompts, width, offsets)
-        return cls(prompts.label_pos, labels, edges, owner, left, right, share)
+        labels, edges = _owners(prompts.label_spans, width), _edges(prompts, width, offsets)
+        return cls(prompts.label_pos, labels, owner, edges, left, right, share)
 
     def to(self, device: torch.device) -> RowPlan:
         return RowPlan(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -64,14 +65,13 @@ def _owners(spans: Int[Tensor, "batch demo 2"], width: int) -> Int[Tensor, "batc
     )
 
 
-def _edge_owners(prompts: PromptSet, width: int, offsets: tuple[int, ...]) -> Int[Tensor, "batch pos"]:
-    """For each position the demonstration whose label it stands at one of these offsets from; their count for none."""
-    owner = torch.full((len(prompts), width), prompts.demos)
+def _edges(prompts: PromptSet, width: int, offsets: Sequence[int]) -> Bool[Tensor, "batch demo pos"]:
+    """The positions at some offsets from each demonstration's label."""
+    found = torch.zeros(len(prompts), prompts.demos, width, dtype=torch.bool)
     for number in range(len(prompts)) if offsets else ():
         there = label_keys(prompts, number, offsets).any(0)
-        for demo in reversed(range(prompts.demos)):
-            owner[number, : there.shape[1]][there[demo]] = demo
-    return owner
+        found[number, :, : there.shape[1]] = there
+    return found
 
 
 def _resampling(prompts: PromptSet) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,13 +102,15 @@ def pool(
     demos = plan.label_pos.shape[1]
     if pooling == "label":
         return rows.gather(2, plan.label_pos[:, None].expand(-1, rows.shape[1], -1))
-    owner = {"label_sum": plan.label_owner, "edges": plan.edge_owner}.get(pooling, plan.span_owner)
+    if pooling == "edges":
+        return torch.einsum("bhp,bdp->bhd", rows, plan.edges.to(rows))
+    owner = plan.label_owner if pooling == "label_sum" else plan.span_owner
     if pooling.endswith("_without_first"):
         owner = owner.clone()
         owner[:, 0] = demos
     how = {"span_mean": "mean", "span_max": "amax"}.get(pooling.removesuffix("_without_first"), "sum")
-    # What no token counts for stays as it is here: undefined, but for edges, of which there are none to be read.
-    none = rows.new_full((*rows.shape[:2], demos + 1), 0.0 if pooling == "edges" else float("nan"))
+    # What no token counts for stays as it is here.
+    none = rows.new_full((*rows.shape[:2], demos + 1), float("nan"))
     return none.scatter_reduce(2, owner[:, None].expand_as(rows), rows, how, include_self=False)[..., :demos]
 
 

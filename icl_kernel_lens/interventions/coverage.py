@@ -108,16 +108,17 @@ def label_coverage(
     runs = Relabelled.of(model, prompts, offsets, against, batch_size=batch_size, progress=progress)
     given = {"lose": lose, "keep": keep, "seed": seed}
     folder = None if checkpoint is None else Path(checkpoint)
-    found = measured(runs, rows, given, layers=layers, checkpoint=folder and folder / rows)
-    if found.undefined is not None or found.smallest_set().offsets is not None or rows == "test_input":
-        return found
-    warnings.warn(
-        f"labels do not enter {found.run.model}'s answer by its own edges to offsets {name_of(found.offsets)}: "
-        f"{found.smallest_set().why}. Earlier tokens of the test input may carry them: their rows are cut now, too (see "
-        ".test_input).",
-        stacklevel=3,
-    )
-    wider = measured(runs, "test_input", given, checkpoint=folder and folder / "test_input")
+    with work("label coverage", [runs.tokens(len(sets_of(runs.offsets, rows)) * 4)], progress):
+        found = measured(runs, rows, given, layers=layers, checkpoint=folder and folder / rows)
+        if found.undefined is not None or found.smallest_set().offsets is not None or rows == "test_input":
+            return found
+        warnings.warn(
+            f"labels do not enter {found.run.model}'s answer by its own edges to offsets {name_of(found.offsets)}: "
+            f"{found.smallest_set().why}. Earlier tokens of the test input may carry them: their rows are cut now, too (see "
+            ".test_input).",
+            stacklevel=3,
+        )
+        wider = measured(runs, "test_input", given, checkpoint=folder and folder / "test_input")
     return replace(found, test_input=wider)
 
 
@@ -172,10 +173,8 @@ class Relabelled:
         self, cells: Sequence[Cell], rows: CutRows, folder: Path | None
     ) -> tuple[Float[Tensor, "prompt cell"], Float[Tensor, " prompt"], Int[Tensor, " prompt"], RunInfo]:
         """The label part in every cell, the one uncut, and the class that both are about."""
-        expected = [
-            tokens_to_run(prompts, self.adapter) + ROW * len(cells) * len(prompts) for prompts in self.prompts
-        ]
-        with work("label coverage", expected, self.progress):
+        each = self.tokens(len(cells)) / len(self.prompts)
+        with work("label coverage", [each] * len(self.prompts), self.progress):
             effects = [
                 run(
                     self.adapter,
@@ -192,6 +191,11 @@ class Relabelled:
         reference = uncut[0].argmax(-1) if self.against == "model" or truth is None else truth
         part = logit_difference(scores[0] - scores.mean(0), reference[:, None])
         return part, logit_difference(uncut[0] - uncut.mean(0), reference), reference, effects[0].run
+
+    def tokens(self, cells: int) -> float:
+        """About how many tokens are run, with so many cells of the answer's row."""
+        once = tokens_to_run(self.prompts[0], self.adapter) + ROW * cells * len(self.prompts[0])
+        return once * len(self.prompts)
 
     def cutting(self, prompts: PromptSet, cells: Sequence[Cell], rows: CutRows) -> RowEdits:
         """These cuts of one of the runs."""

@@ -22,6 +22,8 @@ class LabelEdges(NamedTuple):
 
     offsets: Offsets
     why: str
+    found: bool
+    """False: the label is taken because no set was found."""
 
 
 def choose_edges(
@@ -43,9 +45,9 @@ def choose_edges(
     smallest = found.smallest_set()
     part = f"label part t = {found.label_part()} logits on {len(few)} prompts"
     if smallest.offsets is not None:
-        return LabelEdges(smallest.offsets, f"{smallest.why} ({part})")
+        return LabelEdges(smallest.offsets, f"{smallest.why} ({part})", True)
     less = "" if found.undefined else "; label_coverage looks at earlier tokens of the test input"
-    return LabelEdges(LABEL, f"offset 0 is taken, untested: {smallest.why} ({part}){less}")
+    return LabelEdges(LABEL, f"offset 0 is taken, untested: {smallest.why} ({part}){less}", False)
 
 
 def _spread(demo_set: Int[Tensor, " some"], numbers: Int[Tensor, " some"]) -> list[int]:

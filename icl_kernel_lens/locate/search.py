@@ -29,12 +29,14 @@ from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_l
 from icl_kernel_lens.numbers.groups import first_half
 from icl_kernel_lens.numbers.intervals import sets_for
 from icl_kernel_lens.prompts.corruptions import corrupt
+from icl_kernel_lens.prompts.label_edges import check_offsets
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.label_coverage import Offsets
 from icl_kernel_lens.results.patch_effects import PatchEffects
+from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.results.stability import Stability
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.run.progress import ROW, work
@@ -79,9 +81,9 @@ def locate_heads(
         invariant  that of label_shift − ½ word_bound_shift lies below 0 (half of the shift if weights went with label words)
         matters    that of the drop lies beyond `criteria.effect` of the logit difference, and of what equal mass costs
 
-    What is read of a label stands at some `offsets` from it: weights are the attention there, and cuts are of these edges.
-    Without `offsets`, they are the smallest set that `label_coverage` finds in the choosing half; where there is none, the
-    label itself is taken, and a note says so.
+    What is read of a label stands at some `offsets` from it: weights are the attention there (for 0 alone, on its first
+    token), and cuts are of these edges. Without `offsets`, they are the smallest set that `label_coverage` finds on 32 prompts of
+    the choosing half, which runs each once a class; where there is none, the label itself is taken, and a note says so.
 
     Kernel head: all three. Han et al. (TMLR 2025, section 5.2) take the head of the best agreement on the data it is
     reported on; halves, controls, invariance and the causal test are ours.
@@ -106,6 +108,11 @@ def locate_heads(
             f"heads can be located with at least 2 demonstrations; these prompts have {prompts.demos}.",
             code="too-few-demonstrations",
         )
+    if offsets is not None:
+        check_offsets(prompts, offsets)
+    for given in (evidence, accuracy):
+        if given is not None:
+            _check_given(given, model, prompts)
     check_sets(prompts)
     first, second = split_in_halves(prompts.demo_set, seed=seed)
     permuted = corrupt(prompts, "permute_labels", seed=seed)
@@ -117,7 +124,7 @@ def locate_heads(
                 model, prompts, first, seed=seed, checkpoint=place["edges"], progress=progress
             )
         else:
-            edges = LabelEdges(tuple(sorted(offsets)), "they were given")
+            edges = LabelEdges(tuple(sorted(offsets)), "they were given", True)
         evidence = _whole(model, prompts, evidence, edges.offsets, place["read"], progress)
         reread = _read(model, permuted, edges.offsets, place["reread"], progress)
         accuracy = accuracy or in_context_accuracy(
@@ -128,7 +135,6 @@ def locate_heads(
             checkpoint=place["accuracy"],
             progress=progress,
         )
-        accuracy.check_of(evidence.run, prompts)
         chosen = Fidelity.of(evidence, reread, first, seed, _pooling(edges.offsets))
         cuts = _Cuts(model, edges.offsets, seed, progress)
         effect, base, scores = cuts.of_every_head(prompts.select(first.tolist()), place["choosing"])
@@ -166,6 +172,7 @@ def stability(
     model: Any,
     prompts: Mapping[str, PromptSet],
     *,
+    offsets: Sequence[int] | None = None,
     criteria: Criteria | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -180,7 +187,8 @@ def stability(
             "other task": other.prompts(model, demos=16, count=400, seed=0),
         })
 
-    Another template is another task: `dataclasses.replace(task, template=...)`.
+    Another template is another task: `dataclasses.replace(task, template=...)`. Each ranking chooses its own `offsets`, or takes
+    those given.
 
     `checkpoint` names a folder in which finished prompts are kept, one folder a ranking; the same call goes on.
     Does not show: more than the prompts given can; a kernel head in all of them may be none on another task.
@@ -195,12 +203,13 @@ def stability(
             code="not-comparable",
         )
     adapter = as_adapter(model)
-    expected = [sum(expected_work(adapter, some)) for some in prompts.values()]
+    expected = [sum(expected_work(adapter, some, offsets)) for some in prompts.values()]
     with work("stability", expected, progress):
         rankings = {
             name: locate_heads(
                 model,
                 some,
+                offsets=offsets,
                 criteria=criteria,
                 seed=seed,
                 checkpoint=None if checkpoint is None else Path(checkpoint) / f"{at}",
@@ -233,6 +242,18 @@ def expected_work(
     ]
 
 
+def _check_given(given: Evidence | TaskAccuracy, model: Any, prompts: PromptSet) -> None:
+    """Refuse what was measured on other prompts or another model, before anything is run.
+
+    Raises: ResultError.
+    """
+    adapter = as_adapter(model)
+    if isinstance(given, Evidence):
+        given.check_of(adapter, prompts)
+    else:
+        given.check_of(RunInfo.of(adapter, prompts.info, prompts.score_on), prompts)
+
+
 def _pooling(offsets: Offsets) -> Pooling:
     """The weights that go with these edges."""
     return "label" if offsets == LABEL else "edges"
@@ -255,11 +276,11 @@ def _whole(
     progress: bool,
 ) -> Evidence:
     """The reading of all prompts, both halves, as given or made now."""
-    if evidence is not None:
-        evidence.check_of(as_adapter(model), prompts)
-    if evidence is None or (offsets != LABEL and evidence.offsets != offsets):
+    there = evidence is not None and (
+        "label" in evidence.weights if offsets == LABEL else evidence.offsets == offsets
+    )
+    if evidence is None or not there:
         evidence = _read(model, prompts, offsets, checkpoint, progress)
-    evidence.pooled(_pooling(offsets))
     return replace(evidence, prompts=prompts)
 
 
@@ -333,7 +354,7 @@ def _notes(
     edges: LabelEdges,
 ) -> tuple[str, ...]:
     notes = []
-    if edges.offsets != LABEL or "untested" in edges.why:
+    if edges.offsets != LABEL or not edges.found:
         notes.append(f"edges of {named(edges.offsets)} count as the label's: {edges.why}")
     answers = evidence.answers.bincount(minlength=evidence.prompts.labels)
     share = float(answers.max() / answers.sum())

@@ -61,13 +61,18 @@ def copy_of(
 def _placed(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
     """A tensor itself where it is as asked for, else a copy that is."""
     to = dtype if tensor.is_floating_point() else None
-    if (device is None or torch.device(device) == tensor.device) and to in (None, tensor.dtype):
+    if (device is None or _is_on(tensor, torch.device(device))) and to in (None, tensor.dtype):
         return tensor  # what holds packed numbers may not allow even a move to where it is
     with torch.no_grad():
         moved = tensor.to(device=device, dtype=to)
     if moved is tensor or not isinstance(tensor, nn.Parameter):
         return moved
     return nn.Parameter(moved, requires_grad=tensor.requires_grad)
+
+
+def _is_on(tensor: Tensor, device: torch.device) -> bool:
+    """Whether it is there; "cuda" is any."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -113,7 +118,7 @@ def digest_of(hf: nn.Module) -> str:
     found = hashlib.sha256()
     for name, tensor in (*hf.named_parameters(), *hf.named_buffers()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        for held in _held(tensor):
+        for held in parts_of(tensor):
             if held.device.type == "meta" or not held.numel():
                 continue
             numbers = held.detach().reshape(-1)
@@ -122,10 +127,10 @@ def digest_of(hf: nn.Module) -> str:
     return found.hexdigest()[:6]
 
 
-def _held(tensor: Tensor) -> Iterator[Tensor]:
+def parts_of(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors that a packed one, such as torchao's, consists of; a plain one is itself."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:  # pyright: ignore[reportAttributeAccessIssue]
-        yield from _held(getattr(tensor, name))
+        yield from parts_of(getattr(tensor, name))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from icl_kernel_lens.errors import LoadError
+from icl_kernel_lens.models.hooks import instead
 from icl_kernel_lens.models.weights import read_model
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -117,11 +118,11 @@ def _without_bar() -> Iterator[None]:
     except ImportError:  # of another transformers
         yield
         return
-    bar, reader.tqdm = reader.tqdm, lambda tensors, **_: tensors
-    try:
+    if not hasattr(reader, "tqdm"):
         yield
-    finally:
-        reader.tqdm = bar
+        return
+    with instead(reader, "tqdm", lambda tensors, **_: tensors):
+        yield
 
 
 def read_gguf_tokenizer(file: GgufFile) -> Any | None:

@@ -229,10 +229,11 @@ class AblationCurves(Result):
         return float(value[-1]), float(low[-1]), float(high[-1])
 
     def __repr__(self) -> str:
-        against = self.default_reference
+        against, offsets = self.default_reference, self.settings.get("offsets", "(0,)")
+        edges = "label edges" if offsets == "(0,)" else f"edges at offsets {offsets} from the label"
         return "\n".join(
             [
-                f"AblationCurves({self.run.about}: label edges of "
+                f"AblationCurves({self.run.about}: {edges} of "
                 f"{', '.join(map(str, self.heads))}; {len(self.base)} prompts of seed {self.run.prompts.seed}; against "
                 f"{'the true label' if against == 'truth' else 'the uncut answer'})",
                 self.table().to_string(index=False, float_format=lambda x: f"{x:.3f}"),

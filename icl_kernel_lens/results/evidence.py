@@ -157,11 +157,12 @@ class Evidence(Result):
         """
         check_pooling(pooling)
         if pooling not in self.weights:
-            keep = tuple(n for n in self.weights if not n.endswith("_without_first"))
+            asked = (*self.weights, pooling.removesuffix("_without_first"))
+            keep = tuple(name for name in asked if not name.endswith("_without_first") and name != "edges")
+            offsets = f", offsets={self.offsets or (0, 1)}" if "edges" in asked else ""
             raise EvidenceMissing(
                 f"evidence must be read with the pooling it is scored on; {pooling!r} was asked for and "
-                f"{sorted(self.weights)} are there. Read again with "
-                f"read(..., keep={(*keep, pooling.removesuffix('_without_first'))}).",
+                f"{sorted(self.weights)} are there. Read again with read(..., keep={keep}{offsets}).",
                 code="evidence-missing",
             )
         return self.weights[pooling]

@@ -216,6 +216,9 @@ class HeadRanking(Result):
                 f"the band is of {self.band and self.band.layers} layers, and there are {layers}": (
                     self.band is None or self.band.layers == layers
                 ),
+                f"offsets must be some, each once and in ascending order; they are {self.offsets}": (
+                    self.offsets != () and self.offsets == tuple(sorted(set(self.offsets)))
+                ),
                 "numbers must tell the prompts apart": (
                     bool((self.numbers >= 0).all()) and len(self.numbers.unique()) == len(self.numbers)
                 ),

@@ -88,6 +88,12 @@ class Stability(Result):
     def __repr__(self) -> str:
         lines = [f"Stability({len(self.rankings)} rankings: {', '.join(self.rankings)})"]
         lines += [f"  {name}: {ranking.accuracy.verdict()}" for name, ranking in self.rankings.items()]
+        read_at = {name: ranking.offsets for name, ranking in self.rankings.items()}
+        if len(set(read_at.values())) > 1:
+            said = ", ".join(f"{name} {tuple(offsets)}" for name, offsets in read_at.items())
+            lines.append(
+                f"  not on the same edges; offsets from the label are {said}: weights and drops are of different things"
+            )
         if self._same_shape():
             table = self.table()
             lines.append(table.to_string(index=False) if len(table) else "  nothing located in any")

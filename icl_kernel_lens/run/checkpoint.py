@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from icl_kernel_lens import fields
 from icl_kernel_lens.errors import LoadError, RunError
 from icl_kernel_lens.models.adapter import ModelAdapter
+from icl_kernel_lens.models.copies import parts_of
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results import codec
 from icl_kernel_lens.run.folder import explained
@@ -47,7 +48,11 @@ def _weights(adapter: ModelAdapter) -> str:
     model = adapter.model
     if not isinstance(model, nn.Module):
         return "unknown"
-    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    numbers = {
+        f"{name}.{part}" if part else name: held
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        for part, held in enumerate(parts_of(tensor))
+    }
     return fields.digest(_configuration(model), numbers)[:16]
 
 

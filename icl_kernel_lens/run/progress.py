@@ -70,20 +70,20 @@ class _Bar:
 _current: ContextVar[tuple[_Bar, Work] | None] = ContextVar("work", default=None)
 
 
-class Step:
+class Piece:
     """The work that is under way: how much of it there is, and how much is done."""
 
-    def __init__(self, bar: _Bar, work: Work) -> None:
-        self._bar, self._work = bar, work
+    def __init__(self, bar: _Bar, counted: Work) -> None:
+        self._bar, self._counted = bar, counted
 
     def add(self, tokens: float, words: str, *, kept: bool = False) -> None:
         """Count so many tokens; `kept`: they were run before."""
-        self._work.done += tokens
+        self._counted.done += tokens
         self._bar.draw(tokens, words, kept=kept)
 
 
 @contextmanager
-def work(title: str, parts: Sequence[float], shown: bool, *, tokens: float = 0.0) -> Iterator[Step]:
+def work(title: str, parts: Sequence[float], shown: bool, *, tokens: float = 0.0) -> Iterator[Piece]:
     """A piece of work of about so many tokens, or of parts of about so many each, in the order in which they are done.
 
     Inside another one it is its next part, counted by that one's bar. What is not shown is not counted.
@@ -101,7 +101,7 @@ def work(title: str, parts: Sequence[float], shown: bool, *, tokens: float = 0.0
     mine.expected, mine.parts = tokens, [Work(float(part)) for part in parts]
     token = _current.set((bar, mine))
     try:
-        yield Step(bar, mine)
+        yield Piece(bar, mine)
     finally:
         _current.reset(token)
         mine.ended = True

@@ -182,9 +182,9 @@ def sharing_of(prompts: PromptSet, adapter: ModelAdapter, hooks: list[str]) -> t
 
 
 def tokens_to_run(prompts: PromptSet, adapter: ModelAdapter) -> float:
-    """How many tokens a pass over these prompts runs, as they share the others."""
+    """How many tokens a pass over these prompts runs in each process, as they share the others."""
     whole, _ = sharing_of(prompts, adapter, users_hooks(adapter))
-    return float(whole.cost(prompts.lengths.tolist()))
+    return whole.cost(prompts.lengths.tolist()) / here().size
 
 
 def _placed_by_length(prompts: PromptSet, adapter: ModelAdapter) -> int | None:

@@ -82,7 +82,9 @@ def score_heads(
         reasons=reasons_for(evidence, weights) if values.isnan().any() else {},
         demo_set=evidence.prompts.demo_set,
         run=evidence.run,
-        settings=({"against": against} if against else {}) | {"pooling": pooling},
+        settings=({"against": against} if against else {})
+        | {"pooling": pooling}
+        | ({"offsets": str(evidence.offsets)} if pooling == "edges" else {}),
         shown=shown_demos(evidence, weights, answer),
         accuracy=accuracy or accuracy_of(evidence),
     )

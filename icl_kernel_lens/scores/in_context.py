@@ -96,11 +96,20 @@ def _check_permuted(permuted: Evidence, prompts: PromptSet) -> None:
     Raises: ResultError.
     """
     given = permuted.prompts
-    same = len(given) == len(prompts) and given.demos == prompts.demos
-    if not same or not torch.equal(given.demo_labels.sort(1).values, prompts.demo_labels.sort(1).values):
+    same = given.tokens.shape == prompts.tokens.shape and given.score_on == prompts.score_on
+    if same:
+        here = torch.arange(prompts.tokens.shape[1])
+        spans = prompts.label_spans[..., None]
+        at_labels = ((here >= spans[:, :, 0]) & (here < spans[:, :, 1])).any(1)
+        counts = [one.demo_labels.sort(1).values for one in (given, prompts)]
+        same = torch.equal(*counts) and torch.equal(
+            given.tokens.masked_fill(at_labels, 0), prompts.tokens.masked_fill(at_labels, 0)
+        )
+    if not same or torch.equal(given.demo_labels, prompts.demo_labels):
         raise ResultError(
-            f"permuted must be a reading of these {len(prompts)} prompts with the labels permuted in each; it is of "
-            f'{len(given)} others. Read corrupt(prompts, "permute_labels", seed=0), or leave permuted= out.',
+            f"permuted must be a reading of these {len(prompts)} prompts with nothing but the labels permuted in each; it is "
+            f'of {len(given)} others, or of these as they are. Read corrupt(prompts, "permute_labels", seed=0), or leave '
+            "permuted= out.",
             code="evidence-of-others",
         )
 

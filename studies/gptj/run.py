@@ -162,6 +162,7 @@ def measured(
             for name, (band, found) in bands.items()
         ],
         "kernel_heads": [str(head) for head in ranking.heads],
+        "edges": ranking.settings["edges"],
         "longest_prompt": int(prompts.lengths.max()),
         "data": prompts.info.origin,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -135,8 +135,8 @@ def _named(cell: Cell) -> list[str]:
 
 
 def _percent(row: Row, name: str) -> str:
-    low, high = (row.get(f"{name}_{end}") for end in ("low", "high"))
-    return f"{100 * row[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]" if low is not None else "–"
+    value, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _listed(values: pd.Series) -> str:

@@ -356,6 +356,26 @@ def test_locate_without_curves_or_without_heads(tmp_path, capsys):
     assert "<td>criterion: effect</td><td>0.98</td>" in report
 
 
+def test_other_edges_from_the_command_line(tmp_path, capsys):
+    """In whatever order they are named; results say which they are of."""
+    small = ["--no-progress", "--device", "cpu", "--demos", "4", "--prompts", "32", "--sets", "32"]
+    assert (
+        main(["score", *small, "--pooling", "edges", "--offsets", "1", "0", "--out", str(tmp_path / "s")])
+        == 0
+    )
+    vote = HeadScores.load(tmp_path / "s" / "head_vote.safetensors")
+    assert vote.settings["offsets"] == "(0, 1)"
+    assert main(["locate", *small, "--no-curves", "--offsets", "1", "0", "--out", str(tmp_path / "l")]) == 0
+    ranking = HeadRanking.load(tmp_path / "l" / "ranking.safetensors")
+    evidence = Evidence.load(tmp_path / "l" / "evidence.safetensors")
+    assert ranking.offsets == evidence.offsets == (0, 1)
+    assert "offsets 0, +1 from the label" in capsys.readouterr().out
+    for wrong in (["--pooling", "edges"], ["--offsets", "1"]):
+        assert main(["score", *small, *wrong, "--out", str(tmp_path / "w")]) == 1
+        assert "--pooling edges and --offsets belong together" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
 def test_locate_refuses(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("words")
     assert locate(tmp_path) == 1

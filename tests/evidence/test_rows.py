@@ -114,3 +114,8 @@ def test_the_averaged_row_against_numpy():
 def test_an_unknown_pooling_is_refused_with_what_is_there():
     with pytest.raises(EvidenceMissing, match=r"'span_max' was asked for and \['label'\] are there"):
         head_vote(small_evidence(), pooling="span_max")
+
+
+def test_a_token_beside_two_labels_counts_for_both():
+    """Demonstrations of three tokens: two behind one label is one before the next."""
+    assert pooled("edges", offsets=(-1, 2)) == pytest.approx([ROW[1] + ROW[4], ROW[4] + ROW[7], ROW[7]])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from interventions.label_readers import label_reader, reader_prompts
 
-from icl_kernel_lens import load, locate_heads
-from icl_kernel_lens.errors import PromptError
+from icl_kernel_lens import in_context_accuracy, load, locate_heads, read
+from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens.locate import search
 from icl_kernel_lens.locate.edges import PROMPTS, _spread, choose_edges, named
+from icl_kernel_lens.locate.search import stability
+from icl_kernel_lens.results.stability import Stability
 
 ALL = torch.arange(64)
 
@@ -20,7 +25,7 @@ def test_the_place_where_labels_enter_is_chosen(what, offsets):
     found = choose_edges(label_reader(what), reader_prompts(64), ALL, seed=0, checkpoint=None, progress=False)
     assert found.offsets == offsets
     assert f"{PROMPTS} prompts" in found.why
-    assert "untested" not in found.why
+    assert found.found
 
 
 @pytest.mark.parametrize(
@@ -31,6 +36,7 @@ def test_the_label_is_taken_untested_where_no_place_is_found(what, why):
     found = choose_edges(label_reader(what), reader_prompts(64), ALL, seed=0, checkpoint=None, progress=False)
     assert found.offsets == (0,)
     assert why in found.why
+    assert not found.found
     assert ("label_coverage looks at earlier tokens" in found.why) == (what == "test")
 
 
@@ -68,6 +74,56 @@ def test_heads_that_read_behind_the_label_are_seen(tmp_path):
     assert repr(again) == repr(found)
 
 
-def test_offsets_without_a_token_are_refused():
-    with pytest.raises(PromptError, match=r"\+9 does not"):
-        locate_heads(label_reader("label"), reader_prompts(64), offsets=(9,), progress=False)
+@pytest.fixture
+def nothing_is_run(monkeypatch):
+    for name in ("choose_edges", "read", "knock_out"):
+        monkeypatch.setattr(
+            search, name, lambda *_, **__: pytest.fail("something was run before the refusal")
+        )
+
+
+@pytest.mark.parametrize(
+    ("offsets", "words"), [((9,), r"\+9 does not"), ((), "offsets must name whole numbers")]
+)
+def test_offsets_without_a_token_are_refused_first(offsets, words, nothing_is_run):
+    with pytest.raises(PromptError, match=words):
+        locate_heads(label_reader("label"), reader_prompts(64), offsets=offsets, progress=False)
+
+
+def test_what_is_of_other_prompts_is_refused_first(monkeypatch):
+    model, prompts = label_reader("label"), reader_prompts(64)
+    evidence, accuracy = (
+        f(model, reader_prompts(64, seed=1), progress=False) for f in (read, in_context_accuracy)
+    )
+    for name in ("choose_edges", "read", "knock_out"):
+        monkeypatch.setattr(
+            search, name, lambda *_, **__: pytest.fail("something was run before the refusal")
+        )
+    for given in ({"evidence": evidence}, {"accuracy": accuracy}):
+        with pytest.raises(ResultError, match="of these 64 prompts|of these prompts"):
+            locate_heads(model, prompts, **given, progress=False)
+
+
+def test_evidence_of_other_edges_is_read_anew():
+    model, prompts = label_reader("after"), reader_prompts(64)
+    expected = locate_heads(model, prompts, offsets=(1,), progress=False)
+    for offsets in ((), (0, 1), (1,)):
+        evidence = read(model, prompts, keep=("span_sum",), offsets=offsets, progress=False)
+        found = locate_heads(model, prompts, evidence=evidence, offsets=(1,), progress=False)
+        assert found.table().equals(expected.table())
+
+
+def test_a_ranking_must_hold_offsets():
+    ranking = locate_heads(label_reader("label"), reader_prompts(64), offsets=(0,), progress=False)
+    for wrong in ((), (1, 0), (1, 1)):
+        with pytest.raises(ResultError, match="offsets must be some, each once"):
+            replace(ranking, offsets=wrong)
+
+
+def test_rankings_on_other_edges_are_not_compared_without_a_word():
+    model, prompts = label_reader("after"), reader_prompts(64)
+    both = {str(at): locate_heads(model, prompts, offsets=(at,), progress=False) for at in (0, 1)}
+    assert "not on the same edges; offsets from the label are 0 (0,), 1 (1,)" in repr(Stability(both))
+    same = stability(model, {"a": prompts, "b": reader_prompts(64, seed=1)}, offsets=(1,), progress=False)
+    assert {ranking.offsets for ranking in same.rankings.values()} == {(1,)}
+    assert "not on the same edges" not in repr(same)

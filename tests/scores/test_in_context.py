@@ -189,6 +189,17 @@ def test_a_reading_with_permuted_labels_saves_a_run(mini, monkeypatch):
     assert asked == [0], "without demonstrations alone"
     right = (reread.answers == prompts.test_labels).float()
     assert torch.equal(found.correct["permuted_labels"], right)
-    others = read(mini, prompts.select(range(11, -1, -1)), progress=False)
-    with pytest.raises(ResultError, match="permuted must be a reading of these 12 prompts"):
-        in_context_accuracy(mini, prompts, evidence=evidence, permuted=others, progress=False)
+
+
+def test_what_is_no_permuted_reading_is_refused(mini):
+    """Label counts of balanced prompts tell nothing apart: texts and labels do."""
+
+    def drawn(seed):
+        return load_task("topics").prompts(mini, demos=4, count=8, sets=8, seed=seed, balanced=True)
+
+    prompts = drawn(0)
+    evidence = read(mini, prompts, progress=False)
+    others = read(mini, corrupt(drawn(1), "permute_labels", seed=0), progress=False)
+    for wrong in (evidence, others):
+        with pytest.raises(ResultError, match="permuted must be a reading of these 8 prompts"):
+            in_context_accuracy(mini, prompts, evidence=evidence, permuted=wrong, progress=False)
