@@ -102,18 +102,7 @@ def locate_heads(
             ResultError: the evidence or the accuracy is of other prompts or another model.
     """
     criteria = criteria or Criteria()
-    check_intervened(prompts, "model")
-    if prompts.demos < 2:
-        raise PromptError(
-            f"heads can be located with at least 2 demonstrations; these prompts have {prompts.demos}.",
-            code="too-few-demonstrations",
-        )
-    if offsets is not None:
-        check_offsets(prompts, offsets)
-    for given in (evidence, accuracy):
-        if given is not None:
-            _check_given(given, model, prompts)
-    check_sets(prompts)
+    _check_request(model, prompts, evidence, accuracy, offsets)
     first, second = split_in_halves(prompts.demo_set, seed=seed)
     permuted = corrupt(prompts, "permute_labels", seed=seed)
     place = {step: None if checkpoint is None else Path(checkpoint) / step for step in STEPS}
@@ -220,6 +209,33 @@ def stability(
     return Stability(rankings)
 
 
+def _check_request(
+    model: Any,
+    prompts: PromptSet,
+    evidence: Evidence | None,
+    accuracy: TaskAccuracy | None,
+    offsets: Sequence[int] | None,
+) -> None:
+    """Refuse what cannot be located on, and what was measured on other prompts or another model, before anything is run.
+
+    Raises: PromptError, ResultError: see `locate_heads`.
+    """
+    check_intervened(prompts, "model")
+    if prompts.demos < 2:
+        raise PromptError(
+            f"heads can be located with at least 2 demonstrations; these prompts have {prompts.demos}.",
+            code="too-few-demonstrations",
+        )
+    if offsets is not None:
+        check_offsets(prompts, offsets)
+    adapter = as_adapter(model)
+    if evidence is not None:
+        evidence.check_of(adapter, prompts)
+    if accuracy is not None:
+        accuracy.check_of(RunInfo.of(adapter, prompts.info, prompts.score_on), prompts)
+    check_sets(prompts)
+
+
 def expected_work(
     adapter: ModelAdapter,
     prompts: PromptSet,
@@ -240,18 +256,6 @@ def expected_work(
         *([once / 2] if accuracy is None else []),
         *cuts,
     ]
-
-
-def _check_given(given: Evidence | TaskAccuracy, model: Any, prompts: PromptSet) -> None:
-    """Refuse what was measured on other prompts or another model, before anything is run.
-
-    Raises: ResultError.
-    """
-    adapter = as_adapter(model)
-    if isinstance(given, Evidence):
-        given.check_of(adapter, prompts)
-    else:
-        given.check_of(RunInfo.of(adapter, prompts.info, prompts.score_on), prompts)
 
 
 def _pooling(offsets: Offsets) -> Pooling:
@@ -330,7 +334,7 @@ def check_sets(prompts: PromptSet) -> None:
             warnings.warn(
                 f"prompts {before} and {number} show the same demonstrations and are counted as different sets; intervals "
                 "and p-values take them for independent. Give them one number in demo_set.",
-                stacklevel=3,
+                stacklevel=4,
             )
             return
 

@@ -34,6 +34,7 @@ READING = (
 POOLINGS = {
     "label": "to the first token of their labels",
     "label_sum": "to all tokens of their labels, summed",
+    "edges": "to the tokens at offsets {offsets} from their labels, summed",
     "span_max": "the largest weight on any of their tokens, text or label",
     "span_sum": "to all of their tokens, summed",
     "span_mean": "to all of their tokens, the mean",
@@ -201,7 +202,7 @@ def _curves(page: Page, curves: AblationCurves) -> None:
 def _votes(page: Page, scores: Sequence[HeadScores], notes: Sequence[str]) -> None:
     main = scores[0]
     pooling = main.settings["pooling"]
-    what = POOLINGS[pooling.removesuffix("_without_first")]
+    what = POOLINGS[pooling.removesuffix("_without_first")].format(offsets=main.settings.get("offsets"))
     page.heading("Which heads vote like the answer?").text(
         READING.format(
             pooling=what + (", position 0 left out" if pooling.endswith("_without_first") else ""),

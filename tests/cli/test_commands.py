@@ -79,7 +79,7 @@ def test_score_then_show(tmp_path, capsys):
     assert shown.count("\nL") == 6
     assert (out / "head_map.png").read_bytes() == before
     assert score(out, "--pooling", "span_max") == 1
-    assert "pooling=label there, against=model, pooling=span_max now" in capsys.readouterr().err
+    assert "pooling=label there, against=model, offsets=(), pooling=span_max now" in capsys.readouterr().err
     assert score(out, "--pooling", "span_max", "--overwrite") == 0
     assert not (out / "head_vote_span_max.safetensors").exists(), "and leave nothing stale"
 
