@@ -51,7 +51,8 @@ def score(
 
     Prints first whether there is anything to explain (the model's accuracy beside its controls, and how often a simple
     rule gives its answers), then the heads most surely above their controls, and writes into OUT: report.html,
-    head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves (*.safetensors, read by `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
+    head_map.png, head_map.svg, attention_map.png, heads.csv, and the results themselves (*.safetensors, read by
+    `icl-kernel-lens show OUT` or by Evidence.load and HeadScores.load).
 
     The bundled model, a model and a task from the Hub, and your own folder and file:
 

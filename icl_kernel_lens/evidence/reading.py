@@ -51,7 +51,8 @@ def read(
 
     `keep` names the poolings (`axes.Pooling`); one over a span always brings its twin without position 0.
     `offsets` adds the pooling `edges`: the attention on the tokens so far from a demonstration's label, summed, as
-    `label_coverage` finds where labels are read (0: all tokens of the label). `template_tokens=False` leaves the template's tokens (`Input:`) out of the spans.
+    `label_coverage` finds where labels are read (0: all tokens of the label). `template_tokens=False` leaves the template's tokens
+    (`Input:`) out of the spans.
 
     Leading tokens that prompts share (demonstrations, above all) are run once, and attention is not written
     out, wherever the model allows both exactly (`verify_model(model)` says so, with the differences measured). The

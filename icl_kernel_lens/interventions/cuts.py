@@ -66,7 +66,8 @@ def knock_out(
     layers together. `demo` cuts the edges of one demonstration, of all together, or of each in turn (an axis `demo`).
     `offsets` says what counts as labels: 0 all their tokens, another number the token so far from a label's first, as
     `label_coverage` finds where they are read; `(0, 1)` cuts the token behind one-token labels, too.
-    Controls (all, none, or some by name), in the same rows, never cut position 0, a special token, a label, or the position itself:
+    Controls (all, none, or some by name), in the same rows, never cut position 0, a special token, a label, or the position
+    itself:
 
         random_keys    as many other keys that the head can see, drawn at random
         equal_mass     other keys in random order until they hold the same attention, the last in part

@@ -98,7 +98,8 @@ def locate_heads(
     carries less than `criteria.effect` are shadows here.
 
     Raises: PromptError: fewer than 8 demonstration sets a half; labels of unequal token counts, which cannot be
-                permuted in place; prompts scored on whole labels; an offset holds no token. ModelError: attention cannot be changed exactly.
+                permuted in place; prompts scored on whole labels; an offset holds no token. ModelError: attention cannot
+                be changed exactly.
             ResultError: the evidence or the accuracy is of other prompts or another model.
     """
     criteria = criteria or Criteria()
@@ -108,12 +109,9 @@ def locate_heads(
     place = {step: None if checkpoint is None else Path(checkpoint) / step for step in STEPS}
     expected = expected_work(as_adapter(model), prompts, offsets, evidence=evidence, accuracy=accuracy)
     with work("locating heads", expected, progress):
-        if offsets is None:
-            edges = choose_edges(
-                model, prompts, first, seed=seed, checkpoint=place["edges"], progress=progress
-            )
-        else:
-            edges = LabelEdges(tuple(sorted(offsets)), "they were given", True)
+        edges = _edges(offsets) or choose_edges(
+            model, prompts, first, seed=seed, checkpoint=place["edges"], progress=progress
+        )
         evidence = _whole(model, prompts, evidence, edges.offsets, place["read"], progress)
         reread = _read(model, permuted, edges.offsets, place["reread"], progress)
         accuracy = accuracy or in_context_accuracy(
@@ -256,6 +254,11 @@ def expected_work(
         *([once / 2] if accuracy is None else []),
         *cuts,
     ]
+
+
+def _edges(offsets: Sequence[int] | None) -> LabelEdges | None:
+    """Those that were given."""
+    return None if offsets is None else LabelEdges(tuple(sorted(offsets)), "they were given", True)
 
 
 def _pooling(offsets: Offsets) -> Pooling:

@@ -36,18 +36,18 @@ def torchrun(*command, count=2):
     ]
 
 
+def finished(*command):
+    """What two processes came to."""
+    return subprocess.run(
+        torchrun(*command), env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
 @pytest.mark.parametrize("sets", ["1", "3"])
 def test_two_processes_equal_one(tmp_path, sets):
     """With three sets of demonstrations, and with one, which both processes run."""
     options = ["--prompts", "30", "--demos", "16", "--sets", sets]
-    out = subprocess.run(
-        torchrun(*SCORE, "--out", str(tmp_path / "two"), *options),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    out = finished(*SCORE, "--out", str(tmp_path / "two"), *options)
     assert out.returncode == 0, out.stderr[-3000:]
     assert out.stdout.count("head_vote  ") <= 2, "one process prints"
     assert out.stdout.count("Written to") == 1
@@ -67,14 +67,7 @@ def test_two_processes_equal_one(tmp_path, sets):
 )
 def test_two_processes_equal_one_in_commands_of_many_steps(tmp_path, command, results, options):
     given = [command, "--no-progress", "--device", "cpu", *options]
-    out = subprocess.run(
-        torchrun("-m", "icl_kernel_lens", *given, "--out", str(tmp_path / "two")),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    out = finished("-m", "icl_kernel_lens", *given, "--out", str(tmp_path / "two"))
     assert out.returncode == 0, out.stderr[-3000:]
     assert out.stdout.count("Written to") == 1, "one process prints"
     assert main([*given, "--out", str(tmp_path / "one")]) == 0
@@ -119,14 +112,7 @@ with processes.joined() as group:
 def run_lost(tmp_path, how, count=12):
     script = tmp_path / "lost.py"
     script.write_text(LOST)
-    return subprocess.run(
-        torchrun(str(script), str(tmp_path / "run"), how, str(count)),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return finished(str(script), str(tmp_path / "run"), how, str(count))
 
 
 def test_a_lost_process_ends_the_run_and_keeps_the_checkpoint(tmp_path):
