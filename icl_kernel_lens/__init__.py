@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from icl_kernel_lens.axes import HeadRef
     from icl_kernel_lens.evidence.reading import read
+    from icl_kernel_lens.influence.fidelity import influence_fidelity
+    from icl_kernel_lens.influence.measure import influence_cost, label_influence
     from icl_kernel_lens.interventions.coverage import label_coverage
     from icl_kernel_lens.interventions.cuts import knock_out
     from icl_kernel_lens.interventions.patch import patch_labels
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from icl_kernel_lens.results.evidence import Evidence
     from icl_kernel_lens.results.head_ranking import HeadRanking
     from icl_kernel_lens.results.head_scores import HeadScores
+    from icl_kernel_lens.results.label_influence import LabelInfluence
     from icl_kernel_lens.results.patch_effects import PatchEffects
     from icl_kernel_lens.run.processes import joined
     from icl_kernel_lens.saved import load
@@ -52,6 +55,7 @@ __all__ = [
     "HeadRanking",
     "HeadRef",
     "HeadScores",
+    "LabelInfluence",
     "PatchEffects",
     "PromptSet",
     "Task",
@@ -62,9 +66,12 @@ __all__ = [
     "fast_attention",
     "head_vote",
     "in_context_accuracy",
+    "influence_cost",
+    "influence_fidelity",
     "joined",
     "knock_out",
     "label_coverage",
+    "label_influence",
     "load",
     "load_model",
     "load_task",
@@ -76,37 +83,46 @@ __all__ = [
     "swap_values",
 ]
 
-_MODULES = {
-    "axes": "HeadRef",
-    "evidence.reading": "read",
-    "interventions.coverage": "label_coverage",
-    "interventions.cuts": "knock_out",
-    "interventions.patch": "patch_labels",
-    "interventions.substitute": "substitute_kernel",
-    "interventions.swap": "swap_values",
-    "locate.ablation": "ablation_curves",
-    "locate.search": "locate_heads",
-    "models.fast": "fast_attention",
-    "models.load": "load_model",
-    "prompts.corruptions": "corrupt",
-    "prompts.promptset": "PromptSet",
-    "prompts.template": "Template",
-    "readouts.logit_attribution": "direct_logit_attribution",
-    "results.criteria": "Criteria",
-    "results.evidence": "Evidence",
-    "results.head_ranking": "HeadRanking",
-    "results.head_scores": "HeadScores",
-    "results.patch_effects": "PatchEffects",
-    "run.processes": "joined",
-    "saved": "load",
-    "scores.in_context": "in_context_accuracy",
-    "scores.vote": "head_vote",
-    "tasks.load": "load_task",
-    "tasks.task": "Task",
-    "worlds.planted.model": "planted_model",
+_PLACES = {
+    "ablation_curves": "locate.ablation",
+    "corrupt": "prompts.corruptions",
+    "Criteria": "results.criteria",
+    "direct_logit_attribution": "readouts.logit_attribution",
+    "Evidence": "results.evidence",
+    "fast_attention": "models.fast",
+    "head_vote": "scores.vote",
+    "HeadRanking": "results.head_ranking",
+    "HeadRef": "axes",
+    "HeadScores": "results.head_scores",
+    "in_context_accuracy": "scores.in_context",
+    "influence_cost": "influence.measure",
+    "influence_fidelity": "influence.fidelity",
+    "joined": "run.processes",
+    "knock_out": "interventions.cuts",
+    "label_coverage": "interventions.coverage",
+    "label_influence": "influence.measure",
+    "LabelInfluence": "results.label_influence",
+    "load": "saved",
+    "load_model": "models.load",
+    "load_task": "tasks.load",
+    "locate_heads": "locate.search",
+    "patch_labels": "interventions.patch",
+    "PatchEffects": "results.patch_effects",
+    "planted_model": "worlds.planted.model",
+    "PromptSet": "prompts.promptset",
+    "read": "evidence.reading",
+    "substitute_kernel": "interventions.substitute",
+    "swap_values": "interventions.swap",
+    "Task": "tasks.task",
+    "Template": "prompts.template",
 }
-_PACKAGES = {"charts", "report", *(module.split(".")[0] for module in _MODULES if "." in module), "theory"}
-_PLACES = {name: module for module, name in _MODULES.items()}
+"""Of each name, the module it comes from."""
+_PACKAGES = {
+    "charts",
+    "report",
+    *(module.split(".")[0] for module in _PLACES.values() if "." in module),
+    "theory",
+}
 
 
 def __getattr__(name: str) -> Any:

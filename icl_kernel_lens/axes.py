@@ -5,6 +5,10 @@
     pair      two demonstrations of a prompt that change places
     pos       token position in a prompt, 0 is the first token
     offset    token position relative to the first label token of a demonstration, 0 is that token
+    order     one order of the same demonstrations, 0 is the prompts' own
+    replacement   class whose label takes the place of a demonstration's own
+    shift     by how much the classes of all demonstrations are shifted, from 0
+    pattern   one choice of demonstrations whose labels are replaced together
     label     class index, or the label word of that class
     piece     token of a label word, 0 is the first
     layer     transformer block, 0 is the first

@@ -40,6 +40,12 @@ class Reason(str, Enum):
         "no_label_interval",
         "the label part has no interval: there are too few demonstration sets",
     )
+    # the kernel part of label influence
+    NO_SHARED_SETS = (
+        "no_shared_sets",
+        "no two prompts share their demonstrations, so that the test input never varies alone",
+    )
+    ONE_ORDER = "one_order", "the demonstrations were shown in one order alone"
     # conditions of the task accuracy
     NO_TRUTH = "no_truth", "the prompts have no true labels"
     NOT_RUN = "not_run", "the model was not run for it; in_context_accuracy does"

@@ -193,11 +193,7 @@ def reorder_demos(prompts: PromptSet, seed: int, *, model: Any) -> tuple[PromptS
             f"at least two demonstrations can be reordered; these prompts have {prompts.demos}.",
             code="too-few-demonstrations",
         )
-    orders = []
-    for group in prompts.demo_set.tolist():
-        order = list(range(prompts.demos))
-        random.Random(f"reorder/{seed}/{group}").shuffle(order)
-        orders.append(order)
+    orders = drawn_orders(prompts, seed)
     moved = sum(i != j for order in orders for i, j in enumerate(order))
     what = f"{100 * moved / prompts.demo_labels.numel():.1f}% of demonstrations moved"
     if not prompts.from_text:
@@ -212,6 +208,16 @@ def reorder_demos(prompts: PromptSet, seed: int, *, model: Any) -> tuple[PromptS
         for episode, order in zip(prompts.episodes or (), orders, strict=True)
     ]
     return rewritten(prompts, episodes, model), what
+
+
+def drawn_orders(prompts: PromptSet, seed: int) -> list[list[int]]:
+    """Of each prompt, the demonstration that `reorder_demos` puts at each place."""
+    orders = []
+    for group in prompts.demo_set.tolist():
+        order = list(range(prompts.demos))
+        random.Random(f"reorder/{seed}/{group}").shuffle(order)
+        orders.append(order)
+    return orders
 
 
 def _moved(prompts: PromptSet, orders: list[list[int]]) -> PromptSet:

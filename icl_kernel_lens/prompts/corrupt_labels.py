@@ -21,7 +21,7 @@ from icl_kernel_lens.prompts.promptset import PromptSet, check_first_tokens, res
 
 def permute_labels(prompts: PromptSet, seed: int, *, derange: bool) -> tuple[PromptSet, str]:
     """The labels are permuted among the demonstrations of each prompt; see `corrupt`."""
-    _check_labels_shown(prompts)
+    check_labels_shown(prompts)
     shown = prompts.label_lengths.gather(1, prompts.demo_labels)
     if (uneven := (shown != shown[:, :1]).any(1)).any():
         prompt = int(uneven.nonzero()[0])
@@ -52,7 +52,7 @@ def permute_labels(prompts: PromptSet, seed: int, *, derange: bool) -> tuple[Pro
 
 def map_labels(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
     """Every class's label is replaced by another class's, by one map for all prompts; see `corrupt`."""
-    _check_labels_shown(prompts)
+    check_labels_shown(prompts)
     # Checked for all classes, whatever the map drawn: else the seeds whose map stays within one length would pass.
     if (uneven := (prompts.label_lengths != prompts.label_lengths[:, :1]).any(1)).any():
         prompt = int(uneven.nonzero()[0])
@@ -79,7 +79,7 @@ def shift_labels(prompts: PromptSet, by: int, model: Any) -> PromptSet:
 
     Raises: PromptError: positions would move in prompts of token ids, or a demonstration does not show its label.
     """
-    _check_labels_shown(prompts)
+    check_labels_shown(prompts)
     labels = (prompts.demo_labels + by) % prompts.labels
     what = f"labels shifted by {by}"
     info = replace(
@@ -106,7 +106,7 @@ def replace_label_words(
     prompts: PromptSet, seed: int, *, words: Sequence[str] | Mapping[str, str] | Tensor, model: Any
 ) -> tuple[PromptSet, str]:
     """`words`, one a class, replace the label words; nothing is drawn. See `corrupt`."""
-    _check_labels_shown(prompts)
+    check_labels_shown(prompts)
     if isinstance(words, Tensor):
         found = _words_from_ids(prompts, words)
         same = all(row == found.label_words[0] for row in found.label_words)
@@ -124,7 +124,7 @@ def _share_changed(before: PromptSet, after: PromptSet) -> str:
 
 def _relabelled(prompts: PromptSet, labels: Int[Tensor, "prompt demo"]) -> PromptSet:
     """The same prompts with these labels, of equally many tokens, written in the demonstrations."""
-    tokens = _with_labels(prompts, labels, prompts.label_sequences)
+    tokens = with_label_tokens(prompts, labels, prompts.label_sequences)
     return replace(
         prompts,
         tokens=tokens,
@@ -151,7 +151,7 @@ def _words_from_ids(prompts: PromptSet, words: Tensor) -> PromptSet:
     sequences = ids.long().expand(shape)[..., None].clone()
     names = tuple(tuple(f"token {t}" for t in row) for row in sequences[..., 0].tolist())
     _check_lengths_and_beginnings(prompts, sequences, torch.ones_like(prompts.label_lengths), names)
-    tokens = _with_labels(prompts, prompts.demo_labels, sequences)
+    tokens = with_label_tokens(prompts, prompts.demo_labels, sequences)
     return replace(
         prompts,
         tokens=tokens,
@@ -188,7 +188,7 @@ def _words_from_text(prompts: PromptSet, words: Sequence[str] | Mapping[str, str
     found = rewritten(prompts, episodes, model)
     _check_lengths_and_beginnings(prompts, found.label_sequences, found.label_lengths, found.label_words)
     # Written as token ids, and compared with the tokens of the whole new text.
-    expected = _with_labels(prompts, prompts.demo_labels, found.label_sequences)
+    expected = with_label_tokens(prompts, prompts.demo_labels, found.label_sequences)
     width = min(expected.shape[1], found.tokens.shape[1])
     moved = prompts.lengths != found.lengths
     moved |= (expected[:, :width] != found.tokens[:, :width]).any(1)
@@ -246,11 +246,11 @@ def _check_unrelated(before: PromptSet, after: PromptSet) -> None:
         )
 
 
-def _check_labels_shown(prompts: PromptSet) -> None:
+def check_labels_shown(prompts: PromptSet) -> None:
     """Refuse a demonstration that does not show the label of its class: there is nothing to put in its place."""
     spans = prompts.label_spans[..., 1] - prompts.label_spans[..., 0]
     wrong = spans != prompts.label_lengths.gather(1, prompts.demo_labels)
-    off = _with_labels(prompts, prompts.demo_labels, prompts.label_sequences) != prompts.tokens
+    off = with_label_tokens(prompts, prompts.demo_labels, prompts.label_sequences) != prompts.tokens
     before = torch.nn.functional.pad(off.long().cumsum(1), (1, 0))
     wrong |= before.gather(1, prompts.label_spans[..., 1]) > before.gather(1, prompts.label_spans[..., 0])
     if wrong.any():
@@ -268,7 +268,7 @@ def _check_labels_shown(prompts: PromptSet) -> None:
         )
 
 
-def _with_labels(
+def with_label_tokens(
     prompts: PromptSet,
     labels: Int[Tensor, "prompt demo"],
     sequences: Int[Tensor, "prompt label piece"],

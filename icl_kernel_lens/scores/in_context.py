@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
@@ -31,6 +31,7 @@ def in_context_accuracy(
     *,
     evidence: Evidence | None = None,
     permuted: Evidence | None = None,
+    scores: Float[Tensor, "prompt label"] | None = None,
     batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -38,7 +39,7 @@ def in_context_accuracy(
     """The model's accuracy with demonstrations, beside that with permuted labels, without any, and of the majority class.
 
     Beside them, how often the last label and the commonest answer give the model's answer. `evidence` of the same prompts
-    saves one of the three runs, and `permuted`, a reading of `corrupt(prompts, "permute_labels", ...)`, another; in each, leading tokens that prompts share are run once, and prompts that share
+    saves one of the three runs, or their label `scores` do, and `permuted`, a reading of `corrupt(prompts, "permute_labels", ...)`, another; in each, leading tokens that prompts share are run once, and prompts that share
     demonstrations share permuted ones. Prompts made from token ids cannot be written anew: for them only the accuracy and
     the majority class are measured; without true labels, only the two rules are. `reasons` says so. `checkpoint` names a
     folder in which finished prompts are kept, a folder inside for each run; see `read`.
@@ -56,6 +57,8 @@ def in_context_accuracy(
         check_reading(evidence, model, prompts)
     asked, reasons = _conditions(model, prompts)
     answers = {} if evidence is None else {"demonstrations": evidence.answers}
+    if scores is not None:
+        answers["demonstrations"] = scores.argmax(1)
     if permuted is not None:
         permuted.check_of(adapter, permuted.prompts)
         _check_permuted(permuted, prompts)

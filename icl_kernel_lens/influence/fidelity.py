@@ -1,0 +1,111 @@
+"""How far each head's attention follows the model's own kernel."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from icl_kernel_lens.arguments import checked
+from icl_kernel_lens.axes import Pooling
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.numbers.groups import numbered
+from icl_kernel_lens.numbers.influence import DRAWS, exchanged, fit, pair_part, tail
+from icl_kernel_lens.numbers.votes import normalised
+from icl_kernel_lens.results.evidence import Evidence
+from icl_kernel_lens.results.head_scores import HeadScores
+from icl_kernel_lens.results.label_influence import LabelInfluence, Scale
+from icl_kernel_lens.scores.attention import label_attention
+from icl_kernel_lens.scores.common import score_heads
+
+
+@checked
+def influence_fidelity(
+    influence: LabelInfluence,
+    evidence: Evidence,
+    *,
+    pooling: Pooling = "label",
+    scale: Scale = "log_odds",
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> HeadScores:
+    """How far each head's weights follow the model's own kernel, within demonstration sets.
+
+        w_i = a_i / Σ_j a_j,    W, I: the pair parts of w and of G (`numbers.influence.pair_part`)
+        r = Σ W I / √(Σ W² Σ I²)          sums over prompts and demonstrations
+
+    a is the attention from the answer position on demonstration i under `pooling`. Only the test input varies within a set,
+    and what a set's test inputs have in common (place, demonstration, gain) is out of both: r is of the kernel alone. The
+    values are linearised: their mean over prompts is r, their spread between sets that of r.
+    Control: I of the next test input of the same set (`exchanged_inputs`).
+    Companions: `p_family`, the probability that the best of all heads fits as well with test inputs exchanged within sets;
+    `slope` of I on W; `other_order`, r with I of another order of the same demonstrations, which place cannot explain;
+    `with_influence`, the plain correlation of weights with G within prompts; `label_attention`.
+
+    Does not show: that anything goes through the head. A head may copy a kernel that others carry (an echo): see
+    `carried_influence` and `locate_heads`.
+    Source: ours.
+
+    Raises: EvidenceMissing: `evidence` was read without this pooling.
+            ResultError: the evidence is of other prompts, or no two prompts share their demonstrations.
+    """
+    _check(influence, evidence)
+    prompts = evidence.prompts
+    weights = evidence.pooled(pooling)
+    kernel = normalised(weights.double())
+    mine, theirs = pair_part(kernel, prompts.demo_set), influence.pair(scale)
+    found = fit(mine, theirs)
+    null = exchanged(mine, theirs, prompts.demo_set, draws=draws, seed=seed)
+    size = mine.square().nansum((0, -1)).sqrt()
+    share = (null / size).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+    unknown = found.correlation.isnan()
+    centred = (
+        x - x.nanmean(-1, keepdim=True) for x in (weights.double(), influence.influence(scale).double())
+    )
+    companions = {
+        "p_family": tail(share, together=True).masked_fill(unknown, torch.nan),
+        "slope": found.slope,
+        "with_influence": fit(*centred).correlation,
+        "label_attention": label_attention(evidence, pooling=pooling).mean(),
+    }
+    if len(influence.places) > 1:
+        companions["other_order"] = fit(mine, influence.pair(scale, 1)).correlation
+    control = fit(mine, theirs[_next_of_set(prompts.demo_set)]).by_prompt
+    return score_heads(
+        evidence,
+        pooling,
+        found.by_prompt.float(),
+        name="influence_fit",
+        title="fit of the head's weights to the model's own kernel",
+        unit="correlation",
+        controls={"exchanged_inputs": control.float()},
+        companions={name: x.float() for name, x in companions.items()},
+        accuracy=influence.accuracy,
+    )
+
+
+def _check(influence: LabelInfluence, evidence: Evidence) -> None:
+    """Refuse influence and evidence of different prompts or models, and prompts whose test input never varies alone."""
+    mine, theirs = ((r.model, r.kind, r.revision, r.layers, r.heads) for r in (influence.run, evidence.run))
+    if not influence.prompts.same_as(evidence.prompts) or mine != theirs:
+        raise ResultError(
+            f"influence and evidence must be of the same prompts and the same model; they are of {len(influence.prompts)} "
+            f"prompts of {influence.run.model} and {len(evidence.prompts)} of {evidence.run.model}. Read these prompts: "
+            "read(model, influence.prompts).",
+            code="evidence-of-others",
+        )
+    if not influence.shares_sets:
+        raise ResultError(
+            "weights are compared with the model's kernel within demonstration sets, and no two of these prompts share one. "
+            "Draw prompts with task.prompts(..., sets=32), so that each set has several test inputs.",
+            code="not-comparable",
+        )
+
+
+def _next_of_set(demo_set: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:
+    """The next prompt of each prompt's set, the first one after the last."""
+    found = torch.arange(len(demo_set))
+    for group in range(int(numbered(demo_set).max()) + 1):
+        members = (numbered(demo_set) == group).nonzero()[:, 0]
+        found[members] = members.roll(-1)
+    return found
