@@ -20,7 +20,8 @@ import torch
 from benchmarks.measure import interleave, median, ratio
 from benchmarks.setup import Setup, build, make_prompts
 from benchmarks.tables import Table, environment
-from icl_kernel_lens import PatchEffects, PromptSet, corrupt, patch_labels
+from icl_kernel_lens import PromptSet, corrupt, patch_labels
+from icl_kernel_lens.results.patch_effects import PatchEffects
 
 SMALL = Setup(model="gpt2", layers=12, heads=12, width=768, demos=32, demo_tokens=19, tests=1, test_tokens=32)
 TINY = replace(SMALL, layers=2, heads=2, width=32, demos=4, demo_tokens=6, test_tokens=5)

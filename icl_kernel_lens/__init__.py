@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from icl_kernel_lens.axes import HeadRef
     from icl_kernel_lens.evidence.reading import read
     from icl_kernel_lens.influence.fidelity import influence_fidelity
-    from icl_kernel_lens.influence.measure import influence_cost, label_influence
+    from icl_kernel_lens.influence.measure import label_influence
+    from icl_kernel_lens.interventions.carried import carried_influence
     from icl_kernel_lens.interventions.coverage import label_coverage
     from icl_kernel_lens.interventions.cuts import knock_out
     from icl_kernel_lens.interventions.patch import patch_labels
@@ -37,10 +38,7 @@ if TYPE_CHECKING:
     from icl_kernel_lens.readouts.logit_attribution import direct_logit_attribution
     from icl_kernel_lens.results.criteria import Criteria
     from icl_kernel_lens.results.evidence import Evidence
-    from icl_kernel_lens.results.head_ranking import HeadRanking
     from icl_kernel_lens.results.head_scores import HeadScores
-    from icl_kernel_lens.results.label_influence import LabelInfluence
-    from icl_kernel_lens.results.patch_effects import PatchEffects
     from icl_kernel_lens.run.processes import joined
     from icl_kernel_lens.saved import load
     from icl_kernel_lens.scores.in_context import in_context_accuracy
@@ -52,21 +50,18 @@ if TYPE_CHECKING:
 __all__ = [
     "Criteria",
     "Evidence",
-    "HeadRanking",
     "HeadRef",
     "HeadScores",
-    "LabelInfluence",
-    "PatchEffects",
     "PromptSet",
     "Task",
     "Template",
     "ablation_curves",
+    "carried_influence",
     "corrupt",
     "direct_logit_attribution",
     "fast_attention",
     "head_vote",
     "in_context_accuracy",
-    "influence_cost",
     "influence_fidelity",
     "joined",
     "knock_out",
@@ -85,29 +80,26 @@ __all__ = [
 
 _PLACES = {
     "ablation_curves": "locate.ablation",
+    "carried_influence": "interventions.carried",
     "corrupt": "prompts.corruptions",
     "Criteria": "results.criteria",
     "direct_logit_attribution": "readouts.logit_attribution",
     "Evidence": "results.evidence",
     "fast_attention": "models.fast",
     "head_vote": "scores.vote",
-    "HeadRanking": "results.head_ranking",
     "HeadRef": "axes",
     "HeadScores": "results.head_scores",
     "in_context_accuracy": "scores.in_context",
-    "influence_cost": "influence.measure",
     "influence_fidelity": "influence.fidelity",
     "joined": "run.processes",
     "knock_out": "interventions.cuts",
     "label_coverage": "interventions.coverage",
     "label_influence": "influence.measure",
-    "LabelInfluence": "results.label_influence",
     "load": "saved",
     "load_model": "models.load",
     "load_task": "tasks.load",
     "locate_heads": "locate.search",
     "patch_labels": "interventions.patch",
-    "PatchEffects": "results.patch_effects",
     "planted_model": "worlds.planted.model",
     "PromptSet": "prompts.promptset",
     "read": "evidence.reading",

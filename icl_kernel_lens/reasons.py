@@ -24,6 +24,7 @@ class Reason(str, Enum):
     NO_ATTENTION = "no_attention", "no attention on the demonstrations"
     SIMILARITIES_ALIKE = "similarities_alike", "similarities all alike"
     ATTENTION_ALIKE = "attention_alike", "attention all alike"
+    SET_ALIKE = "set_alike", "weights do not vary with the test input, demonstrations fixed"
     # interventions, per prompt and cell; the last four are of a control
     NOTHING_LEFT = "nothing_left", "nothing is left of a row"
     NO_PAIR = "no_pair", "no pair of demonstrations with and without the reference label"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -12,11 +14,15 @@ from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.groups import numbered
 from icl_kernel_lens.numbers.influence import DRAWS, exchanged, fit, pair_part, tail
 from icl_kernel_lens.numbers.votes import normalised
+from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.results.label_influence import LabelInfluence, Scale
 from icl_kernel_lens.scores.attention import label_attention
 from icl_kernel_lens.scores.common import score_heads
+
+ROUNDING = 1e-6
+"""Weights that vary within sets by less than this share of their size do not vary."""
 
 
 @checked
@@ -54,6 +60,8 @@ def influence_fidelity(
     weights = evidence.pooled(pooling)
     kernel = normalised(weights.double())
     mine, theirs = pair_part(kernel, prompts.demo_set), influence.pair(scale)
+    still = mine.square().nanmean((0, -1)) <= ROUNDING**2 * kernel.square().nanmean((0, -1))
+    mine = mine.masked_fill(still[..., None], torch.nan)
     found = fit(mine, theirs)
     null = exchanged(mine, theirs, prompts.demo_set, draws=draws, seed=seed)
     size = mine.square().nansum((0, -1)).sqrt()
@@ -71,7 +79,7 @@ def influence_fidelity(
     if len(influence.places) > 1:
         companions["other_order"] = fit(mine, influence.pair(scale, 1)).correlation
     control = fit(mine, theirs[_next_of_set(prompts.demo_set)]).by_prompt
-    return score_heads(
+    scores = score_heads(
         evidence,
         pooling,
         found.by_prompt.float(),
@@ -82,6 +90,9 @@ def influence_fidelity(
         companions={name: x.float() for name, x in companions.items()},
         accuracy=influence.accuracy,
     )
+    if not still.any():
+        return scores
+    return replace(scores, reasons={**scores.reasons, Reason.SET_ALIKE: int(still.sum()) * len(prompts)})
 
 
 def _check(influence: LabelInfluence, evidence: Evidence) -> None:

@@ -92,12 +92,12 @@ class Intervention(ABC):
 
     @abstractmethod
     def changes(
-        self, numbers: list[int], seen: Seen | None, start: int
+        self, numbers: list[int], seen: Seen | None, prefix: Prefix | None
     ) -> Callable[[PerVariant, PerVariant], Changes]:
         """(cell of each variant, or −1 for none; number of its control, or 0 for the change itself) → the changes.
 
         For equally long prompts, the variants of one after those of the other; `seen` is the source run of a single
-        one; tokens from `start` on are run.
+        one; tokens behind `prefix` are run.
         """
 
     def look(
@@ -184,6 +184,32 @@ def run(
     checkpoint: str | Path | None,
     progress: bool,
 ) -> PatchEffects:
+    """Every cell of an intervention and of its controls, over all prompts, as a result.
+
+    Raises: see `run_cells`.
+    """
+    measured = run_cells(adapter, what, batch_size=batch_size, checkpoint=checkpoint, progress=progress)
+    return _result(what, measured.numbers, measured.run, {**what.settings, "route": measured.route})
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What was measured of every prompt and cell."""
+
+    numbers: dict[str, Tensor]
+    """By name: those of `numbers.logits.measures` (prompt, cell, …), and of the unchanged run (`base_…`)."""
+    run: RunInfo
+    route: str
+
+
+def run_cells(
+    adapter: InterceptableAdapter,
+    what: Intervention,
+    *,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> Cells:
     """Every cell of an intervention and of its controls, over all prompts.
 
     Prompts that cannot be run together are run one at a time, whatever `batch_size`.
@@ -228,8 +254,7 @@ def run(
         share=what.alone,
         extra=ROW * len(variants) * _rows(what, runs.own),
     )
-    run_info = RunInfo.of(adapter, prompts.info, prompts.score_on, reading=how)
-    return _result(what, results, run_info, {**what.settings, "route": str(route)})
+    return Cells(results, RunInfo.of(adapter, prompts.info, prompts.score_on, reading=how), str(route))
 
 
 def _rows(what: Intervention, own: int | None) -> float:
@@ -248,7 +273,7 @@ def _measured(
     at, tokens = int(what.prompts.answer_pos[numbers[0]]), what.prompts.tokens[numbers]
     prefix, seen = runs.base(numbers, shared), runs.source(numbers[0], shared)
     start = prefix.end if prefix else 0
-    change = what.changes(numbers, seen, start)
+    change = what.changes(numbers, seen, prefix)
 
     def once(some: Sequence[tuple[int, int]]) -> Float[Tensor, "variant vocab"]:
         cells, kinds = torch.tensor(list(some)).repeat(len(numbers), 1).unbind(1)
@@ -376,7 +401,7 @@ class RowEdits(Intervention):
         return super().identity() | {"heads": fields.digest(None, {"masks": self.masks})}
 
     def changes(
-        self, numbers: list[int], seen: Seen | None, start: int
+        self, numbers: list[int], seen: Seen | None, prefix: Prefix | None
     ) -> Callable[[PerVariant, PerVariant], Changes]:
         queries, edits = self.prepare(numbers)
 

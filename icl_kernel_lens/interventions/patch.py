@@ -265,12 +265,12 @@ class Patch(Intervention):
         return "value" if self.activation == "attention_edge" else self.activation
 
     def changes(
-        self, numbers: list[int], seen: Seen | None, start: int
+        self, numbers: list[int], seen: Seen | None, prefix: Prefix | None
     ) -> Callable[[PerVariant, PerVariant], Changes]:
         (number,) = numbers
         assert seen is not None
         positions, vectors = self.positions[number], seen.vectors[self.looked_at]
-        demos = torch.arange(positions.shape[1])
+        demos, start = torch.arange(positions.shape[1]), prefix.end if prefix else 0
 
         def of(cells: PerVariant, _kinds: PerVariant) -> Changes:
             layers, offsets = self.column("layer", cells), self.column("offset", cells)

@@ -11,7 +11,7 @@ its own code. Nothing of size position × position is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -36,6 +36,17 @@ class Prefix:
     """How many tokens."""
     blocks: Mapping[int, tuple[Block, ...]]
     """Per layer, in order of position; keys after any rotary embedding, one row for all prompts."""
+
+    def until(self, end: int) -> Prefix:
+        """Its first `end` tokens."""
+        return Prefix(end, {layer: tuple(_until(blocks, end)) for layer, blocks in self.blocks.items()})
+
+
+def _until(blocks: Sequence[Block], end: int) -> Iterator[Block]:
+    for block in blocks:
+        size = min(block.end, end) - block.start
+        if size > 0:
+            yield Block(block.k[:, :, :size], block.v[:, :, :size], block.start)
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,22 @@ def answer_scores(
     return torch.cat(rows, -1)
 
 
+def scores_of_keys(
+    q: Float[Tensor, "row d_head"],
+    k: Float[Tensor, "row key d_head"],
+    heads: Int[Tensor, " row"],
+    positions: Int[Tensor, "row key"],
+    rule: Rule,
+) -> Float[Tensor, "row key"]:
+    """The scores of keys of each row's own, at positions that it sees, in float32."""
+    scores = (k.float() @ (q.float() * rule.scale)[..., None])[..., 0]
+    if rule.soft_cap is not None:
+        scores = torch.tanh(scores / rule.soft_cap) * rule.soft_cap
+    if rule.slopes is not None:
+        scores = scores + rule.slopes.float().to(scores.device)[heads][:, None] * positions
+    return scores
+
+
 def mixed(
     weights: Float[Tensor, "batch head key"], blocks: Sequence[Block]
 ) -> Float[Tensor, "batch head d_value"]:

@@ -54,7 +54,7 @@ LEAST_LABELS = 0.01
 LEAST_ADDITIVE = 0.5
 """If R² surely lies below this, what demonstrations do together is not the sum of what each does."""
 MOST_AT_ONE_PLACE = 0.4
-"""If the last (or first) place surely has more of the influence than this, the model has the habit of that place."""
+"""With more of the influence than this at the last (or first) place, and surely twice its even part, it is a habit."""
 
 
 class KernelPart(NamedTuple):
@@ -377,7 +377,7 @@ class LabelInfluence(Result):
         if share.high < LEAST_LABELS:
             return f"No dependence on labels: they make {share} of the spread of the label scores."
         parts = []
-        if best.high < LEAST_ADDITIVE:
+        if best.value < LEAST_ADDITIVE and not best.high >= LEAST_ADDITIVE:
             parts.append(f"Not additive: sums of single effects give R² {best} of joint ones")
         elif kernel.found == "real":
             parts.append(
@@ -390,7 +390,8 @@ class LabelInfluence(Result):
 
     def _habit(self) -> str:
         for place, name in ((-1, "last"), (0, "first")):
-            if (share := self.at_place(place)).low > MOST_AT_ONE_PLACE:
+            share = self.at_place(place)
+            if share.value > MOST_AT_ONE_PLACE and share.low > 2 / self.prompts.demos:
                 return f"Habit of the {name} label: its place has {share} of the influence"
         return "Even vote: labels add up, and hardly by what the test input is"
 

@@ -27,7 +27,7 @@ from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, a
 from icl_kernel_lens.models.attention_passes import AttentionUnderWay, Prefix, attention_pass, read_prefix
 from icl_kernel_lens.models.transformer_lens_adapters import Edits, StreamName
 from icl_kernel_lens.models.verify import to_be_taken_over, verify_model
-from icl_kernel_lens.numbers.attention import Block, answer_scores, mixed
+from icl_kernel_lens.numbers.attention import Block, Rule, answer_scores, mixed, values_at
 
 HeadVector = Literal["query", "key", "value", "head_output"]
 """One vector per head and position: after any rotary embedding, and z."""
@@ -57,6 +57,8 @@ class Row:
     weights: Float[Tensor, "row key"]
     scores: Float[Tensor, "row key"]
     """The scores whose softmax is the weights; −inf for keys that are not seen."""
+    queries: Float[Tensor, "row d_head"]
+    rule: Rule
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,25 @@ def keep(
         return None
     end, start = at + 1 - own, shared.end if shared else 0
     return read_prefix(adapter, tokens[..., start:end], shared) if end - start >= own else shared
+
+
+def run_on(adapter: ModelAdapter, tokens: Int[Tensor, " pos"], parent: Prefix | None = None) -> Prefix:
+    """Keys and values of one prompt's tokens, those of the parent before them."""
+    return read_prefix(adapter, tokens, parent)
+
+
+def kept_at(
+    prefix: Prefix, positions: Int[Tensor, " position"]
+) -> tuple[Float[Tensor, "layer kv_head position d_head"], Float[Tensor, "layer kv_head position d_value"]]:
+    """Keys and values of a single prompt at some positions, in the layers that have attention, on the CPU."""
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for blocks in prefix.blocks.values():
+        for into, parts in zip(found, ([b.k for b in blocks], [b.v for b in blocks]), strict=True):
+            whole = [Block(x, x, b.start) for x, b in zip(parts, blocks, strict=True)]
+            at = positions[None].to(parts[0].device)
+            into.append(values_at(whole, at, parts[0].shape[1])[0].cpu())
+    keys, values = map(torch.stack, found)
+    return keys, values
 
 
 def run_variants(
@@ -188,6 +209,8 @@ def _with_rows(
             column,
             weights[place, heads],
             scores[place, heads],
+            attention.q[variants, heads, here[place]],
+            attention.rule,
         )
         difference = torch.zeros_like(weights)
         difference[place, heads] = rows.change(row) - row.weights

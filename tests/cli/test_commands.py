@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import icl_kernel_lens
-from icl_kernel_lens import Evidence, HeadRef, HeadScores, PatchEffects, head_vote, load_model, load_task
+from icl_kernel_lens import Evidence, HeadRef, HeadScores, head_vote, load_model, load_task
 from icl_kernel_lens.cli import main
 from icl_kernel_lens.cli.commands import COMMANDS
 from icl_kernel_lens.locate.ablation import ablation_curves
@@ -19,6 +19,7 @@ from icl_kernel_lens.locate.search import locate_heads
 from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.run.checkpoint import Checkpoint
 from icl_kernel_lens.theory.study import Study

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from icl_kernel_lens import PatchEffects, knock_out, load_task, patch_labels
+from icl_kernel_lens import knock_out, load_task, patch_labels
 from icl_kernel_lens.errors import LoadError, ResultError
 from icl_kernel_lens.results import codec
+from icl_kernel_lens.results.patch_effects import PatchEffects
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,324 @@
+"""Which part of the label influence goes through which heads: label edges of the answer row, taken from the replaced run.
+
+For a demonstration i and a replaced label, k* and v* are what the label's tokens bring in the run with that label. A head's
+answer row reads them in place of its own, with its own query:
+
+    values    z' = z + Σ_p A_p (v*_p − v_p)                       p over the tokens of demonstration i's label edges
+    keys      z' = Σ_s A'_s v_s,   A' the softmax with the scores ⟨q, k*_p⟩ at p
+    both      z' = Σ_s A'_s v_s + Σ_p A'_p (v*_p − v_p)
+
+and everything above is recomputed, or frozen but for the final norm. What this moves of s_{y_i} − s_c, as for G_i, is what
+the head carries. A replaced label's tokens are run behind kept keys and values, once for all prompts that share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.arguments import checked
+from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.interventions.engine import EffectPath, Intervention, PerVariant, run_cells
+from icl_kernel_lens.interventions.validate import HeadList, check_heads, check_intervened
+from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
+from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.numbers.attention import scores_of_keys
+from icl_kernel_lens.numbers.influence import label_pull
+from icl_kernel_lens.prompts.label_edges import check_offsets, label_keys
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.prompts.relabel import relabelled
+from icl_kernel_lens.results.carried_influence import CarriedInfluence, Carrier
+from icl_kernel_lens.results.label_influence import LabelInfluence
+from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.run.runner import BatchSize
+from icl_kernel_lens.run.variants import (
+    Changes,
+    Row,
+    RowChange,
+    Seen,
+    editable,
+    kept_at,
+    own_tokens,
+    run_on,
+)
+
+ALL = "all label edges"
+
+
+@checked
+def carried_influence(
+    model: Any,
+    influence: LabelInfluence,
+    *,
+    heads: HeadList | None = None,
+    carrier: Carrier = "both",
+    path: EffectPath = "total",
+    offsets: Sequence[int] = (0,),
+    prompts: Sequence[int] | None = None,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> CarriedInfluence:
+    """Measure the part of each demonstration's influence that goes through single heads' label edges, and through all of them.
+
+        carried_i = (s_{y_i} − s_c)(P) − (s_{y_i} − s_c)(P, the head's edge to i read from P with y_i → c)
+
+    the mean over the replacement labels that `influence` has, in logits; equations for `carrier` at the head of this module.
+    `offsets` say which tokens are a label's edges (0: all tokens of the label; see `label_coverage`); what stands before a
+    label is the same in both runs and carries nothing. `prompts` picks some of the influence's prompts. With `path="total"`
+    everything above the head is recomputed, so that a kernel and what echoes it are counted in both: such parts must not be
+    summed. With `path="direct"` everything above but the final norm is frozen, and parts may be summed. The edges of all
+    heads patched together are in the result, too: that, over G, is their *coverage*.
+
+    Cost: per prompt one forward pass, and a token for each head, demonstration and replacement. The tokens of replaced labels
+    are run once for all prompts that share their demonstrations. `checkpoint` names a folder in which finished prompts are kept.
+
+    Does not show: that the head makes the kernel: what it carries may have been decided below it (a key that another
+    head wrote). Labels that are read elsewhere than at the answer's own edges are not in it.
+    Source: ours; path patching as in Wang et al. (2023), from a run with one label replaced.
+
+    Raises: PromptError: whole labels are scored; an offset holds no token. ModelError: attention cannot be changed exactly.
+            ResultError: no such head; the influence is of another model.
+    """
+    adapter = editable(model)
+    some = influence.prompts if prompts is None else influence.prompts.select(prompts)
+    numbers = torch.arange(len(influence.prompts)) if prompts is None else torch.tensor(list(prompts))
+    check_intervened(some, "model")
+    check_offsets(some, offsets)
+    _check_model(influence, adapter)
+    every = [HeadRef(layer, h) for layer in attention_layers(adapter) for h in range(adapter.shape.heads)]
+    refs = every if heads is None else sorted(check_heads(adapter, heads))
+    put = ~influence.replaced[0, numbers].isnan().any(-1)
+    edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)))
+    place = None if checkpoint is None else Path(checkpoint)
+
+    def measured(sets: Sequence[Sequence[HeadRef]], path: EffectPath, at: str) -> tuple[Tensor, RunInfo]:
+        found = run_cells(
+            adapter,
+            EdgesFrom.of(edges, sets, carrier, path),
+            batch_size=batch_size,
+            checkpoint=place and place / at,
+            progress=progress,
+        )
+        changed = found.numbers["label_scores"].unflatten(1, (len(sets), some.demos, -1))
+        return edges.pulled(found.numbers["base_label_scores"], changed), found.run
+
+    if path == "total":
+        found, info = measured([*([ref] for ref in refs), every], path, "heads")
+        single, together = found[:, :-1], found[:, -1]
+    else:
+        single, info = measured([[ref] for ref in refs], path, "heads")
+        together, _ = measured([every], "total", "together")
+        together = together[:, 0]
+    values = torch.full((len(some), adapter.shape.layers, adapter.shape.heads, some.demos), torch.nan)
+    values[:, [r.layer for r in refs], [r.head for r in refs]] = single
+    return CarriedInfluence(
+        values=values,
+        together=together,
+        influence=influence.values[numbers],
+        numbers=numbers,
+        demo_labels=some.demo_labels,
+        demo_set=some.demo_set,
+        carrier=carrier,
+        path=path,
+        offsets=edges.offsets,
+        run=replace(info, prompts=some.info),
+    )
+
+
+def _check_model(influence: LabelInfluence, adapter: ModelAdapter) -> None:
+    theirs = (influence.run.model, influence.run.kind, influence.run.layers, influence.run.heads)
+    if theirs != (adapter.name, adapter.kind, adapter.shape.layers, adapter.shape.heads):
+        raise ResultError(
+            f"influence must be of this model, {adapter.name} ({adapter.kind}); it is of {influence.run.model} "
+            f"({influence.run.kind}). Measure it: label_influence(model, prompts).",
+            code="influence-of-others",
+        )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the label edges of one prompt bring under each replacement, beside what they bring as they are."""
+
+    keys: Float[Tensor, "layer kv_head demo other edge d_head"]
+    moved: Float[Tensor, "layer kv_head demo other edge d_value"]
+    """v* − v."""
+
+
+@dataclass(frozen=True)
+class LabelEdges:
+    """The label edges of prompts, and where replacements are numbered: `other` is the r-th label that is not the own."""
+
+    adapter: InterceptableAdapter
+    prompts: PromptSet
+    put: Bool[Tensor, "prompt demo label"]
+    """Which replacements there are."""
+    offsets: tuple[int, ...]
+    _kept: dict[bytes, Sources] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def others(self) -> int:
+        """Replacement labels of a demonstration, at most."""
+        return int(self.put.sum(-1).max())
+
+    def replacements(self, number: int) -> tuple[Int[Tensor, "demo other"], Bool[Tensor, "demo other"]]:
+        """The replacement labels of each demonstration (its own where there are fewer), and which of them there are."""
+        put = self.put[number]
+        order = _first(put, self.others)
+        there = put.gather(-1, order)
+        return torch.where(there, order, self.prompts.demo_labels[number][:, None]), there
+
+    def positions(self, number: int) -> tuple[Int[Tensor, "demo edge"], Bool[Tensor, "demo edge"]]:
+        """Where each demonstration's edges stand (its label's first token where it has fewer), and which there are."""
+        keys = label_keys(self.prompts, number, self.offsets).any(0)
+        keys &= torch.arange(keys.shape[1]) >= self.prompts.label_pos[number][:, None]
+        most = max(1, int(keys.sum(-1).max()))
+        order = _first(keys, most)
+        there = keys.gather(-1, order)
+        return torch.where(there, order, self.prompts.label_pos[number][:, None]), there
+
+    def sources(self, number: int, prefix: Prefix | None) -> Sources:
+        """Keys and changes of values of every replaced label, kept for prompts that begin alike."""
+        positions, _ = self.positions(number)
+        last = int(positions.max()) + 1
+        begun = self.prompts.tokens[number, :last].numpy().tobytes() + self.put[number].numpy().tobytes()
+        if begun not in self._kept:
+            self._kept.clear()
+            self._kept[begun] = self._run(number, prefix, positions, last)
+        return self._kept[begun]
+
+    def _run(
+        self, number: int, prefix: Prefix | None, positions: Int[Tensor, "demo edge"], last: int
+    ) -> Sources:
+        adapter, tokens = self.adapter, self.prompts.tokens[number]
+        kept = prefix if prefix is not None and prefix.end >= last else run_on(adapter, tokens[:last])
+        whole = kept.until(last)
+        own = own_tokens(adapter, int(self.prompts.lengths.max())) if prefix is not None else None
+        labels, _ = self.replacements(number)
+        rows = torch.tensor([number])
+        keys, moved = [], []
+        for demo, at in enumerate(positions):
+            end = int(at.max()) + 1
+            start = 0 if own is None else max(0, min(int(self.prompts.label_pos[number, demo]), end - own))
+            parent = whole.until(start) if start else None
+            before = kept_at(whole, at)
+            for label in labels[demo].tolist():
+                changed = self.prompts.demo_labels[number].clone()
+                changed[demo] = label
+                replaced = relabelled(self.prompts, rows, changed[None]).tokens[0, start:end]
+                found = kept_at(run_on(adapter, replaced, parent), at)
+                keys.append(found[0])
+                moved.append(found[1] - before[1])
+        shape = positions.shape[0], labels.shape[1]
+        return Sources(*(torch.stack(x, 2).unflatten(2, shape) for x in (keys, moved)))
+
+    def pulled(
+        self, base: Float[Tensor, "prompt label"], changed: Float[Tensor, "prompt set demo other label"]
+    ) -> Float[Tensor, "prompt set demo"]:
+        """(s_y − s_c)(base) − (s_y − s_c)(changed), the mean over the replacements there are."""
+        labels = self.prompts.labels
+        by_label = torch.full((*changed.shape[:3], labels, labels), torch.nan)
+        for number in range(len(changed)):
+            which, there = self.replacements(number)
+            demo, other = there.nonzero(as_tuple=True)
+            by_label[number, :, demo, which[demo, other]] = changed[number][:, demo, other]
+        sets = changed.shape[1]
+        own = self.prompts.demo_labels[:, None].expand(-1, sets, -1)
+        return label_pull(base[:, None].expand(-1, sets, -1), by_label, own).nanmean(-1)
+
+
+def _first(chosen: Bool[Tensor, "row place"], most: int) -> Int[Tensor, "row first"]:
+    """The first chosen places of each row, then others."""
+    return (~chosen).int().sort(dim=-1, stable=True).indices[:, :most]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgesFrom(Intervention):
+    """Label edges of sets of heads, read from runs with one label replaced."""
+
+    edges: LabelEdges
+    carrier: Carrier
+    masks: Bool[Tensor, "set layer head"]
+
+    @classmethod
+    def of(
+        cls, edges: LabelEdges, sets: Sequence[Sequence[HeadRef]], carrier: Carrier, path: EffectPath
+    ) -> EdgesFrom:
+        """Every set, demonstration and replacement is a cell."""
+        shape, prompts = edges.adapter.shape, edges.prompts
+        masks = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
+        for at, members in enumerate(sets):
+            masks[at, [h.layer for h in members], [h.head for h in members]] = True
+        names = tuple(ALL if len(members) > 1 else str(members[0]) for members in sets)
+        counts = (len(sets), prompts.demos, edges.others)
+        return cls(
+            name="carried influence",
+            title=f"label edges ({carrier}) from runs with one label replaced",
+            primitive="attention_rows",
+            prompts=prompts,
+            clean=prompts,
+            against="model",
+            places={"set": names, "demo": tuple(range(counts[1])), "other": tuple(range(counts[2]))},
+            cells=torch.cartesian_prod(*map(torch.arange, counts)).reshape(-1, 3),
+            settings={"carrier": carrier, "offsets": str(edges.offsets)},
+            path=path,
+            edges=edges,
+            carrier=carrier,
+            masks=masks,
+        )
+
+    def column(self, axis: str, cells: PerVariant) -> PerVariant:
+        """A single head's layer counts as an axis, for what is frozen above it."""
+        if axis != "layer":
+            return super().column(axis, cells)
+        layers = self.masks.any(-1).int().argmax(-1)
+        return layers[self.column("set", cells).clamp(min=0)].masked_fill(cells < 0, -1)
+
+    def changes(
+        self, numbers: list[int], seen: Seen | None, prefix: Prefix | None
+    ) -> Callable[[PerVariant, PerVariant], Changes]:
+        (number,) = numbers
+        sources, (positions, there) = self.edges.sources(number, prefix), self.edges.positions(number)
+        layer_at = {layer: at for at, layer in enumerate(attention_layers(self.edges.adapter))}
+        group = self.edges.adapter.shape.heads // sources.keys.shape[1]
+
+        def of(cells: PerVariant, _kinds: PerVariant) -> Changes:
+            demos, others = (self.column(axis, cells) for axis in ("demo", "other"))
+            masks = self.masks[self.column("set", cells)] & (cells >= 0)[:, None, None]
+            answer = self.prompts.answer_pos[number].expand(len(cells), 1)
+
+            def here(row: Row, x: Tensor) -> Tensor:
+                """Each row's entries of a source, one an edge."""
+                variants = row.variants.cpu()
+                mine = x[layer_at[row.layer], row.heads.cpu() // group, demos[variants], others[variants]]
+                return mine.to(row.weights)
+
+            def edge(row: Row) -> tuple[Tensor, Tensor]:
+                which = demos[row.variants.cpu()]
+                return positions[which].to(row.weights.device), there[which].to(row.weights.device)
+
+            def change(row: Row) -> Float[Tensor, "row key"]:
+                if self.carrier == "values":
+                    return row.weights
+                at, real = edge(row)
+                scores = scores_of_keys(row.queries, here(row, sources.keys), row.heads, at, row.rule)
+                old = row.scores.gather(1, at)
+                # Added, as places without an edge stand for another one; a key that is not seen stays so.
+                moved = torch.where(real & old.isfinite(), scores - old, 0)
+                return row.scores.scatter_add(1, at, moved).softmax(-1)
+
+            def added(row: Row) -> Float[Tensor, "row d_value"]:
+                at, real = edge(row)
+                weights = change(row).gather(1, at) * real
+                return (weights[..., None] * here(row, sources.moved)).sum(1)
+
+            return Changes(rows=RowChange(masks, answer, change, None if self.carrier == "keys" else added))
+
+        return of

@@ -1,0 +1,141 @@
+"""Holds which part of the label influence goes through each head, and through all label edges together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.arguments import checked
+from icl_kernel_lens.axes import Head, HeadRef
+from icl_kernel_lens.fields import unit
+from icl_kernel_lens.numbers.influence import Estimate, pair_part, ratio_estimate
+from icl_kernel_lens.numbers.intervals import ratio_mean, student_quantile
+from icl_kernel_lens.results.base import Result, broken, first_rows, head_table
+from icl_kernel_lens.results.run_info import RunInfo
+
+Carrier = Literal["both", "values", "keys"]
+"""What of a label edge comes from the replaced run."""
+Of = Literal["influence", "pair"]
+"""Shares of what: of the whole influence G, or of what belongs to pairs of test input and demonstration, I."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CarriedInfluence(Result):
+    """The part of each demonstration's influence that goes through single heads, and through all label edges patched together."""
+
+    main = "values"
+
+    values: Float[Tensor, "prompt layer head demo"] = field(metadata=unit("logits"))
+    """NaN: the head was not asked for, or the demonstration's label could not be replaced."""
+    together: Float[Tensor, "prompt demo"] = field(metadata=unit("logits"))
+    """With the label edges of all heads patched at once, everything above recomputed."""
+    influence: Float[Tensor, "prompt demo"] = field(metadata=unit("logits"))
+    """G of the same prompts."""
+    numbers: Int[Tensor, " prompt"]
+    """Which of the influence's prompts these are."""
+    demo_labels: Int[Tensor, "prompt demo"]
+    demo_set: Int[Tensor, " prompt"]
+    carrier: Carrier
+    path: Literal["total", "direct"]
+    offsets: tuple[int, ...]
+    run: RunInfo
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def _problems(self) -> Iterator[str]:
+        known = ~self.influence.isnan()
+        return broken(
+            {
+                "what all edges carry must be known wherever the influence is": bool(
+                    self.together[known].isfinite().all()
+                ),
+                "a head must be there": bool(self.values.isfinite().any()),
+                f"offsets must be some, each once and in ascending order; they are {self.offsets}": (
+                    self.offsets != () and self.offsets == tuple(sorted(set(self.offsets)))
+                ),
+            }
+        )
+
+    def coords(self) -> Mapping[str, list[int]]:
+        """The numbers of the prompts among the influence's."""
+        return {"prompt": self.numbers.tolist()}
+
+    @checked
+    def coverage(self, of: Of = "influence") -> Estimate:
+        """⟨together, G⟩ / ⟨G, G⟩: the share of the influence that all label edges carry, patched jointly; of I with its pair part."""
+        part, whole = self._pair(of)
+        return ratio_estimate((part * whole).nansum(-1), whole.square().nansum(-1), self.demo_set)
+
+    def _pair(self, of: Of) -> tuple[Tensor, Tensor]:
+        together, whole = self.together.double(), self.influence.double()
+        return (
+            (together, whole)
+            if of == "influence"
+            else (
+                pair_part(together, self.demo_set),
+                pair_part(whole, self.demo_set),
+            )
+        )
+
+    @checked
+    def share(
+        self, of: Of = "influence"
+    ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+        """⟨carried, G⟩ / ⟨G, G⟩ of every head, and its 95 % interval between demonstration sets; of I with pair parts.
+
+        With everything above recomputed, shares of a head and of what echoes it overlap, and are not to be summed.
+        """
+        values, (_, whole) = self.values.double(), self._pair(of)
+        if of == "pair":
+            values = pair_part(values, self.demo_set)
+        part = (values * whole[:, None, None]).nansum(-1).masked_fill(values.isnan().all(-1), torch.nan)
+        ratio, error, used = ratio_mean(part, whole.square().nansum(-1), self.demo_set)
+        reach = error * student_quantile(0.95, used - 1)
+        return ratio, ratio - reach, ratio + reach
+
+    def table(self) -> pd.DataFrame:
+        """One row a head that was asked for: its shares of the influence and of its pair part with intervals, the largest first."""
+        share, pair = self.share(), self.share("pair")
+        names = ("share", "low", "high")
+        columns = dict(zip(names, share, strict=True))
+        columns |= {f"pair_{name}": x for name, x in zip(names, pair, strict=True)}
+        columns["mean"] = self.values.double().nanmean((0, 3))
+        frame = head_table(columns)
+        frame = frame.assign(size=frame["share"].abs()).dropna(subset="size")
+        frame = frame.sort_values("size", ascending=False, kind="stable", ignore_index=True)
+        return frame.drop(columns="size")
+
+    @checked
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """The first `k` rows of `table()`."""
+        return first_rows(self.table(), k)
+
+    @checked
+    def of(self, head: Head | str) -> Float[Tensor, "prompt demo"]:
+        """What one head carries, in logits."""
+        at = HeadRef.of(head)
+        return self.values[:, at.layer, at.head]
+
+    def __repr__(self) -> str:
+        layers, heads = self.values.shape[1:3]
+        asked = int(self.values.isfinite().any(-1).any(0).sum())
+        lines = [
+            f"CarriedInfluence({self.run.about}: {asked} of {layers} × {heads} heads, {len(self.values)} prompts; "
+            f"{self.carrier} of label edges at offsets {self.offsets}, {self.path})",
+            f"  all label edges together carry {self.coverage()} of the influence",
+            self.top(8).to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"),
+        ]
+        if self.path == "direct":
+            total = self.values.double().nansum((1, 2))
+            part = ratio_estimate(
+                (total * self.influence).nansum(-1),
+                self.influence.double().square().nansum(-1),
+                self.demo_set,
+            )
+            lines.insert(2, f"  direct parts of these heads sum to {part}")
+        return "\n".join(lines)

@@ -1,0 +1,210 @@
+"""What is said of the model's own kernel: verdicts of models made by hand, and the numbers behind them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from icl_kernel_lens import label_influence, load_task
+from icl_kernel_lens.errors import ResultError
+from icl_kernel_lens.numbers.influence import Estimate
+from icl_kernel_lens.reasons import Reason
+from icl_kernel_lens.results.label_influence import SCALES, LabelInfluence
+
+
+@pytest.fixture(scope="module")
+def real(mini) -> LabelInfluence:
+    prompts = load_task("topics").prompts(mini, demos=8, count=96, sets=16, seed=0)
+    return label_influence(mini, prompts, progress=False)
+
+
+def scored(real: LabelInfluence, score) -> LabelInfluence:
+    """The result of a model whose label scores are `score(order, labels)` (prompt, label), computed here."""
+    prompts = real.prompts
+    orders = range(len(real.places))
+    own = prompts.demo_labels
+    replaced = real.replaced.clone()
+    for order in orders:
+        for demo in range(prompts.demos):
+            for label in range(prompts.labels):
+                changed = own.clone()
+                changed[:, demo] = label
+                there = own[:, demo] != label
+                replaced[order, there, demo, label] = score(order, changed)[there]
+    shifted = torch.stack([score(0, (own + by) % prompts.labels) for by in range(prompts.labels)], 1)
+    joint = torch.stack([score(0, labels) for labels in real.pattern_labels])
+    return replace(
+        real,
+        scores=torch.stack([score(order, own) for order in orders]),
+        replaced=replaced,
+        shifted=shifted,
+        joint=joint.masked_fill(real.joint.isnan(), torch.nan),
+    )
+
+
+def vote(real: LabelInfluence, weights):
+    """Label scores of a vote with weights `weights(order)` (prompt, demo), numbered as in the first order."""
+    classes = real.prompts.labels
+
+    def score(order, labels):
+        return torch.einsum(
+            "pi,pic->pc", weights(order), torch.nn.functional.one_hot(labels, classes).float()
+        )
+
+    return score
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def places(real: LabelInfluence, order: int, by_place: torch.Tensor) -> torch.Tensor:
+    return by_place[real.places[order]]
+
+
+def test_a_vote_weighted_by_pairs_is_kernel_regression(real):
+    kernel = draw(96, 8).exp()
+    found = scored(real, vote(real, lambda _: kernel))
+    torch.testing.assert_close(found.values, 2 * kernel, atol=1e-4, rtol=0)
+    part = found.kernel_part()
+    assert part.found == "real"
+    assert part.across.value == pytest.approx(part.within.value, abs=1e-4), "nothing depends on the order"
+    assert found.additivity().r2.value == pytest.approx(1)
+    assert found.scale == "log_odds"
+    assert found.verdict().startswith("Kernel regression")
+    assert found.negative()[0].value == 0
+
+
+@pytest.mark.parametrize(
+    ("by_place", "says"),
+    [
+        ([0.01] * 7 + [2.0], "Habit of the last label"),
+        ([2.0] + [0.01] * 7, "Habit of the first label"),
+        ([1.0] * 8, "Even vote"),
+    ],
+)
+def test_votes_by_place_alone(real, by_place, says):
+    weights = torch.tensor(by_place)
+    found = scored(
+        real, vote(real, lambda order: places(real, order, weights) + 1e-4 * draw(96, 8, seed=order))
+    )
+    assert found.verdict().startswith(says)
+    assert found.kernel_part().found == "none"
+    assert "no kernel regression to locate" in found.verdict()
+    mean = found.profile()
+    assert mean[mean["order"] == 1]["influence"].tolist() == pytest.approx(
+        [2 * w for w in by_place], abs=1e-3
+    )
+
+
+def test_a_gain_of_the_test_input_is_no_kernel_part(real):
+    """Salience: weights of the demonstration alone, times a gain of the test input, with noise of its own in each order."""
+    salient = draw(int(real.demo_set.max()) + 1, 8).exp()[real.demo_set]
+    gain = draw(96, 1, seed=1).exp()
+    found = scored(real, vote(real, lambda order: gain * salient + 0.05 * draw(96, 8, seed=order + 2)))
+    part = found.kernel_part()
+    assert part.found == "none", part
+    varies = found.values - torch.stack([found.values[found.demo_set == s].mean(0) for s in found.demo_set])
+    assert float(varies.square().sum()) > 0.1 * float((found.values - found.values.mean()).square().sum())
+
+
+def test_a_small_kernel_is_real_and_tiny(real):
+    kernel, even = draw(96, 8), torch.linspace(0.2, 3, 8)
+    found = scored(real, vote(real, lambda order: places(real, order, even) + 0.05 * kernel))
+    part = found.kernel_part()
+    assert part.found == "tiny"
+    assert 0 < part.across.value < 0.01
+    assert "real and tiny" in found.verdict()
+
+
+def test_labels_that_do_nothing(real):
+    prior = draw(96, real.prompts.labels)
+    found = scored(real, lambda order, labels: prior + 1e-4 * labels.float().sum(1, keepdim=True).sin())
+    assert found.verdict().startswith("No dependence on labels")
+    some = scored(
+        real, lambda order, labels: prior + 0.01 * vote(real, lambda _: torch.ones(96, 8))(0, labels)
+    )
+    assert some.verdict().startswith("No dependence on labels")
+
+
+def test_what_needs_all_labels_is_not_additive(real):
+    def parity(order, labels):
+        sign = 1 - 2.0 * (labels.sum(1) % 2)
+        return torch.stack([sign, -sign], 1) * (1 + 0.1 * draw(96, 1).abs())
+
+    found = scored(real, parity)
+    assert found.verdict().startswith("Not additive")
+    assert found.additivity(found.scale).r2.high < 0.5
+
+
+def test_label_part_and_prior_add_up_to_the_scores(real):
+    part, prior = real.label_part(), real.prior()
+    own = real.scores[0]
+    answer = own.argmax(-1)
+    difference = own.gather(1, answer[:, None])[:, 0] - own.gather(1, 1 - answer[:, None])[:, 0]
+    assert part.value + prior.value == pytest.approx(float(difference.mean()), abs=1e-4)
+    # For two labels t is half of what exchanging all labels does.
+    exchanged = real.shifted[:, 0] - real.shifted[:, 1]
+    half = 0.5 * (exchanged.gather(1, answer[:, None]) - exchanged.gather(1, 1 - answer[:, None]))
+    assert part.value == pytest.approx(float(half.mean()), abs=1e-4)
+    assert real.label_part("truth").value == pytest.approx(part.value, rel=0.05), "mini is right"
+
+
+def test_kernels_are_compared_on_sets_held_out(real):
+    kernel = draw(96, 8).exp()
+    found = scored(real, vote(real, lambda _: kernel))
+    table = found.compares({"itself": kernel, "noise": draw(96, 8, seed=5)}).set_index("kernel")
+    assert table.loc["itself", "r2"] == pytest.approx(1, abs=1e-4)
+    assert table.loc["noise", "r2"] < 0.05
+    assert table.loc["together", "r2"] > 0.98
+    with pytest.raises(ResultError, match="at least one"):
+        found.compares({})
+
+
+def test_summary_and_frames_say_it_all(real):
+    summary = real.summary()
+    assert not summary["value"].isna().any()
+    assert {"logits", "share"} <= set(summary["on"])
+    frame = real.to_dataframe()
+    assert len(frame) == 2 * 96 * 8
+    assert {"order", "prompt", "demo", "place", "label", *SCALES} == set(frame.columns)
+    text = repr(real)
+    assert text.startswith("The demonstrations help")
+    assert "additivity is measured on 8 of 16" in text
+
+
+def test_without_shared_sets_or_orders_it_says_why(mini):
+    task = load_task("topics")
+    alone = label_influence(mini, task.prompts(mini, demos=4, count=9, seed=0), progress=False)
+    assert alone.kernel_part().undefined is Reason.NO_SHARED_SETS
+    assert "undetermined" in alone.verdict()
+    one = label_influence(
+        mini, task.prompts(mini, demos=4, count=8, sets=4, seed=0), orders=1, progress=False
+    )
+    assert one.kernel_part().undefined is Reason.ONE_ORDER
+    assert one.kernel_part().within.value > 0
+    with pytest.raises(ResultError, match="within demonstration sets"):
+        alone.compares({"x": torch.ones(9, 4)})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda r: {"places": r.places.flip(-1)}, "first order must be"),
+        (lambda r: {"places": torch.zeros_like(r.places)}, "stand at one place"),
+        (lambda r: {"scores": r.scores * torch.nan}, "must be finite"),
+        (lambda r: {"replaced": torch.zeros_like(r.replaced)}, "replaced by itself"),
+        (lambda r: {"replaced": r.replaced * torch.nan}, "at least must have"),
+        (lambda r: {"patterns": r.patterns[:-1]}, "patterns must be named"),
+        (lambda r: {"pattern_labels": r.pattern_labels + 5}, "must be classes"),
+    ],
+)
+def test_what_is_not_whole_is_refused(real, change, says):
+    with pytest.raises(ResultError, match=says):
+        replace(real, **change(real))
+
+
+def test_undefined_intervals_are_left_out_of_the_words():
+    assert "nan" not in str(Estimate(0.5, float("nan"), float("nan")))
