@@ -32,10 +32,8 @@ from icl_kernel_lens.run.progress import work
 from icl_kernel_lens.run.runner import BatchSize, tokens_to_run
 from icl_kernel_lens.scores.in_context import in_context_accuracy
 
-PATTERNS: tuple[Pattern, ...] = ("pair", "pair", "pair", "half", "half", "all")
-"""The joint replacements of a set."""
-LEAST_JOINT, JOINT_SETS = 8, 4
-"""At least so many demonstration sets are run with joint replacements, and every which."""
+PATTERNS: tuple[Pattern, ...] = ("pair", "half", "all")
+"""The joint replacements; each demonstration set is run with all but one of them, in turn."""
 MOST_REPLACEMENTS = 5
 """Of more labels than these and its own, a demonstration's replacements are a sample."""
 TIMED = 2
@@ -77,7 +75,7 @@ def label_influence(
     labels, G_i = 2 β w_i: the kernel, never negative, and additive. On probabilities over the labels the same holds of a
     Nadaraya–Watson regression as Han et al. (TMLR 2025, Eq. 6) write it; both scales are in the result.
 
-    Measured beside G: all classes shifted together (the label part), joint replacements on every fourth demonstration set
+    Measured beside G: all classes shifted together (the label part), two joint replacements in each demonstration set
     (additivity), and `orders` − 1 further random orders of the same demonstrations (what belongs to the pair and not to the
     place). Of more than six labels, each demonstration's replacements are a sample of five; labels of another token count
     would move what stands behind them, and are not put in. The notes of the result say what was left out.
@@ -151,8 +149,8 @@ class Plan:
     places: Int[Tensor, "order prompt demo"]
     put: Bool[Tensor, "prompt demo label"]
     """Which replacements are made, demonstrations numbered as in the first order."""
-    joined: Bool[Tensor, " prompt"]
-    """Which prompts are run with joint replacements."""
+    joined: Bool[Tensor, "pattern prompt"]
+    """Which prompts are run with each joint replacement."""
     pattern_labels: Int[Tensor, "pattern prompt demo"]
     parts: tuple[PromptSet, ...]
     """What is run: the distinct relabellings; and, of labels of unequal length, the shifted prompts apart."""
@@ -201,8 +199,8 @@ class Plan:
             yield block(order, prompt, labels)
         for by in range(1, self.prompts.labels) if even else ():
             yield block(0, numbers, (self.prompts.demo_labels + by) % self.prompts.labels)
-        for labels in self.pattern_labels:
-            yield block(0, numbers[self.joined], labels[self.joined])
+        for joined, labels in zip(self.joined, self.pattern_labels, strict=True):
+            yield block(0, numbers[joined], labels[joined])
 
     def taken_apart(self, found: list[Float[Tensor, "row label"]]) -> dict[str, Tensor]:
         """The label scores of every relabelling, in the shapes of the result."""
@@ -222,7 +220,8 @@ class Plan:
             replaced[order, self.put] = take(single)
         shifts = [take(count) for _ in range(1, labels)] if len(found) == 1 else found[1:]
         joint = torch.full((len(self.pattern_labels), count, labels), torch.nan)
-        joint[:, self.joined] = take(len(joint) * int(self.joined.sum())).unflatten(0, (len(joint), -1))
+        for at, joined in enumerate(self.joined):
+            joint[at, joined] = take(int(joined.sum()))
         return {
             "scores": torch.stack(scores),
             "replaced": replaced,
@@ -244,8 +243,6 @@ class Plan:
             )
         if (made := int(self.put.sum())) < possible:
             yield f"of {possible:,} replacements {made:,} were made, a sample of {MOST_REPLACEMENTS} a demonstration"
-        joined = len(prompts.demo_set[self.joined].unique())
-        yield f"additivity is measured on {joined} of {len(prompts.demo_set.unique())} demonstration sets"
 
 
 def _check_request(prompts: PromptSet, orders: int) -> None:
@@ -297,21 +294,22 @@ def _replacements(prompts: PromptSet, seed: int) -> Bool[Tensor, "prompt demo la
 
 def _joint(
     prompts: PromptSet, put: Bool[Tensor, "prompt demo label"], seed: int
-) -> tuple[Bool[Tensor, " prompt"], Int[Tensor, "pattern prompt demo"]]:
-    """Prompts of every fourth set (of eight at least), and their labels under each of `PATTERNS`, the same in a set.
+) -> tuple[Bool[Tensor, "pattern prompt"], Int[Tensor, "pattern prompt demo"]]:
+    """Which prompts are run under each of `PATTERNS`, and their labels under it, the same in a set.
 
     Labels that are replaced together are replaced singly, too, so that the sum is of what was measured.
     """
     sets = prompts.demo_set.unique()
-    order = torch.randperm(len(sets), generator=generator(seed))
-    some = sets[order[: max(min(LEAST_JOINT, len(sets)), -(-len(sets) // JOINT_SETS))]]
-    joined = torch.isin(prompts.demo_set, some)
+    order = sets[torch.randperm(len(sets), generator=generator(seed))].tolist()
+    joined = torch.ones(len(PATTERNS), len(prompts), dtype=torch.bool)
     labels = prompts.demo_labels.expand(len(PATTERNS), -1, -1).clone()
-    for group in some.tolist():
+    for turn, group in enumerate(order):
         source = generator(seed + 1, group)
         members = (prompts.demo_set == group).nonzero()[:, 0]
         free = put[members[0]].any(-1).nonzero()[:, 0]
         other = torch.rand(put.shape[1:], generator=source).masked_fill(~put[members[0]], -1).argmax(-1)
+        if len(sets) >= len(PATTERNS):
+            joined[turn % len(PATTERNS), members] = False
         for at, pattern in enumerate(PATTERNS):
             size = {"pair": 2, "half": len(free) // 2, "all": len(free)}[pattern]
             chosen = free[torch.randperm(len(free), generator=source)[:size]]

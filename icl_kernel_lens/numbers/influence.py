@@ -22,7 +22,7 @@ from torch import Tensor
 
 from icl_kernel_lens.numbers.draws import generator
 from icl_kernel_lens.numbers.groups import group_sums, numbered
-from icl_kernel_lens.numbers.intervals import ratio_mean, student_quantile
+from icl_kernel_lens.numbers.intervals import ratio_interval
 
 DRAWS = 2000
 """Exchanges of test inputs that a p-value rests on."""
@@ -141,10 +141,8 @@ def ratio_estimate(
     *,
     level: float = 0.95,
 ) -> Estimate:
-    """Σ part / Σ whole with Student's interval between demonstration sets, linearised."""
-    value, error, used = ratio_mean(part, whole, demo_set)
-    reach = error * student_quantile(level, used - 1)
-    return Estimate(float(value), float(value - reach), float(value + reach))
+    """Σ part / Σ whole with its jackknife interval between demonstration sets (`ratio_interval`)."""
+    return Estimate(*map(float, ratio_interval(part, whole, demo_set, level=level)))
 
 
 class Additivity(NamedTuple):
@@ -174,7 +172,7 @@ def additivity(
     by_prompt = {name: x.sum(-1).masked_fill(~known, 0).sum(0)[kept] for name, x in sums.items()}
     left = ratio_estimate(by_prompt["left"], by_prompt["observed"], demo_set[kept])
     return Additivity(
-        Estimate(1 - left.value, 1 - left.high, 1 - max(left.low, 0.0)),
+        Estimate(1 - left.value, 1 - left.high, 1 - left.low),
         ratio_estimate(by_prompt["product"], by_prompt["summed"], demo_set[kept]),
     )
 

@@ -4,6 +4,7 @@
     difference_interval    of differences of two such values: limits of gains and losses, combined
     cluster_t              mean ± t · standard error between sets
     cluster_bootstrap      percentiles of means over sets drawn with replacement
+    ratio_interval         of ratios of sums: jackknife, a set left out at a time
 
 `interval_of` says which of them numbers of a unit get. They cover the spread between sets of the prompts at hand, not
 that between tasks, templates or seeds.
@@ -221,6 +222,45 @@ def ratio_mean(
     ratio = part.nanmean(0) / size
     _, error, used = cluster_mean((part - ratio * whole) / size, clusters)
     return ratio, error, used
+
+
+def ratio_interval(
+    part: Float[Tensor, "prompt *cell"],
+    whole: Float[Tensor, "prompt *#cell"],
+    clusters: Int[Tensor, " prompt"],
+    *,
+    level: float = 0.95,
+) -> tuple[Float[Tensor, "*cell"], Float[Tensor, "*cell"], Float[Tensor, "*cell"]]:
+    """Σ part / Σ whole and its jackknife interval, a cluster left out at a time: r ± t · se.
+
+        se² = (S − 1)/S Σ_s (r_(s) − r̄)²,      t of  3 (Σ d²)² / Σ d⁴ − 1  degrees of freedom,  d = r_(s) − r̄
+
+    Where no part is negative, of log r. Heavy tails, where few clusters make the sum, lower the degrees of freedom (S − 1 for
+    normal ones). NaN counts as 0 in both sums; the ends are NaN for fewer than two clusters, and for fewer than 32 of which
+    all agree.
+    """
+    from scipy.stats import t
+
+    _check(level)
+    member = numbered(clusters)
+    sums = (group_sums(x.double().nan_to_num(), member) for x in torch.broadcast_tensors(part, whole))
+    parts, wholes = sums
+    ratio = parts.sum(0) / wholes.sum(0)
+    without = (parts.sum(0) - parts) / (wholes.sum(0) - wholes)
+    log = (parts >= 0).all(0) & (without > 0).all(0) & (ratio > 0)
+    left = torch.where(log, without.clamp(min=1e-300).log(), without)
+    off = left - left.mean(0)
+    count, squares = len(parts), off.square().sum(0)
+    freedom = (3 * squares.square() / off.pow(4).sum(0)).clamp(max=count).nan_to_num(1.0) - 1
+    quantile = torch.as_tensor(t.ppf((1 + level) / 2, freedom.clamp(min=1).numpy()))
+    reach = quantile * ((count - 1) / count * squares).sqrt()
+    agree = reach <= 1e-9 * torch.where(log, torch.ones_like(ratio), ratio.abs())
+    unknown = (count < 2) | agree & (count < FEW)
+    low, high = (
+        torch.where(log, ratio * (sign * reach).exp(), ratio + sign * reach).masked_fill(unknown, torch.nan)
+        for sign in (-1, 1)
+    )
+    return ratio, low, high
 
 
 def _check(level: float, draws: int = 1) -> None:

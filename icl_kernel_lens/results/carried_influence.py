@@ -15,7 +15,7 @@ from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.influence import Estimate, pair_part, ratio_estimate
-from icl_kernel_lens.numbers.intervals import ratio_mean, student_quantile
+from icl_kernel_lens.numbers.intervals import ratio_interval
 from icl_kernel_lens.results.base import Result, broken, first_rows, head_table
 from icl_kernel_lens.results.run_info import RunInfo
 
@@ -94,9 +94,10 @@ class CarriedInfluence(Result):
         if of == "pair":
             values = pair_part(values, self.demo_set)
         part = (values * whole[:, None, None]).nansum(-1).masked_fill(values.isnan().all(-1), torch.nan)
-        ratio, error, used = ratio_mean(part, whole.square().nansum(-1), self.demo_set)
-        reach = error * student_quantile(0.95, used - 1)
-        return ratio, ratio - reach, ratio + reach
+        share = ratio_interval(part, whole.square().nansum(-1)[:, None, None], self.demo_set)
+        unknown = part.isnan().all(0)
+        value, low, high = (x.masked_fill(unknown, torch.nan) for x in share)
+        return value, low, high
 
     def table(self) -> pd.DataFrame:
         """One row a head that was asked for: its shares of the influence and of its pair part with intervals, the largest first."""

@@ -501,4 +501,4 @@ def _held_out(
         ).solution
         left[~there] = y[~there] - (x[~there] @ fitted)[..., 0]
     share = ratio_estimate(left.square().sum(-1), y.square().sum(-1), demo_set)
-    return Estimate(1 - share.value, 1 - share.high, 1 - max(share.low, 0.0))
+    return Estimate(1 - share.value, 1 - share.high, 1 - share.low)
