@@ -55,7 +55,7 @@ LOCATING = (
 )
 OFFSETS = (
     "What counts as a label here are the tokens at offsets {offsets} from it (0 is the label itself, -1 the token before it, "
-    "+1 the one behind): by their edges labels enter the answer."
+    "+1 the one behind); the next line says why."
 )
 BESIDE_LOCATED = (
     "All {prompts} prompts are counted here; the located heads above were measured on {half} of them, with attention on "
@@ -63,8 +63,8 @@ BESIDE_LOCATED = (
 )
 NO_BAND = "It is of confirmed kernel heads alone, and says nothing of where labels are read (see above)."
 LOOKING = (
-    "Labels get most of it in layer {most}: {share:.0%} of the attention of its heads, on average over prompts. At least half "
-    "as much in {layers}. To look is not to use: what the answer needs, cuts tell{where}."
+    "The labels get the largest share of its attention in layer {most}: {share:.0%}, the mean over heads and prompts; they get "
+    "at least half of that in {layers}. To look is not to use: what the answer needs is told by cuts ({where})."
 )
 LOCATED_LIMITS = (
     "What this does not show: that other heads could not take over; that a head is a kernel regression on other "
@@ -134,7 +134,7 @@ def _looking(page: Page, evidence: Evidence, *, located: bool) -> None:
     on_labels = evidence.on_labels().nan_to_num(0)
     if len(on_labels) and (most := float(on_labels.max())) > 0:
         layers = (on_labels >= most / 2).nonzero()[:, 0].tolist()
-        where = " (Located heads)" if located else " (patch, locate)"
+        where = "below, Located heads" if located else "icl-kernel-lens patch and locate"
         page.text(LOOKING.format(most=int(on_labels.argmax()), share=most, layers=_runs(layers), where=where))
     page.chart(evidence.figure())
 

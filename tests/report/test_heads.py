@@ -101,9 +101,9 @@ def test_the_layers_that_look_at_labels_are_named(hostile, votes, tmp_path):
     assert torch.equal(looking.on_labels()[:3], torch.tensor([0.0, 0.2, 0.1]))
     found = replace(ranking(), offsets=(-1, 0))
     seen = html.unescape(body(write(tmp_path / "r.html", looking, votes, ranking=found)))
-    assert "Labels get most of it in layer 1: 20% of the attention of its heads" in seen
-    assert "At least half as much in layers 1–2. To look is not to use" in seen
-    assert "cuts tell (Located heads)" in seen
+    assert "The labels get the largest share of its attention in layer 1: 20%, the mean over heads" in seen
+    assert "at least half of that in layers 1–2. To look is not to use" in seen
+    assert "is told by cuts (below, Located heads)" in seen
     assert "tokens at offsets -1, 0 from it (0 is the label itself" in seen
     prompts = len(votes[0].values)
     assert (
@@ -111,7 +111,7 @@ def test_the_layers_that_look_at_labels_are_named(hostile, votes, tmp_path):
     )
     assert "with attention on offsets -1, 0 from the label" in seen
     nothing = replace(hostile, profile=torch.zeros_like(profile))
-    assert "Labels get most of it" not in body(write(tmp_path / "n.html", nothing, votes))
+    assert "the largest share of its attention" not in body(write(tmp_path / "n.html", nothing, votes))
     assert _runs([0]) == "layer 0"
     assert _runs([2, 3, 5, 8, 9, 10]) == "layers 2–3, 5 and 8–10"
 
