@@ -37,20 +37,16 @@ from icl_kernel_lens.prompts.label_edges import (
 )
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.ablation_curves import Side
-from icl_kernel_lens.results.label_coverage import (
-    CUTS,
-    CutRows,
-    LabelCoverage,
-    Offsets,
-    check_shares,
-    name_of,
-)
+from icl_kernel_lens.results.label_coverage import CUTS, CutRows, LabelCoverage
+from icl_kernel_lens.results.label_part import LabelPart, Offsets, check_shares, name_of
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.run.progress import ROW, work
 from icl_kernel_lens.run.runner import BatchSize, tokens_to_run
 from icl_kernel_lens.run.variants import Row, editable
 
 OFFSETS = (-1, 0, 1, 2)
+LOSE, KEEP = 0.8, 0.5
+"""What the smallest set must lose when cut, and keep alone."""
 ALL_SETS = 4
 """Of so many offsets every set is measured."""
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -64,8 +60,8 @@ def label_coverage(
     offsets: Sequence[int] | None = None,
     rows: CutRows = "answer",
     layers: bool = False,
-    lose: float = 0.8,
-    keep: float = 0.5,
+    lose: float = LOSE,
+    keep: float = KEEP,
     against: Reference | None = None,
     batch_size: BatchSize = "auto",
     seed: int = 0,
@@ -243,15 +239,18 @@ class Edits:
     def cut(self, row: Row, cell: Int[Tensor, " row"]) -> Float[Tensor, "row key"]:
         """Each row without its cell's keys."""
         device, cells = row.weights.device, self.cells
+        keys = self.keys.to(device)[row.prompts, cell, row.column]
         elsewhere = torch.tensor([c.layer not in (None, row.layer) for c in cells], device=device)[cell]
+        if elsewhere.any():
+            all_of_them = self.every.to(device)[row.prompts, row.column]
+            keys = torch.where(elsewhere[:, None], all_of_them, keys)
+        new = cut(row.weights, row.scores, keys, renormalise=False)
         renormalised = torch.tensor([c.cut == "renormalised" for c in cells], device=device)[cell]
-        mine = self.keys.to(device)[row.prompts, cell, row.column]
-        all_of_them = self.every.to(device)[row.prompts, row.column]
-        keys = torch.where(elsewhere[:, None], all_of_them, mine)
-        zeroed, scaled = (
-            cut(row.weights, row.scores, keys, renormalise=renormalise) for renormalise in (False, True)
-        )
-        return torch.where(renormalised[:, None], scaled, zeroed)
+        if renormalised.any():
+            new = torch.where(
+                renormalised[:, None], cut(row.weights, row.scores, keys, renormalise=True), new
+            )
+        return new
 
 
 def _keys(
@@ -305,6 +304,20 @@ def measured(
         **asked,
         settings={"against": runs.against, "relabellings": f"{runs.prompts[0].labels} cyclic shifts"},
     )
+
+
+def zeroed(
+    runs: Relabelled, *, checkpoint: Path | None
+) -> tuple[LabelPart, Mapping[Side, Float[Tensor, "prompt edges"]], tuple[Offsets, ...]]:
+    """What the smallest set is found from, and nothing else: the answer's rows, all sets of offsets, the zeroed cut.
+
+    The label part, what is left of it under each set's cut and alone, and the sets; half of the runs of `measured`.
+    """
+    sets = sets_of(runs.offsets, "answer")
+    cells = [Cell(side, "zeroed", one) for side, one in product(SIDES, sets)]
+    left, whole, _, _ = runs.parts(cells, "answer", checkpoint)
+    part = LabelPart(whole, runs.prompts[0].demo_set)
+    return part, _by_side(left.unflatten(1, (len(SIDES), len(sets)))), sets
 
 
 def sets_of(offsets: Offsets, rows: CutRows) -> tuple[Offsets, ...]:

@@ -47,12 +47,16 @@ from icl_kernel_lens.run.variants import (
     Seen,
     editable,
     keep,
+    keep_together,
     own_tokens,
     run_variants,
 )
 
 EffectPath = Literal["total", "direct"]
 PerVariant = Int[Tensor, " variant"]
+AHEAD = 4
+"""Prompts that share leading tokens and whose own are read in one pass, before the variants of one after the other. An
+interruption loses no more than these."""
 OTHERS = ("probability", "kl")
 """The metrics beside the logit difference."""
 RowEdit = Callable[[Row, Int[Tensor, " row"]], Float[Tensor, "row key"]]
@@ -134,6 +138,16 @@ class Runs:
         self.own = own_tokens(adapter, int(what.prompts.lengths.max()))
         self.beginning: Tensor | None = None
         self.prefix: Prefix | None = None
+
+    def bases(self, numbers: list[int], shared: Prefix | None) -> Callable[[list[int]], Prefix | None]:
+        """Equally long prompts among these → `base`; those that share leading tokens are read in one pass, whatever their length."""
+        at, own, together = self.what.prompts.answer_pos, self.own, None
+        if self.what.alone and shared is not None and own is not None:
+            tokens = self.what.prompts.tokens[numbers]
+            together = keep_together(self.adapter, tokens, at[numbers], shared, own)
+        if together is None or own is None:
+            return lambda some: self.base(some, shared)
+        return lambda some: together.of([numbers.index(n) for n in some], int(at[some[0]]) + 1 - own)
 
     def base(self, numbers: list[int], shared: Prefix | None) -> Prefix | None:
         """Keys and values of the run that is changed; None where it is run whole."""
@@ -235,10 +249,11 @@ def run_cells(
 
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
         rows: dict[int, dict[str, Tensor]] = {}
+        base = runs.bases(numbers, shared)
         for at in sorted({int(prompts.answer_pos[number]) for number in numbers}):
             alike = [number for number in numbers if int(prompts.answer_pos[number]) == at]
             for some in (alike[i : i + most] for i in range(0, len(alike), most)):
-                rows |= zip(some, _measured(runs, some, shared, variants), strict=True)
+                rows |= zip(some, _measured(runs, some, shared, base(some), variants), strict=True)
         return {key: torch.stack([rows[number][key] for number in numbers]) for key in rows[numbers[0]]}
 
     results, how = run_prompts(
@@ -249,6 +264,7 @@ def run_cells(
         settings=what.identity(),
         batch_size=batch_size if together else 1,
         most=most,
+        most_shared=max(most, AHEAD),
         checkpoint=checkpoint,
         progress=progress,
         share=what.alone,
@@ -266,12 +282,16 @@ def _rows(what: Intervention, own: int | None) -> float:
 
 
 def _measured(
-    runs: Runs, numbers: list[int], shared: Prefix | None, variants: Sequence[tuple[int, int]]
+    runs: Runs,
+    numbers: list[int],
+    shared: Prefix | None,
+    prefix: Prefix | None,
+    variants: Sequence[tuple[int, int]],
 ) -> list[dict[str, Tensor]]:
-    """Equally long prompts, each with every variant."""
+    """Equally long prompts, each with every variant, run behind what is kept of them."""
     adapter, what = runs.adapter, runs.what
     at, tokens = int(what.prompts.answer_pos[numbers[0]]), what.prompts.tokens[numbers]
-    prefix, seen = runs.base(numbers, shared), runs.source(numbers[0], shared)
+    seen = runs.source(numbers[0], shared)
     start = prefix.end if prefix else 0
     change = what.changes(numbers, seen, prefix)
 
@@ -409,8 +429,10 @@ class RowEdits(Intervention):
             places = self.column(self.along, cells)
 
             def change(row: Row) -> Float[Tensor, "row key"]:
+                mine, place = (x.to(row.weights.device)[row.variants] for x in (kinds, places))
+                if not self.controls:
+                    return edits[""](row, place)
                 new = row.weights.clone()
-                mine, place = (x.to(new.device)[row.variants] for x in (kinds, places))
                 for number, name in enumerate(("", *self.controls)):
                     here = mine == number
                     if here.any():

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
-from icl_kernel_lens.interventions.coverage import Relabelled, measured
+from icl_kernel_lens.interventions.coverage import KEEP, LOSE, OFFSETS, SIDES, Relabelled, sets_of, zeroed
 from icl_kernel_lens.prompts.promptset import PromptSet
-from icl_kernel_lens.results.label_coverage import Offsets, name_of
+from icl_kernel_lens.results.label_part import Offsets, name_of
 
 LABEL: Offsets = (0,)
 PROMPTS = 32
 """How many prompts of the choosing half the offsets are chosen on, as evenly of its demonstration sets as can be."""
+CELLS = len(SIDES) * len(sets_of(OFFSETS, "answer"))
+"""How many cuts each of them is run with, once a class, where all offsets hold a token."""
 
 
 class LabelEdges(NamedTuple):
@@ -37,16 +39,16 @@ def choose_edges(
 ) -> LabelEdges:
     """The smallest set of offsets that `label_coverage` finds on some of these prompts; the label where there is none.
 
-    Signed by the model's own answer, as the votes are.
+    Signed by the model's own answer, as the votes are. Of the cuts, only those that the set is found by are run: zeroed.
     """
     few = prompts.select(_spread(prompts.demo_set[numbers], numbers))
     runs = Relabelled.of(model, few, None, "model", progress=progress)
-    found = measured(runs, "answer", {"lose": 0.8, "keep": 0.5, "seed": seed}, checkpoint=checkpoint)
-    smallest = found.smallest_set()
-    part = f"label part t = {found.label_part()} logits on {len(few)} prompts"
+    whole, left, sets = zeroed(runs, checkpoint=checkpoint)
+    smallest = whole.smallest_set(left, sets, lose=LOSE, keep=KEEP, seed=seed)
+    part = f"label part t = {whole.mean()} logits on {len(few)} prompts"
     if smallest.offsets is not None:
         return LabelEdges(smallest.offsets, f"{smallest.why} ({part})", True)
-    less = "" if found.undefined else "; label_coverage looks at earlier tokens of the test input"
+    less = "" if whole.undefined else "; label_coverage looks at earlier tokens of the test input"
     return LabelEdges(LABEL, f"offset 0 is taken, untested: {smallest.why} ({part}){less}", False)
 
 

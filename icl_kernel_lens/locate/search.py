@@ -23,7 +23,7 @@ from icl_kernel_lens.evidence.reading import read
 from icl_kernel_lens.interventions.cuts import knock_out
 from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
-from icl_kernel_lens.locate.edges import LABEL, PROMPTS, LabelEdges, choose_edges, named
+from icl_kernel_lens.locate.edges import CELLS, LABEL, PROMPTS, LabelEdges, choose_edges, named
 from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_layers
 from icl_kernel_lens.numbers.groups import first_half
@@ -34,7 +34,7 @@ from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
-from icl_kernel_lens.results.label_coverage import Offsets
+from icl_kernel_lens.results.label_part import Offsets
 from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.results.stability import Stability
@@ -245,7 +245,7 @@ def expected_work(
     """About how many tokens each step runs: label coverage, reading, rereading, accuracy, and cuts on both halves."""
     once, heads = float(tokens_to_run(prompts, adapter)), adapter.shape.layers * adapter.shape.heads
     few = min(1.0, PROMPTS / len(prompts))
-    coverage = prompts.labels * (few * once + ROW * 60 * PROMPTS)
+    coverage = prompts.labels * (few * once + ROW * CELLS * PROMPTS)
     cuts = [once / 2 + ROW * len(prompts) / 2 * variants for variants in (heads, SELECTED * 2)]
     return [
         *([coverage] if offsets is None else []),

@@ -41,6 +41,17 @@ class Prefix:
         """Its first `end` tokens."""
         return Prefix(end, {layer: tuple(_until(blocks, end)) for layer, blocks in self.blocks.items()})
 
+    def of(self, rows: list[int], end: int) -> Prefix:
+        """Of prompts that were run together, some, whose tokens up to `end` are kept."""
+        blocks = {
+            layer: (
+                *before,
+                Block(last.k[rows, :, : end - last.start], last.v[rows, :, : end - last.start], last.start),
+            )
+            for layer, (*before, last) in self.blocks.items()
+        }
+        return Prefix(end, blocks)
+
 
 def _until(blocks: Sequence[Block], end: int) -> Iterator[Block]:
     for block in blocks:
@@ -133,9 +144,15 @@ def attention_pass(
 
 
 def read_prefix(
-    adapter: ModelAdapter, tokens: Int[Tensor, "*prompt pos"], parent: Prefix | None = None
+    adapter: ModelAdapter,
+    tokens: Int[Tensor, "*prompt pos"],
+    parent: Prefix | None = None,
+    lengths: Int[Tensor, " prompt"] | None = None,
 ) -> Prefix:
-    """Runs leading tokens of one prompt or of several (those behind the parent's), and keeps their keys and values."""
+    """Runs leading tokens of one prompt or of several (those behind the parent's), and keeps their keys and values.
+
+    With `lengths`, counted from the beginning of the prompt, what stands behind them is padding, for `Prefix.of` to cut off.
+    """
     kept: dict[int, tuple[Block, ...]] = {}
 
     def handle(attention: AttentionUnderWay) -> Tensor:
@@ -146,6 +163,7 @@ def read_prefix(
         return attention.attend()
 
     rows = tokens.reshape(-1, tokens.shape[-1])
-    end = torch.full((len(rows),), (parent.end if parent else 0) + rows.shape[1])
+    whole = torch.full((len(rows),), (parent.end if parent else 0) + rows.shape[1])
+    end = whole if lengths is None else lengths
     attention_pass(adapter, rows, end, end[:, None] - 1, handle, prefix=parent)
-    return Prefix(int(end[0]), kept)
+    return Prefix(int(whole[0]), kept)

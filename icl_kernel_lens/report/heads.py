@@ -16,6 +16,7 @@ from icl_kernel_lens.results.criteria import CLASS_MEANS
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.head_scores import HeadScores
+from icl_kernel_lens.results.label_part import name_of
 from icl_kernel_lens.results.task_accuracy import CONDITIONS, RULES, TaskAccuracy
 from icl_kernel_lens.scores.in_context import accuracy_of
 from icl_kernel_lens.scores.notes import notes_of
@@ -52,6 +53,19 @@ LOCATING = (
     "the answer needs its attention on the labels. The smallest effects that were looked for: a margin of {margin:g} "
     "above the strongest control, a drop of {effect:.0%} of the logit difference."
 )
+OFFSETS = (
+    "What counts as a label here are the tokens at offsets {offsets} from it (0 is the label itself, -1 the token before it, "
+    "+1 the one behind); the next line says why."
+)
+BESIDE_LOCATED = (
+    "All {prompts} prompts are counted here; the located heads above were measured on {half} of them, with attention on "
+    "{edges}, so that their numbers differ."
+)
+NO_BAND = "It is of confirmed kernel heads alone, and says nothing of where labels are read (see above)."
+LOOKING = (
+    "The labels get the largest share of its attention in layer {most}: {share:.0%}, the mean over heads and prompts; they get "
+    "at least half of that in {layers}. To look is not to use: what the answer needs is told by cuts ({where})."
+)
 LOCATED_LIMITS = (
     "What this does not show: that other heads could not take over; that a head is a kernel regression on other "
     "tasks, templates or demonstrations; which features of the inputs its kernel compares. Heads that share one "
@@ -76,7 +90,8 @@ def write_report(
 ) -> Path:
     """Write `report.html`; the first of `scores` is the main one, others are shown as tables.
 
-    It begins with whether there is anything to explain: `accuracy`, or what the ranking or else the evidence says of it.
+    It begins with whether there is anything to explain: `accuracy`, or what the ranking or else the evidence says of it; and
+    with where the answer position looks.
     With a `ranking`, the located heads stand before the scores; with `curves`, necessity and sufficiency after them.
 
     Raises: RunError: the file cannot be written.
@@ -84,12 +99,13 @@ def write_report(
     main, run = scores[0], evidence.run
     page = Page(f"Kernel-regression heads of {run.model} on {run.prompts.task}")
     _in_context(page, accuracy or (ranking.accuracy if ranking else accuracy_of(evidence)))
+    _looking(page, evidence, located=ranking is not None)
     if ranking is not None:
         _located(page, ranking)
     if curves is not None:
         _curves(page, curves)
-    _votes(page, scores, notes_of(evidence, main))
-    page.heading("Where does the answer position look?").chart(evidence.figure())
+    beside = () if ranking is None else (_beside(ranking, len(main.values)),)
+    _votes(page, scores, (*notes_of(evidence, main), *beside))
     if evidence.prompts.strings and not main.mean().isnan().all():
         page.tokens(evidence.token_view(list(main.top(MOST_HEADS)["head"])))
     settings = [*_settings(evidence), *main.settings.items(), *_criteria(ranking)]
@@ -113,6 +129,29 @@ def _in_context(page: Page, accuracy: TaskAccuracy) -> None:
     )
 
 
+def _looking(page: Page, evidence: Evidence, *, located: bool) -> None:
+    page.heading("Where does the answer position look?")
+    on_labels = evidence.on_labels().nan_to_num(0)
+    if len(on_labels) and (most := float(on_labels.max())) > 0:
+        layers = (on_labels >= most / 2).nonzero()[:, 0].tolist()
+        where = "below, Located heads" if located else "icl-kernel-lens patch and locate"
+        page.text(LOOKING.format(most=int(on_labels.argmax()), share=most, layers=_runs(layers), where=where))
+    page.chart(evidence.figure())
+
+
+def _runs(layers: Sequence[int]) -> str:
+    """Layers in words: "layers 17–18 and 20–26"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    names = [f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    listed = ", ".join(names[:-1]) + (" and " if names[:-1] else "") + names[-1]
+    return f"{'layers' if len(layers) > 1 else 'layer'} {listed}"
+
+
 def _located(page: Page, ranking: HeadRanking) -> None:
     count = Counter(ranking.classes.values())
     page.heading("Located heads").text(
@@ -126,7 +165,8 @@ def _located(page: Page, ranking: HeadRanking) -> None:
         f"Confirmed kernel heads: {', '.join(map(str, ranking.heads))}."
         if ranking.heads
         else "No kernel head confirmed.",
-        f"The band: {ranking.band or 'none'}.",
+        f"The band: {ranking.band or 'none'}." + ("" if ranking.band else f" {NO_BAND}"),
+        *(() if ranking.offsets == (0,) else (OFFSETS.format(offsets=name_of(ranking.offsets)),)),
         *(f"{_capital(note)}." for note in ranking.notes),
     ).table(
         ["class", "heads"],
@@ -197,6 +237,11 @@ def _curves(page: Page, curves: AblationCurves) -> None:
         rows,
         f"Random sets for each number of heads: {curves.different_sets()} different.",
     )
+
+
+def _beside(ranking: HeadRanking, prompts: int) -> str:
+    edges = "the label" if ranking.offsets == (0,) else f"offsets {name_of(ranking.offsets)} from the label"
+    return BESIDE_LOCATED.format(prompts=prompts, half=len(ranking.agreement), edges=edges)
 
 
 def _votes(page: Page, scores: Sequence[HeadScores], notes: Sequence[str]) -> None:

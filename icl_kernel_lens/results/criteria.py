@@ -14,7 +14,7 @@ HeadClass = Literal["kernel head", "shadow", "driver", "echo", "word preference"
 CLASS_MEANS: Mapping[HeadClass, str] = {
     "kernel head": "votes, its weights follow the inputs, and the answer needs its label edges",
     "shadow": "votes, its weights follow the inputs, and the answer does not need them",
-    "driver": "the answer needs its label edges, and it is no kernel head",
+    "driver": "the answer needs its label edges, or (drop below 0) is held back by them, and it is no kernel head",
     "echo": "its weights follow the model's answer",
     "word preference": "its weights follow the label words",
     "neither": "none of these, or nothing in the choosing half gave reason to measure it",

@@ -167,6 +167,16 @@ class Evidence(Result):
             )
         return self.weights[pooling]
 
+    def on_labels(self) -> Float[Tensor, " layer"]:
+        """What share of its attention the answer position gives to the labels' first tokens, layer by layer.
+
+        The mean over prompts and over the heads of a layer; NaN without attention. It shows where the answer position looks,
+        not what the answer needs (`knock_out`).
+        """
+        demos = self.prompts.demos
+        points = (self.profile.shape[-1] - demos) // (demos + 1)
+        return self.profile[..., points + (points + 1) * torch.arange(demos)].sum(-1).mean(1)
+
     def figure(self) -> Figure:
         """The averaged attention map (Han et al. 2025, Figure 2)."""
         return profile_figure(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import pandas as pd
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
@@ -17,15 +16,12 @@ from icl_kernel_lens.charts.coverage import coverage_figure
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
-from icl_kernel_lens.numbers.groups import first_half
-from icl_kernel_lens.numbers.intervals import cluster_t, ratio_mean, student_quantile
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.ablation_curves import Side
 from icl_kernel_lens.results.base import Result, broken
+from icl_kernel_lens.results.label_part import LabelPart, Offsets, Share, SmallestSet, name_of
 from icl_kernel_lens.results.run_info import RunInfo
 
-Offsets = tuple[int, ...]
-"""Offsets that are cut, or alone kept, together."""
 EdgeCut = Literal["zeroed", "renormalised"]
 """What takes the place of cut edges: nothing, or the rest of the row, scaled up."""
 CUTS: tuple[EdgeCut, ...] = get_args(EdgeCut)
@@ -37,49 +33,6 @@ ROWS: Mapping[CutRows, str] = {
 }
 WORDS: Mapping[str, Side] = {"lost": "necessity", "kept": "sufficiency"}
 """What is said of the label part, and which side says it."""
-
-
-def name_of(offsets: Offsets) -> str:
-    """A set of offsets as it is printed: "0, +1"."""
-    return ", ".join(f"{offset:+d}" if offset else "0" for offset in offsets)
-
-
-def check_shares(lose: float, keep: float) -> None:
-    """Refuse what the smallest set cannot be asked to lose and keep.
-
-    Raises: ResultError: a number that is no share.
-    """
-    if not (0 < lose <= 1 and 0 < keep <= 1):
-        raise ResultError(
-            f"lose and keep must be shares, above 0 and at most 1; got {lose} and {keep}. For 80 %, pass 0.8.",
-            code="number-range",
-        )
-
-
-class Share(NamedTuple):
-    """A share of the label part, and its interval between demonstration sets."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-@dataclass(frozen=True)
-class SmallestSet:
-    """The smallest set of offsets that covers the labels, or why there is none."""
-
-    offsets: Offsets | None
-    """None: there is none, and `why` says so."""
-    confirmed: bool
-    """Whether on the other half, too, the intervals of both shares lie above what is asked."""
-    lost: Share | None
-    """With its edges cut, on the half that it was not found on; None without a set."""
-    kept: Share | None
-    """With its edges alone."""
-    why: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,44 +113,26 @@ class LabelCoverage(Result):
     @checked
     def label_part(self, level: float = 0.95) -> Share:
         """The mean of t in logits, and its interval between demonstration sets."""
-        low, high = cluster_t(self.part, self.demo_set, level=level)
-        return Share(*map(float, (self.part.double().mean(), low, high)))
+        return self._whole.mean(level)
 
     @property
     def undefined(self) -> Reason | None:
         """Why there are no shares; None: there are."""
-        value, low, high = self.label_part()
-        if low != low and value != 0:
-            return Reason.NO_LABEL_INTERVAL
-        return None if low > 0 or high < 0 else Reason.NO_LABEL_PART
+        return self._whole.undefined
+
+    @property
+    def _whole(self) -> LabelPart:
+        return LabelPart(self.part, self.demo_set)
 
     @checked
     def lost(self, level: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
         """1 − Σ t_cut / Σ t over (cut, edges), the lower and the upper end of its interval; NaN where `undefined`."""
-        return self._shares("necessity", self.left, level)
+        return self._whole.share("necessity", self.left["necessity"], level)
 
     @checked
     def kept(self, level: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
         """Σ t_keep / Σ t over (cut, edges), the lower and the upper end of its interval; NaN where `undefined`."""
-        return self._shares("sufficiency", self.left, level)
-
-    def _shares(
-        self,
-        side: Side,
-        left: Mapping[Side, Float[Tensor, "prompt *cell"]],
-        level: float = 0.95,
-        half: Bool[Tensor, " prompt"] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ratios of means with linearised intervals."""
-        some = torch.ones_like(self.part, dtype=torch.bool) if half is None else half
-        whole, changed = self.part[some].double(), left[side][some].double()
-        over = whole.reshape(-1, *[1] * (changed.dim() - 1))
-        part = over - changed if side == "necessity" else changed
-        value, error, used = ratio_mean(part, whole, self.demo_set[some])
-        reach = error * student_quantile(level, used - 1)
-        if self.undefined is not None:
-            value = torch.full_like(value, torch.nan)
-        return value, value - reach, value + reach
+        return self._whole.share("sufficiency", self.left["sufficiency"], level)
 
     @checked
     def smallest_set(
@@ -211,51 +146,13 @@ class LabelCoverage(Result):
 
         Raises: ResultError: `lose` or `keep` is no share.
         """
-        lose, keep = self.lose if lose is None else lose, self.keep if keep is None else keep
-        check_shares(lose, keep)
-        if self.undefined is not None:
-            return SmallestSet(None, False, None, None, f"shares are undefined, as {self.undefined}")
-        asked = f"loses at least {lose:.0%} when cut and alone keeps at least {keep:.0%}"
-        half = first_half(self.demo_set, seed=self.seed)
-        found = self._chosen(lose, keep, CUTS.index(cut), half)
-        if found is None:
-            lost, kept = (x[0][CUTS.index(cut)] for x in (self.lost(), self.kept()))
-            best = int((lost.clamp(max=1) + kept.clamp(max=1)).nan_to_num(-torch.inf).argmax())
-            return SmallestSet(
-                None,
-                False,
-                None,
-                None,
-                f"no set of the offsets {name_of(self.offsets)} {asked}; offset {name_of(self.sets[best])} loses "
-                f"{float(lost[best]):.2f} and keeps {float(kept[best]):.2f}",
-            )
-        at = self.sets.index(found)
-        lost, kept = (
-            Share(*(float(x[CUTS.index(cut), at]) for x in self._shares(side, self.left, half=~half)))
-            for side in get_args(Side)
+        return self._whole.smallest_set(
+            {side: left[:, CUTS.index(cut)] for side, left in self.left.items()},
+            self.sets,
+            lose=self.lose if lose is None else lose,
+            keep=self.keep if keep is None else keep,
+            seed=self.seed,
         )
-        numbers = f"on the other half it loses {lost} and keeps {kept}"
-        if not (lost.value >= lose and kept.value >= keep):
-            why = f"offset {name_of(found)} {asked} on the half of the sets that it was found on; {numbers}"
-            return SmallestSet(None, False, None, None, why)
-        sure = lost.low >= lose and kept.low >= keep
-        more = "" if sure else "; for intervals above what is asked, draw more demonstration sets"
-        return SmallestSet(found, sure, lost, kept, f"offset {name_of(found)} {asked}: {numbers}{more}")
-
-    def _gain(self, cut: int, half: Bool[Tensor, " prompt"]) -> list[float]:
-        """How much each set helps: what it loses and keeps, each at most 1."""
-        lost, kept = (self._shares(side, self.left, half=half)[0][cut] for side in get_args(Side))
-        return (lost.clamp(max=1) + kept.clamp(max=1)).nan_to_num(-torch.inf).tolist()
-
-    def _chosen(self, lose: float, keep: float, cut: int, half: Bool[Tensor, " prompt"]) -> Offsets | None:
-        """The smallest set that does on one half; of equally small ones the one that helps most."""
-        if not float(self.part[half].double().mean()) * self.label_part().value > 0:
-            return None
-        lost, kept = (self._shares(side, self.left, half=half)[0][cut] for side in get_args(Side))
-        good = ((lost >= lose) & (kept >= keep)).nonzero()[:, 0].tolist()
-        gain = self._gain(cut, half)
-        best = min(good, key=lambda at: (len(self.sets[at]), -gain[at]), default=None)
-        return None if best is None else self.sets[best]
 
     def table(self) -> pd.DataFrame:
         """One row a cut and set of offsets: t left, and the shares lost and kept with their intervals."""
@@ -285,7 +182,7 @@ class LabelCoverage(Result):
     ) -> pd.DataFrame:
         columns: dict[str, Tensor] = {}
         for word, side in WORDS.items():
-            value, low, high = self._shares(side, left)
+            value, low, high = self._whole.share(side, left[side])
             columns |= {f"t_{'cut' if word == 'lost' else 'kept'}": left[side].double().nanmean(0)}
             columns |= {word: value, f"{word}_low": low, f"{word}_high": high}
         rows = product(enumerate(CUTS), enumerate(names))

@@ -25,7 +25,7 @@ from icl_kernel_lens.results.run_info import RunInfo
 CONDITIONS = {
     "demonstrations": "with demonstrations",
     "permuted_labels": "with permuted labels",
-    "no_demonstrations": "with none",
+    "no_demonstrations": "without demonstrations",
     "majority": "of the majority class",
 }
 """Where the accuracy is measured, in words."""

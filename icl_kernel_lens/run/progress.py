@@ -56,15 +56,19 @@ class _Bar:
             self.bar = tqdm(desc=self.title, total=0, unit_scale=True, smoothing=0, bar_format=FORMAT)
         if kept:
             self.bar.initial += tokens
-        self.bar.total = self.whole.total()
+        self.bar.total = self._total(self.bar.n + tokens)
         self.bar.set_postfix_str(words, refresh=False)
         self.bar.update(tokens)
 
     def close(self) -> None:
         """Draw the end."""
         if self.bar is not None:
-            self.bar.total = self.whole.total()
+            self.bar.total = self._total(self.bar.n)
             self.bar.close()
+
+    def _total(self, drawn: float) -> float:
+        """What there is to do: no less than was drawn, whose sum in another order may end a last bit above it."""
+        return max(self.whole.total(), drawn)
 
 
 _current: ContextVar[tuple[_Bar, Work] | None] = ContextVar("work", default=None)

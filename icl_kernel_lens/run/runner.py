@@ -45,6 +45,7 @@ def run_prompts(
     sums: Mapping[str, Tensor] | None = None,
     batch_size: BatchSize = "auto",
     most: int | None = None,
+    most_shared: int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     share: bool = True,
@@ -55,7 +56,8 @@ def run_prompts(
     `settings` is what the results depend on beside model and prompts: a checkpoint is only resumed with the same.
     `sums` are zeros in the shape of each result that is added up; a step may leave those out. Without `share`,
     every step is given whole prompts, and no prefix. `most` caps an automatic batch, for steps that hold more than a
-    forward pass does. `extra` is what a step costs a prompt beyond running it, in tokens; progress counts it.
+    forward pass does; `most_shared`, one of prompts that share leading tokens. `extra` is what a step costs a prompt
+    beyond running it, in tokens; progress counts it.
 
     Raises: PromptError: prompts do not fit the model. RunError: not even one prompt fits into memory; the
             checkpoint is another run's; a process was lost.
@@ -93,7 +95,9 @@ def run_prompts(
         if finished:
             bar.add(each * finished, says.format(finished), kept=True)
         try:
-            for numbers, prefix in _batches(prompts, adapter, whole, done, batch_size, most):
+            for numbers, prefix in _batches(
+                prompts, adapter, whole, done, batch_size, most, most_shared or most
+            ):
                 once = partial(_once, adapter, step, prefix)
                 for part, result in in_pieces(numbers, len(numbers), once):
                     results.take(torch.tensor(part), result, add=True)
@@ -204,6 +208,7 @@ def _batches(
     done: set[int],
     batch_size: BatchSize,
     most: int | None,
+    most_shared: int | None,
 ) -> Iterator[tuple[list[int], Prefix | None]]:
     """Unfinished prompts in batches of like length, longest first, each with its prefix."""
     run: dict[Branch, Prefix] = {}
@@ -229,7 +234,8 @@ def _batches(
             longest = int(prompts.lengths[numbers[0]])
             size = batch_size
             if size == "auto":
-                size = min(prompts_at_once(adapter, longest, branch.end, fast=fast), most or LARGEST_BATCH)
+                cap = (most_shared if branch.end else most) or LARGEST_BATCH
+                size = min(prompts_at_once(adapter, longest, branch.end, fast=fast), cap)
             yield numbers[:size], prefix
             numbers = numbers[size:]
 

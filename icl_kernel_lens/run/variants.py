@@ -137,6 +137,20 @@ def kept_at(
     return keys, values
 
 
+def keep_together(
+    adapter: ModelAdapter,
+    tokens: Int[Tensor, "prompt pos"],
+    at: Int[Tensor, " prompt"],
+    shared: Prefix,
+    own: int,
+) -> Prefix | None:
+    """The same of several prompts of any length, in one pass, for `Prefix.of`; None: one of them has too few tokens."""
+    end = at + 1 - own
+    if len(at) < 2 or int(end.min()) - shared.end < own:
+        return None
+    return read_prefix(adapter, tokens[:, shared.end : int(end.max())], shared, end)
+
+
 def run_variants(
     adapter: ModelAdapter,
     tokens: Int[Tensor, "*prompt pos"],

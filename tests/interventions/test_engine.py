@@ -8,7 +8,7 @@ import pytest
 import torch
 from architectures import hf_model
 from interventions.huggingface import Plain, other, rows_changed, without
-from support import needs_hooked, shared_prompts, uneven_prompts
+from support import KINDS, needs_hooked, shared_prompts, uneven_prompts
 
 from icl_kernel_lens import HeadRef, PromptSet, knock_out, patch_labels, swap_values
 from icl_kernel_lens.errors import ModelError, PromptError, ResultError, RunError
@@ -50,6 +50,37 @@ def test_batches_sharing_and_checkpoints_change_nothing(tiny, activation, kind, 
         moved = other(corrupted)
         with pytest.raises(RunError, match="other settings"):
             patch_labels(model, checkpoint=tmp_path / "run", **options | {"clean": moved})
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_prompts_of_a_set_are_read_in_one_pass(tiny, name, kind, monkeypatch):
+    """Whatever their length, they are changed as each of them alone is, which shares nothing."""
+    model, _ = tiny(name, kind)
+    prompts, read = shared_prompts(sets=2, tests=8), engine.keep_together
+    # Of a prompt with hardly any tokens of its own, nothing is kept.
+    own = prompts.answer_pos - prompts.label_pos[:, -1]
+    prompts = prompts.select((own >= 6).nonzero()[:, 0].tolist())
+    lengths = []
+
+    def seen(adapter, tokens, at, shared, own):
+        kept = read(adapter, tokens, at, shared, own)
+        lengths.append((kept is not None, len(at.unique())))
+        return kept
+
+    def cut(some):
+        return knock_out(model, some, controls=False, progress=False)
+
+    monkeypatch.setattr(engine, "keep_together", seen)
+    found = cut(prompts)
+    if variants.own_tokens(as_adapter(model), int(prompts.lengths.max())) is None:
+        assert lengths == []
+    else:
+        assert any(together and different > 1 for together, different in lengths)
+    for number in (0, 2, 4, len(prompts) - 2):
+        alone = cut(prompts.select([number]))
+        torch.testing.assert_close(found.values[number], alone.values[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.base[number], alone.base[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.others["kl"][number], alone.others["kl"][0], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["bridge", pytest.param("hooked", marks=needs_hooked)])

@@ -8,11 +8,14 @@ import pytest
 import torch
 from interventions.label_readers import label_reader, reader_prompts
 
-from icl_kernel_lens import in_context_accuracy, load, locate_heads, read
+from icl_kernel_lens import in_context_accuracy, label_coverage, load, locate_heads, read
 from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens.interventions import engine
+from icl_kernel_lens.interventions.coverage import KEEP, LOSE, Relabelled, zeroed
 from icl_kernel_lens.locate import search
-from icl_kernel_lens.locate.edges import PROMPTS, _spread, choose_edges, named
+from icl_kernel_lens.locate.edges import CELLS, PROMPTS, _spread, choose_edges, named
 from icl_kernel_lens.locate.search import stability
+from icl_kernel_lens.results.label_coverage import CUTS
 from icl_kernel_lens.results.stability import Stability
 
 ALL = torch.arange(64)
@@ -38,6 +41,43 @@ def test_the_label_is_taken_untested_where_no_place_is_found(what, why):
     assert why in found.why
     assert not found.found
     assert ("label_coverage looks at earlier tokens" in found.why) == (what == "test")
+
+
+@pytest.mark.filterwarnings("ignore:labels do not enter")
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("what", "labels"), [("label", 2), ("label", 3), ("after", 2), ("test", 2), ("nothing", 2)]
+)
+def test_the_search_finds_what_label_coverage_finds(what, labels, seed):
+    """With half of its runs: no cut is renormalised."""
+    model, prompts = label_reader(what, labels), reader_prompts(PROMPTS, labels)
+    runs = Relabelled.of(model, prompts, None, "model", progress=False)
+    whole, left, sets = zeroed(runs, checkpoint=None)
+    found = whole.smallest_set(left, sets, lose=LOSE, keep=KEEP, seed=seed)
+    full = label_coverage(model, prompts, against="model", seed=seed, progress=False)
+    assert sets == full.sets
+    for side in left:
+        torch.testing.assert_close(left[side], full.left[side][:, CUTS.index("zeroed")], atol=1e-5, rtol=1e-4)
+    expected = full.smallest_set()
+    assert (found.offsets, found.confirmed, found.why) == (expected.offsets, expected.confirmed, expected.why)
+    chosen = choose_edges(model, prompts, ALL[:PROMPTS], seed=seed, checkpoint=None, progress=False)
+    assert chosen.offsets == (expected.offsets or (0,))
+    assert expected.why in chosen.why
+
+
+def test_no_more_is_run_than_the_search_needs(monkeypatch):
+    rows: list[int] = []
+    original = engine.run_variants
+
+    def counting(adapter, tokens, at, count, *more):
+        rows.append(count)
+        return original(adapter, tokens, at, count, *more)
+
+    monkeypatch.setattr(engine, "run_variants", counting)
+    model, prompts = label_reader("label"), reader_prompts(PROMPTS)
+    choose_edges(model, prompts, ALL[:PROMPTS], seed=0, checkpoint=None, progress=False)
+    assert set(rows) == {1 + CELLS}, "every cut once, beside the unchanged run"
+    assert CELLS == 2 * 15
 
 
 def test_prompts_are_spread_evenly_over_the_sets():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from support import needs_browser
 from icl_kernel_lens import head_vote
 from icl_kernel_lens.errors import RunError
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.report.heads import write_report
+from icl_kernel_lens.report.heads import _runs, write_report
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 
 
@@ -42,15 +43,16 @@ def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
     page = write(tmp_path / "r.html", hostile, votes, ranking=found, curves=curves())
     seen = html.unescape(body(page))
     headings = re.findall(r"<h2>(.*?)</h2>", seen)
-    assert headings[:4] == [
+    assert headings[:5] == [
         "Is there anything to explain?",
+        "Where does the answer position look?",
         "Located heads",
         "Are they needed, and are they enough?",
         "Which heads vote like the answer?",
     ]
     for words in (
         found.accuracy.verdict(),
-        "<td>accuracy, with none</td><td>50.0%</td><td>",
+        "<td>accuracy, without demonstrations</td><td>50.0%</td><td>",
         "<td>share of the answers, the last label</td><td>50.0%</td><td>",
         "Confirmed kernel heads: L2H1.",
         "The band: layer 2 of 4 (counted from 0;",
@@ -85,8 +87,33 @@ def test_what_was_not_located_is_not_there(hostile, votes, tmp_path):
     assert "criterion" not in plain
     none = html.unescape(body(write(tmp_path / "b.html", hostile, votes, ranking=ranking(classes={}))))
     assert "No kernel head confirmed." in none
-    assert "The band: none." in none
+    assert "The band: none. It is of confirmed kernel heads alone" in none
     assert "Are they needed" not in none
+
+
+def test_the_layers_that_look_at_labels_are_named(hostile, votes, tmp_path):
+    demos = hostile.prompts.demos
+    points = (hostile.profile.shape[-1] - demos) // (demos + 1)
+    profile = torch.zeros_like(hostile.profile)
+    profile[1, :, points], profile[2, :, points + (points + 1) * (demos - 1)] = 0.2, 0.1
+    profile[:, :, :points] = 0.001
+    looking = replace(hostile, profile=profile)
+    assert torch.equal(looking.on_labels()[:3], torch.tensor([0.0, 0.2, 0.1]))
+    found = replace(ranking(), offsets=(-1, 0))
+    seen = html.unescape(body(write(tmp_path / "r.html", looking, votes, ranking=found)))
+    assert "The labels get the largest share of its attention in layer 1: 20%, the mean over heads" in seen
+    assert "at least half of that in layers 1–2. To look is not to use" in seen
+    assert "is told by cuts (below, Located heads)" in seen
+    assert "tokens at offsets -1, 0 from it (0 is the label itself" in seen
+    prompts = len(votes[0].values)
+    assert (
+        f"All {prompts} prompts are counted here; the located heads above were measured on 40 of them" in seen
+    )
+    assert "with attention on offsets -1, 0 from the label" in seen
+    nothing = replace(hostile, profile=torch.zeros_like(profile))
+    assert "the largest share of its attention" not in body(write(tmp_path / "n.html", nothing, votes))
+    assert _runs([0]) == "layer 0"
+    assert _runs([2, 3, 5, 8, 9, 10]) == "layers 2–3, 5 and 8–10"
 
 
 def test_text_of_data_is_text(hostile, votes, tmp_path):

@@ -11,7 +11,8 @@ from results.examples import label_coverage
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.groups import first_half
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.label_coverage import CUTS, name_of
+from icl_kernel_lens.results.label_coverage import CUTS
+from icl_kernel_lens.results.label_part import name_of
 
 
 def test_shares_are_ratios_of_sums():

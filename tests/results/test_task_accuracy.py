@@ -67,7 +67,7 @@ def test_few_prompts_prove_neither_harm_nor_a_rule():
 def test_every_number_stands_in_the_opening():
     found = many(before=0.81, after=0.59, last=0.85, commonest=0.6)
     assert found.opening().splitlines()[1] == (
-        "  accuracy 59.0% with demonstrations, 40.0% with permuted labels, 81.0% with none, 45.0% of the majority class; share "
+        "  accuracy 59.0% with demonstrations, 40.0% with permuted labels, 81.0% without demonstrations, 45.0% of the majority class; share "
         "of the model's answers that a rule gives: the last label 85.0%, the commonest answer 60.0%"
     )
     frame = found.to_dataframe().set_index("name")

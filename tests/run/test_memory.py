@@ -61,3 +61,13 @@ def test_an_error_of_the_caller_is_the_callers():
     with pytest.raises(torch.OutOfMemoryError):
         use()
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "passes"),
+    [(80, [80]), (90, [90]), (91, [46, 45]), (160, [80, 80]), (181, [61, 61, 59]), (1, [1])],
+)
+def test_a_few_variants_more_are_no_pass_of_their_own(monkeypatch, count, passes):
+    monkeypatch.setattr(memory, "prompts_at_once", lambda *_, **__: 80)
+    adapter = as_adapter(bridge_from_hf(hf_model("llama")))
+    assert list(memory.in_batches(adapter, range(count), 9, 0, len)) == passes

@@ -43,6 +43,17 @@ def test_parts_take_the_place_of_what_was_expected(bars):
     assert seen == [(40, 90), (45, 80), (55, 75), (62, 62)], "ended parts count what was done"
 
 
+def test_sums_in_another_order_are_no_more_than_all(bars):
+    """0.1 + 0.2 + 0.3 is a bit more than 0.1 + (0.2 + 0.3); tqdm warns of a bar beyond its end."""
+    with work("whole", [0.1, 0.5], True):
+        with work("first", (), True, tokens=0.1) as step:
+            step.add(0.1, "first")
+        with work("second", (), True, tokens=0.5) as step:
+            step.add(0.2, "second")
+            step.add(0.3, "second")
+    assert all(n <= total for n, total in bars[0])
+
+
 def test_work_adds_up():
     whole = Work(10.0)
     assert whole.total() == 10
