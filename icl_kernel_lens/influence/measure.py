@@ -156,6 +156,8 @@ class Plan:
     """What is run: the distinct relabellings; and, of labels of unequal length, the shifted prompts apart."""
     rows: Int[Tensor, " request"]
     """Of each relabelling asked for, in the order of `_requests`, its row of the first part."""
+    sizes: tuple[int, ...]
+    """Of each block of relabellings."""
 
     @classmethod
     def of(cls, adapter: ModelAdapter, prompts: PromptSet, orders: int, seed: int) -> Plan:
@@ -169,9 +171,9 @@ class Plan:
         joined, labels = _joint(prompts, put, seed)
         even = bool((prompts.label_lengths == prompts.label_lengths[:, :1]).all())
         empty = torch.zeros(0, dtype=torch.long)
-        plan = cls(prompts, every, places, put, joined, labels, (), empty)
-        requests = torch.cat(list(plan._requests(even=even)))
-        distinct, rows = requests.unique(dim=0, return_inverse=True)
+        plan = cls(prompts, every, places, put, joined, labels, (), empty, ())
+        blocks = list(plan._requests(even=even))
+        distinct, rows = torch.cat(blocks).unique(dim=0, return_inverse=True)
         relabelled_prompts = stacked(
             [
                 relabelled(one, distinct[mine, 1], distinct[mine, 2:])
@@ -181,7 +183,8 @@ class Plan:
         )
         shifts = range(1, prompts.labels) if not even else ()
         apart = [stacked([shift_labels(prompts, by, adapter.model)]) for by in shifts]
-        return replace(plan, parts=(relabelled_prompts, *apart), rows=rows)
+        sizes = tuple(map(len, blocks))
+        return replace(plan, parts=(relabelled_prompts, *apart), rows=rows, sizes=sizes)
 
     def _requests(self, *, even: bool) -> Iterator[Int[Tensor, "request column"]]:
         """(order, prompt, labels by place) of every relabelling, block by block."""
@@ -204,24 +207,17 @@ class Plan:
 
     def taken_apart(self, found: list[Float[Tensor, "row label"]]) -> dict[str, Tensor]:
         """The label scores of every relabelling, in the shapes of the result."""
-        asked, count, labels = found[0][self.rows], len(self.prompts), self.prompts.labels
-        orders, single = len(self.every), int(self.put.sum())
+        blocks = iter(found[0][self.rows].split(self.sizes))
+        orders, count, labels = len(self.every), len(self.prompts), self.prompts.labels
         replaced = torch.full((orders, *self.put.shape, labels), torch.nan)
         scores = []
-        at = 0
-
-        def take(size: int) -> Tensor:
-            nonlocal at
-            at += size
-            return asked[at - size : at]
-
         for order in range(orders):
-            scores.append(take(count))
-            replaced[order, self.put] = take(single)
-        shifts = [take(count) for _ in range(1, labels)] if len(found) == 1 else found[1:]
+            scores.append(next(blocks))
+            replaced[order, self.put] = next(blocks)
+        shifts = found[1:] or [next(blocks) for _ in range(1, labels)]
         joint = torch.full((len(self.pattern_labels), count, labels), torch.nan)
         for at, joined in enumerate(self.joined):
-            joint[at, joined] = take(int(joined.sum()))
+            joint[at, joined] = next(blocks)
         return {
             "scores": torch.stack(scores),
             "replaced": replaced,
