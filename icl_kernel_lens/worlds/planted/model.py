@@ -90,6 +90,9 @@ def planted_model(
     inputs: int = 48,
     context: int | None = None,
     d_head: int | None = None,
+    separator: bool = False,
+    trailing: bool = False,
+    mlp_noise: float = 0.0,
     seed: int = 0,
 ) -> PlantedModel:
     """A transformer of hand-written weights with known kernel-regression heads and decoys.
@@ -119,6 +122,9 @@ def planted_model(
         inputs=inputs,
         context=context,
         d_head=d_head,
+        separator=separator,
+        trailing=trailing,
+        mlp_noise=mlp_noise,
         seed=seed,
     )
     return PlantedModel.of(plan, kind)
