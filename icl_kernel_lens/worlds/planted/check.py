@@ -16,7 +16,7 @@ from icl_kernel_lens.worlds.planted.world import PlantedWorld
 
 SILENT = ("cancelled_kernel", "opposed_kernel", "opposing_kernel", "early_kernel")
 """Roles with a gain that leave the answer as it is, or let another head write into it."""
-NARROWEST = {"recency": 1.0, "addressing": 0.5}
+NARROWEST = {"recency": 1.0, "addressing": 0.35}
 """The least bandwidth of roles that go by place; 0.1 of others."""
 
 
@@ -42,6 +42,14 @@ def _rules_of_sizes(plan: PlantedWorld) -> Iterator[tuple[bool, str]]:
         0 <= plan.sink < 1 and 0 <= plan.mlp_noise <= 1 and 0 <= plan.noise < 1 and 0 <= plan.direct < math.inf,
         "sink and noise are shares from 0 to below 1, direct is finite and at least 0, mlp_noise is from 0 to 1; got "
         f"sink={plan.sink}, noise={plan.noise}, direct={plan.direct}, mlp_noise={plan.mlp_noise}.",
+    )
+    taken_back = not plan.trailing and any(h.role == "canceller" for h in plan.heads)
+    yield (
+        0 <= plan.loudness <= 0.7
+        and (plan.loudness == 0 or (plan.norm and plan.form != "plain" and not taken_back)),
+        "loudness is from 0 to 0.7, and needs a norm to divide it out and a rotary form (learned positions are added "
+        "to a token at one size); where the test input's token gives the answer, no canceller can read what it must "
+        f"take back. Got loudness={plan.loudness}, norm={plan.norm}, form={plan.form!r}. Leave it out.",
     )
     yield (
         2 <= plan.demos < plan.inputs,

@@ -69,7 +69,10 @@ def forward(
                 continue
             else:
                 weights[ref], new = _looker(world, head, view, before, change)
-            stands |= {into: stands[into] + added for into, added in new.items()}
+            for into, added in new.items():
+                # A norm reads what is added to the test input's token as a share of that token's size.
+                there = not world.trailing or into == "moved"
+                stands[into] = stands[into] + (added / view.size[:, None] if there else added)
     return Run(weights, stands["vote"] + stands["taken"])
 
 

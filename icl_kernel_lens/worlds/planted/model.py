@@ -93,6 +93,7 @@ def planted_model(
     separator: bool = False,
     trailing: bool = False,
     mlp_noise: float = 0.0,
+    loudness: float = 0.0,
     seed: int = 0,
 ) -> PlantedModel:
     """A transformer of hand-written weights with known kernel-regression heads and decoys.
@@ -125,6 +126,7 @@ def planted_model(
         separator=separator,
         trailing=trailing,
         mlp_noise=mlp_noise,
+        loudness=loudness,
         seed=seed,
     )
     return PlantedModel.of(plan, kind)

@@ -118,7 +118,7 @@ ROLES: Mapping[HeadRole, RoleWords] = {
     ),
     "mover": RoleWords("moves what early kernels wrote to the answer position", "neither"),
     "salience": RoleWords("attends to labels by their inputs alone, whatever the test input", "salience", 3.0, 0.35),
-    "addressing": RoleWords("attends to labels at places that the test input picks", "addressing", 3.0, 1.0),
+    "addressing": RoleWords("attends to labels at places that the test input picks", "addressing", 3.0, 0.5),
     "misbound": RoleWords(
         "attends to labels by a kernel of the input of the demonstration before", "misbound", 3.0, 0.35
     ),

@@ -25,6 +25,8 @@ class View(NamedTuple):
     """The demonstrations' labels, one-hot."""
     test: Int[Tensor, " prompt"]
     """The class of the test input."""
+    size: Float[Tensor, " prompt"]
+    """How large the test input's token stands in the stream."""
 
     @property
     def alike(self) -> Float[Tensor, "prompt demo"]:
@@ -55,4 +57,5 @@ def view_of(world: PlantedWorld, prompts: PromptSet) -> View:
     tokens = prompts.tokens[:, :width]
     phi, test = world.features[tokens], width - 1 - world.trailing
     labels = one_hot(prompts.demo_labels, world.labels).double()
-    return View(tokens, phi[:, test], phi[:, at - 1], labels, world.classes[tokens[:, test]])
+    asked = tokens[:, test]
+    return View(tokens, phi[:, test], phi[:, at - 1], labels, world.classes[asked], world.sizes[asked])

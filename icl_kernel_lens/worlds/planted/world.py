@@ -48,7 +48,11 @@ class PlantedWorld:
     trailing: bool = False
     """Whether a token follows the test input; the answer is given there."""
     mlp_noise: float = 0.0
-    """Size of what random MLPs write, into a subspace that nothing reads."""
+    """Size of what random MLPs write, into a subspace that nothing reads: the closed form stays as it is, and exact."""
+    loudness: float = 0.0
+    """How far the logarithms of inputs' sizes in the stream lie from 0, at most. A norm divides the size out: what an
+    input's own token brings is read as it was, and what heads add to it counts the less the larger it is. The closed
+    form counts it so, and stays exact; not with learned positions, which do not grow with the token."""
     seed: int = 0
 
     @property
@@ -160,6 +164,13 @@ class PlantedWorld:
         return torch.nn.functional.pad(
             points, (0, 0, FIRST_LABEL + self.labels, self.vocab - self.after_inputs)
         )
+
+    @cached_property
+    def sizes(self) -> Float[Tensor, " vocab"]:
+        """How large each token's embedding is; 1 for tokens that are no input."""
+        g = torch.Generator().manual_seed(self.seed + 6)
+        drawn = 2 * torch.rand(self.vocab, generator=g, dtype=torch.float64) - 1
+        return (self.loudness * drawn * (self.classes >= 0)).exp()
 
     @cached_property
     def classes(self) -> Int[Tensor, " vocab"]:

@@ -92,7 +92,7 @@ def _embedding(plan: PlantedPlan, s: Stream) -> Tensor:
         embed[plan.after_inputs, s["is_separator"]] = 1.0
     if "is_input" in s.more:
         embed[inputs, s["is_input"]] = 1.0
-    return embed
+    return embed * plan.sizes[:, None]
 
 
 def _noise(plan: PlantedPlan, s: Stream, width: int) -> HandMLP:

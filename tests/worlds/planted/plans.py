@@ -84,6 +84,7 @@ def decoys(**settings):
         "separator": True,
         "trailing": True,
         "mlp_noise": 0.5,
+        "loudness": 0.5 if settings.get("norm", True) and settings.get("form", "plain") != "plain" else 0.0,
     }
     return PlantedPlan(**({"heads": tuple(heads)} | given | settings))
 
@@ -123,7 +124,10 @@ def mixed(seed, norm=None):
 
     twins = drawn("opposed_kernel")
     heads = [head("opposed_kernel", **twins), head("opposing_kernel", **twins)]
-    heads += [head("cancelled_kernel", 1, **drawn("cancelled_kernel")), head("canceller", 3)]
+    norm = rng.random() < 0.6 if norm is None else norm
+    loud = norm and seed % 3 > 0 and rng.random() < 0.5
+    if trailing or not loud:
+        heads += [head("cancelled_kernel", 1, **drawn("cancelled_kernel")), head("canceller", 3)]
     if separator:
         heads.append(head("after_kernel", **drawn("after_kernel")))
     if trailing:
@@ -135,12 +139,13 @@ def mixed(seed, norm=None):
         heads_per_layer=6,
         labels=labels,
         form=("plain", "rotary", "parallel")[seed % 3],
-        norm=rng.random() < 0.6 if norm is None else norm,
+        norm=norm,
         direct=10 ** rng.uniform(-1, 1),
         demos=rng.randint(3, 8),
         sink=rng.choice((0.1, 0.2, 0.5)),
         separator=separator,
         trailing=trailing,
         mlp_noise=rng.choice((0.0, 1.0)),
+        loudness=0.7 * loud,
         seed=seed,
     )

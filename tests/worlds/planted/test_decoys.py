@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support import has_hooked_transformer, needs_hooked
-from worlds.planted.plans import best_kind, decoys, gaussian, mixed
+from worlds.planted.plans import decoys, mixed
 
 from icl_kernel_lens import corrupt, knock_out, read
 from icl_kernel_lens.errors import PromptError
@@ -50,3 +50,118 @@ def test_mixtures_drawn_at_random_are_computed_exactly(seed):
     evidence = read(PlantedModel.of(plan).model, prompts, progress=False)
     close(evidence.weights["label"], plan.weights(prompts))
     close(evidence.label_scores, plan.logits(prompts))
+
+
+def test_what_the_weights_of_each_decoy_go_with():
+    """Total variation as inputs are exchanged, against weights carried along and left in place; as x is replaced."""
+    plan = decoys(demos=8)
+    prompts = plan.prompts(count=200)
+    weights = plan.weights(prompts)
+    exchanged = corrupt(prompts, "exchange_inputs", seed=1)
+    inputs, before = (p.tokens.gather(1, p.label_pos - 1) for p in (exchanged, prompts))
+    came_from = (inputs[:, :, None] == before[:, None]).long().argmax(-1)
+    carried = weights.take_along_dim(came_from[:, None, None], -1)
+    other = corrupt(prompts, "replace_test_input", seed=1)
+
+    def moved(one, two):
+        shares = [w / w.sum(-1, keepdim=True).clamp(min=1e-30) for w in (one, two)]
+        return (shares[0] - shares[1]).abs().sum(-1).mean(0) / 2
+
+    with_input, in_place = moved(plan.weights(exchanged), carried), moved(plan.weights(exchanged), weights)
+    replaced = moved(plan.weights(other), weights)
+    small = {
+        "kernel": (True, False, False),
+        "salience": (True, False, True),
+        "addressing": (False, True, False),
+        "misbound": (False, False, False),
+        "label_blind": (True, False, False),
+        "harmful_key": (True, False, False),
+        "recency": (False, True, True),
+        "pair_kernel": (False, False, False),
+    }
+    for head in plan.heads:
+        if head.role in small and not head.echo_share:
+            found = [float(moves[head.ref]) for moves in (with_input, in_place, replaced)]
+            assert all(x < 1e-6 if low else x > 0.15 for x, low in zip(found, small[head.role], strict=True)), (
+                head,
+                found,
+            )
+
+
+def one(*heads, **settings):
+    return PlantedPlan(heads, **({"layers": 3, "heads_per_layer": 3, "direct": 0.5} | settings))
+
+
+def test_a_gain_of_salience_goes_with_the_test_input():
+    for swing in (0.0, 4.0):
+        prompts = (plan := one(PlantedHead(1, 0, "salience", swing=swing))).prompts(count=200, tests_per_set=4)
+        mass = plan.weights(prompts)[:, 1, 0].sum(-1).unflatten(0, (-1, 4))
+        assert (mass.std(1).mean() > 0.1) == (swing > 0)
+
+
+def test_opposed_kernels_matter_alone_and_together_do_nothing():
+    pair = PlantedHead(1, 0, "opposed_kernel"), PlantedHead(1, 1, "opposing_kernel")
+    plan = one(*pair)
+    prompts = plan.prompts(count=50)
+    clean = plan.logits(prompts)
+    torch.testing.assert_close(plan.logits(prompts, [h.ref for h in pair]), clean)
+    effects = plan.effects(prompts).mean(0)
+    assert effects[1, 0] < -1
+    assert effects[1, 1] > 1
+    assert [plan.kinds[h.ref] for h in pair] == ["cancelling", "cancelling"]
+
+
+def test_cuts_of_a_harmful_key_disagree():
+    plan = one(PlantedHead(1, 0, "kernel"), PlantedHead(1, 1, "harmful_key"))
+    prompts = plan.prompts(count=50)
+    assert plan.effects(prompts)[:, 1, 1].mean() < -0.5
+    assert plan.effects(prompts, renormalised=False)[:, 1, 1].abs().max() < 1e-9
+    assert plan.carried(prompts)[:, 1, 1].abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.03, 0.999, 1.0])
+def test_a_heads_share_stands_on_labels(share):
+    plan = one(PlantedHead(1, 0, "kernel", share=share), PlantedHead(1, 1, "kernel"))
+    mass = plan.weights(plan.prompts(count=200))[:, 1].sum(-1).median(0).values
+    assert float(mass[0]) == pytest.approx(share, rel=0.2)
+    assert float(mass[1]) == pytest.approx(0.8, rel=0.2)
+
+
+def test_recency_falls_by_e_over_its_bandwidth():
+    plan = one(PlantedHead(1, 0, "recency", bandwidth=4.0))
+    row = plan.weights(plan.prompts(count=2))[0, 1, 0].log()
+    torch.testing.assert_close(row.diff(), torch.full_like(row[1:], 0.5), rtol=2e-3, atol=0)
+
+
+def test_every_kind():
+    """What a head is where it matters, and where it does not."""
+    settings = {"layers": 3, "heads_per_layer": 6, "separator": True, "trailing": True, "direct": 0.2}
+    kinds = {
+        "kernel": "kernel head",
+        "pair_kernel": "pair kernel",
+        "after_kernel": "kernel head",
+        "salience": "salience",
+        "addressing": "addressing",
+        "misbound": "misbound",
+        "label_blind": "label-blind",
+        "harmful_key": "sink",
+        "recency": "recency",
+        "driver": "driver",
+        "echo": "echo",
+        "last_label": "recency",
+        "uniform": "driver",
+    }
+    for role, kind in kinds.items():
+        found = [one(PlantedHead(1, 0, role, gain=gain), **settings).kinds[1, 0] for gain in (6.0, 0.0)]
+        unread = {"kernel head": "shadow", "pair kernel": "shadow", "echo": "echo", "sink": "sink"}
+        assert found == [kind, unread.get(kind, "neither")], role
+    mostly = [PlantedHead(1, i, "kernel", echo_share=d) for i, d in enumerate((0.2, 0.8))]
+    plan = one(*mostly, PlantedHead(1, 2, "early_kernel"), PlantedHead(2, 0, "mover"), **settings)
+    assert [plan.kinds[1, i] for i in range(3)] == ["kernel head", "echo", "kernel head"]
+    assert list(plan.table()["kind"]) == list(plan.kinds.values())
+
+
+def test_tokens_after_labels_are_asked_for_where_they_are():
+    plan = one(PlantedHead(1, 0, "kernel"))
+    with pytest.raises(PromptError, match="got offset=1"):
+        plan.weights(plan.prompts(count=2), offset=1)
