@@ -39,7 +39,10 @@ def _rules_of_sizes(plan: PlantedWorld) -> Iterator[tuple[bool, str]]:
         f"{FEATURES} dimensions); got {plan.layers} layers, {plan.heads_per_layer} heads, {plan.labels} labels.",
     )
     yield (
-        0 <= plan.sink < 1 and 0 <= plan.mlp_noise <= 1 and 0 <= plan.noise < 1 and 0 <= plan.direct < math.inf,
+        0 <= plan.sink < 1
+        and 0 <= plan.mlp_noise <= 1
+        and 0 <= plan.noise < 1
+        and 0 <= plan.direct < math.inf,
         "sink and noise are shares from 0 to below 1, direct is finite and at least 0, mlp_noise is from 0 to 1; got "
         f"sink={plan.sink}, noise={plan.noise}, direct={plan.direct}, mlp_noise={plan.mlp_noise}.",
     )

@@ -116,11 +116,11 @@ class PlantedPlan(PlantedWorld):
     def __post_init__(self) -> None:
         check_plan(self)
 
-    def weights(
-        self, prompts: PromptSet, *, offset: int = 0
-    ) -> Float[Tensor, "prompt layer head demo"]:
+    def weights(self, prompts: PromptSet, *, offset: int = 0) -> Float[Tensor, "prompt layer head demo"]:
         """Every head's attention from the answer position to the labels, or to the tokens `offset` behind them."""
-        found = forward(self, self._view(prompts, offset), self.sinks, Change(offset=offset), idle=True).weights
+        found = forward(
+            self, self._view(prompts, offset), self.sinks, Change(offset=offset), idle=True
+        ).weights
         return torch.stack([found[ref] for ref in self.all_heads], 1).unflatten(
             1, (self.layers, self.heads_per_layer)
         )

@@ -37,6 +37,7 @@ class Change(NamedTuple):
     """A label's edge is the one to the token so far behind it."""
 
 
+UNCHANGED = Change()
 Stands = dict[str, Float[Tensor, "prompt label"]]
 """What stands at the answer position in the subspaces that later heads or the logits read."""
 
@@ -45,7 +46,7 @@ def forward(
     world: PlantedWorld,
     view: View,
     sinks: dict[HeadRef, float],
-    change: Change = Change(),  # noqa: B008 - cannot be edited
+    change: Change = UNCHANGED,
     *,
     idle: bool = False,
     calibrate: bool = False,

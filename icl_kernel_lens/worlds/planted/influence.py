@@ -28,9 +28,7 @@ def influence(world: PlantedWorld, view: View, sinks: dict[HeadRef, float]) -> F
     return _pull(view, forward(world, view, sinks).votes, forward(world, replaced(view), sinks).votes)
 
 
-def label_part(
-    world: PlantedWorld, view: View, sinks: dict[HeadRef, float]
-) -> Float[Tensor, "prompt label"]:
+def label_part(world: PlantedWorld, view: View, sinks: dict[HeadRef, float]) -> Float[Tensor, "prompt label"]:
     """t."""
     own = forward(world, view, sinks).votes
     shifts = range(1, world.labels)
@@ -56,7 +54,7 @@ def carried(
 
 def replaced(view: View) -> View:
     """Every prompt with each of its labels replaced by each other class: a row for each (demo, shift of the class)."""
-    count, demos, labels = view.labels.shape
+    demos, labels = view.labels.shape[1:]
     every = view.labels[:, None, None].repeat(1, demos, labels - 1, 1, 1)
     for i in range(demos):
         for shift in range(1, labels):

@@ -1,10 +1,10 @@
 """Scores of places: what a head says of a token by where it stands, in the turns by which positions are told.
 
-    θ(p) = p                  with learned positions
-    θ(p) = answer − p         with rotary ones, which know distances alone
+θ(p) = p                  with learned positions
+θ(p) = answer − p         with rotary ones, which know distances alone
 
-    recency       exp(score) ≈ exp(−distance / h)              score = ± sin(θ ω) / (ω h), ω the slowest turn
-    addressing    Σ_d (φ(x)·f_d) Σ_ω cos((θ − τ_d) ω) / h²     f_d orthogonal directions, τ_d a place of each
+recency       exp(score) ≈ exp(−distance / h)              score = ± sin(θ ω) / (ω h), ω the slowest turn
+addressing    Σ_d (φ(x)·f_d) Σ_ω cos((θ − τ_d) ω) / h²     f_d orthogonal directions, τ_d a place of each
 """
 
 from __future__ import annotations

@@ -102,22 +102,34 @@ _BY_KERNEL = "attends to labels by a Gaussian kernel of their inputs"
 ROLES: Mapping[HeadRole, RoleWords] = {
     "kernel": RoleWords(f"{_BY_KERNEL}, writes them", "kernel head", 3.0, 0.35),
     "unread_kernel": RoleWords(f"{_BY_KERNEL}, writes nothing", "shadow", bandwidth=0.35),
-    "cancelled_kernel": RoleWords("is a kernel head whose output a later head takes back", "shadow", 3.0, 0.35),
+    "cancelled_kernel": RoleWords(
+        "is a kernel head whose output a later head takes back", "shadow", 3.0, 0.35
+    ),
     "canceller": RoleWords("attends to its own position, takes back what cancelled kernels wrote", "neither"),
-    "opposed_kernel": RoleWords("is a kernel head beside another that writes against it", "cancelling", 3.0, 0.35),
+    "opposed_kernel": RoleWords(
+        "is a kernel head beside another that writes against it", "cancelling", 3.0, 0.35
+    ),
     "opposing_kernel": RoleWords(f"{_BY_KERNEL}, writes against them", "cancelling", 3.0, 0.35),
     "anti_kernel": RoleWords("attends to labels of unlike inputs, writes against them", "driver", 3.0, 0.35),
     "pair_kernel": RoleWords(
-        "attends to labels by a kernel of their inputs and by their words, writes them", "pair kernel", 3.0, 0.35
+        "attends to labels by a kernel of their inputs and by their words, writes them",
+        "pair kernel",
+        3.0,
+        0.35,
     ),
     "after_kernel": RoleWords(
-        "attends to the tokens after labels by a kernel of the inputs, writes the labels", "kernel head", 3.0, 0.35
+        "attends to the tokens after labels by a kernel of the inputs, writes the labels",
+        "kernel head",
+        3.0,
+        0.35,
     ),
     "early_kernel": RoleWords(
         "is a kernel head at the test input, one token before the answer", "kernel head", 3.0, 0.35
     ),
     "mover": RoleWords("moves what early kernels wrote to the answer position", "neither"),
-    "salience": RoleWords("attends to labels by their inputs alone, whatever the test input", "salience", 3.0, 0.35),
+    "salience": RoleWords(
+        "attends to labels by their inputs alone, whatever the test input", "salience", 3.0, 0.35
+    ),
     "addressing": RoleWords("attends to labels at places that the test input picks", "addressing", 3.0, 0.5),
     "misbound": RoleWords(
         "attends to labels by a kernel of the input of the demonstration before", "misbound", 3.0, 0.35

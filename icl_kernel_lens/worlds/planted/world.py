@@ -14,7 +14,15 @@ from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models.planted_build import Form
 from icl_kernel_lens.prompts.promptset import PromptSet, TokenRole
-from icl_kernel_lens.worlds.planted.roles import BOS, FEATURES, FIRST_LABEL, SCRATCH, SPREAD, HeadRole, PlantedHead
+from icl_kernel_lens.worlds.planted.roles import (
+    BOS,
+    FEATURES,
+    FIRST_LABEL,
+    SCRATCH,
+    SPREAD,
+    HeadRole,
+    PlantedHead,
+)
 from icl_kernel_lens.worlds.planted.stream import Stream
 from icl_kernel_lens.worlds.planted.wires import CARRIERS, NEEDS
 
@@ -101,7 +109,7 @@ class PlantedWorld:
     @property
     def missing_carriers(self) -> tuple[HeadRole, ...]:
         """Carriers that the heads given need, and that are not among them."""
-        given = {h.role for h in self.heads}
+        given: set[HeadRole] = {h.role for h in self.heads}
         needed = {"carrier", *(carrier for role in given for carrier in NEEDS.get(role, ()))}
         return tuple(role for role in CARRIERS if role in needed - given)
 

@@ -57,7 +57,9 @@ def test_decoys_and_doses_that_cannot_be_planted_are_refused():
     refused("L0H0 .salience. is in layer 0", PlantedHead(0, 0, "salience"), kernel)
     refused("L0H0 .addressing. is in layer 0", PlantedHead(0, 0, "addressing"), kernel, trailing=True)
     refused("L0H0 .driver. is in layer 0", PlantedHead(0, 0, "driver", swing=1.0), trailing=True)
-    refused("the label carrier belongs in layer 0", kernel, PlantedHead(1, 1, "label_carrier"), separator=True)
+    refused(
+        "the label carrier belongs in layer 0", kernel, PlantedHead(1, 1, "label_carrier"), separator=True
+    )
     refused(
         "room for the carrier and misbinder.* 1 of its 2 heads",
         PlantedHead(0, 0, "first_token"),
@@ -87,9 +89,7 @@ def test_decoys_and_doses_that_cannot_be_planted_are_refused():
     opposed = PlantedHead(1, 0, "opposed_kernel", gain=1.0)
     refused("Plant them in pairs", opposed, direct=1.0)
     refused("Plant them in pairs", opposed, PlantedHead(1, 1, "opposing_kernel", gain=2.0), direct=1.0)
-    refused(
-        "the model must form an answer", opposed, PlantedHead(1, 1, "opposing_kernel", gain=1.0)
-    )
+    refused("the model must form an answer", opposed, PlantedHead(1, 1, "opposing_kernel", gain=1.0))
     refused("mlp_noise=2", kernel, mlp_noise=2.0)
     refused("Got loudness=0.9", kernel, loudness=0.9)
     refused("norm=False", kernel, loudness=0.5, norm=False, form="rotary")

@@ -82,7 +82,9 @@ def test_what_the_weights_of_each_decoy_go_with():
     for head in plan.heads:
         if head.role in small and not head.echo_share:
             found = [float(moves[head.ref]) for moves in (with_input, in_place, replaced)]
-            assert all(x < 1e-6 if low else x > 0.15 for x, low in zip(found, small[head.role], strict=True)), (
+            assert all(
+                x < 1e-6 if low else x > 0.15 for x, low in zip(found, small[head.role], strict=True)
+            ), (
                 head,
                 found,
             )
@@ -94,7 +96,9 @@ def one(*heads, **settings):
 
 def test_a_gain_of_salience_goes_with_the_test_input():
     for swing in (0.0, 4.0):
-        prompts = (plan := one(PlantedHead(1, 0, "salience", swing=swing))).prompts(count=200, tests_per_set=4)
+        prompts = (plan := one(PlantedHead(1, 0, "salience", swing=swing))).prompts(
+            count=200, tests_per_set=4
+        )
         mass = plan.weights(prompts)[:, 1, 0].sum(-1).unflatten(0, (-1, 4))
         assert (mass.std(1).mean() > 0.1) == (swing > 0)
 

@@ -58,7 +58,9 @@ def edge_read_from(model, prompts, other, head, demo, factor, offset):
     """Label scores where one head's edge to one label reads key or value of other prompts; by TransformerLens's hooks."""
     layer, index = head
     at, answer = int(prompts.label_pos[0, demo]) + offset, prompts.tokens.shape[1] - 1
-    names = {part: f"blocks.{layer}.attn.hook_{part}" for part in ("q", "k", "rot_q", "rot_k", "v", "pattern")}
+    names = {
+        part: f"blocks.{layer}.attn.hook_{part}" for part in ("q", "k", "rot_q", "rot_k", "v", "pattern")
+    }
     with torch.no_grad():
         _, own = model.run_with_cache(prompts.tokens)
         _, source = model.run_with_cache(other.tokens)
