@@ -1,7 +1,7 @@
 """A plan as weights: named subspaces of the residual stream, and what each head reads and writes there.
 
 Norms: every coordinate stands in the stream as a pair (+v, −v), so that its mean is 0, beside one pair so large
-that the norm's scale does not depend on the rest; both are divided out in the weights. What remains is float32
+that the norm's scale goes by the token's own size alone; both are divided out in the weights. What remains is float32
 rounding. Without norms, coordinates stand alone.
 """
 
@@ -29,7 +29,7 @@ from icl_kernel_lens.worlds.planted.wires import COPIES, WIRES
 
 
 def _sharpness(context: int) -> float:
-    """A score factor that leaves e^−40 to every position but the one meant, 0 or 1 steps before."""
+    """A score factor that leaves e^−40 to every position but the one meant, some steps before."""
     off = torch.arange(1, context + 1).double()[:, None]
     return 40.0 / float((1 - (off * FREQUENCIES).cos()).sum(-1).min())
 

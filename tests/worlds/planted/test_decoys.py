@@ -131,6 +131,18 @@ def test_a_heads_share_stands_on_labels(share):
     assert float(mass[1]) == pytest.approx(0.8, rel=0.2)
 
 
+def test_scores_of_a_mixture_are_the_kernels_and_the_echos():
+    """log w = (1 − d) · log w of the kernel + d · log w of the echo, up to what all labels have in common."""
+    heads = [PlantedHead(1, 0, "kernel", gain=0.0), PlantedHead(1, 1, "echo", share=0.8)]
+    heads += [PlantedHead(1, 2 + i, "kernel", gain=0.0, echo_share=d) for i, d in enumerate((0.3, 1.0))]
+    plan = one(*heads, heads_per_layer=4)
+    logs = plan.weights(plan.prompts(count=20))[:, 1].log()
+    kernel, echo, some, whole = (logs - logs.mean(-1, keepdim=True)).unbind(1)
+    torch.testing.assert_close(some, 0.7 * kernel + 0.3 * echo)
+    torch.testing.assert_close(whole, echo)
+    assert echo.abs().mean() > 0.1
+
+
 def test_recency_falls_by_e_over_its_bandwidth():
     plan = one(PlantedHead(1, 0, "recency", bandwidth=4.0))
     row = plan.weights(plan.prompts(count=2))[0, 1, 0].log()
