@@ -16,8 +16,8 @@ from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.worlds.planted.check import check_plan
-from icl_kernel_lens.worlds.planted.forward import Change, forward
-from icl_kernel_lens.worlds.planted.influence import Factor, carried, influence, label_part
+from icl_kernel_lens.worlds.planted.label_influence import Factor, carried, influence, label_part
+from icl_kernel_lens.worlds.planted.layers import Change, forward
 from icl_kernel_lens.worlds.planted.roles import (
     CLEAR,
     FINDABLE,
@@ -151,11 +151,11 @@ class PlantedPlan(PlantedWorld):
         return torch.stack(effects, 1).unflatten(1, (self.layers, self.heads_per_layer))
 
     def influence(self, prompts: PromptSet) -> Float[Tensor, "prompt demo"]:
-        """How strongly each label pulls the answer to its own class, in logits (see `influence.py`)."""
+        """How strongly each label pulls the answer to its own class, in logits (see `label_influence.py`)."""
         return influence(self, self._view(prompts), self.sinks)
 
     def label_part(self, prompts: PromptSet) -> Float[Tensor, "prompt label"]:
-        """What of the logits goes with the demonstrations' labels (see `influence.py`)."""
+        """What of the logits goes with the demonstrations' labels (see `label_influence.py`)."""
         return label_part(self, self._view(prompts), self.sinks)
 
     def carried(

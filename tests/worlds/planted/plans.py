@@ -149,3 +149,8 @@ def mixed(seed, norm=None):
         loudness=0.7 * loud,
         seed=seed,
     )
+
+
+def one(*heads, **settings):
+    """A small plan of these heads."""
+    return PlantedPlan(heads, **({"layers": 3, "heads_per_layer": 3, "direct": 0.5} | settings))

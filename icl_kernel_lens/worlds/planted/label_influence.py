@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef
-from icl_kernel_lens.worlds.planted.forward import Change, forward
+from icl_kernel_lens.worlds.planted.layers import Change, forward
 from icl_kernel_lens.worlds.planted.view import View
 from icl_kernel_lens.worlds.planted.world import PlantedWorld
 
