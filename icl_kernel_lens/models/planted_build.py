@@ -1,7 +1,7 @@
 """Puts weights written by hand into TransformerLens's and Hugging Face's models.
 
 One neutral set of weights (`HandWeights`) goes into a `HookedTransformer`, or into the Hugging Face model of its
-form, whose MLPs are there and write nothing:
+form, whose MLPs are there and write nothing unless they are given:
 
     plain      GPT-2: learned positions                        GPT2LMHeadModel
     rotary     GPT-NeoX, sequential: rotary on part of a head   GPTNeoXForCausalLM
@@ -27,14 +27,22 @@ Form = Literal["plain", "rotary", "parallel"]
 Kind = Literal["HookedTransformer", "TransformerBridge"]
 
 MLP_WIDTH = 4
-"""Of MLPs that write nothing."""
+"""Hidden units of an MLP."""
 EPS = 1e-5
 """Added to the variance by every norm."""
 
 
 @dataclass(frozen=True)
+class HandMLP:
+    """Weights of every layer's MLP, without biases; its activation is the form's own."""
+
+    read: Float[Tensor, "layer width hidden"]
+    write: Float[Tensor, "layer hidden width"]
+
+
+@dataclass(frozen=True)
 class HandWeights:
-    """All weights of an attention-only computation, heads apart; norms have weight 1 and bias 0."""
+    """All weights of a transformer, heads apart; norms have weight 1 and bias 0."""
 
     form: Form
     norm: bool
@@ -47,6 +55,8 @@ class HandWeights:
     v: Float[Tensor, "layer head width d_head"]
     o: Float[Tensor, "layer head d_head width"]
     unembed: Float[Tensor, "width vocab"]
+    mlp: HandMLP | None = None
+    """None: MLPs write nothing."""
 
 
 def default_kind(norm: bool) -> Kind:
@@ -109,6 +119,9 @@ def _hooked(w: HandWeights, name: str) -> Any:
     for layer, block in enumerate(model.blocks):
         for own, given in zip("QKVO", (w.q, w.k, w.v, w.o), strict=True):
             getattr(block.attn, f"W_{own}").copy_(given[layer])
+        if w.mlp is not None:
+            block.mlp.W_in.copy_(w.mlp.read[layer])
+            block.mlp.W_out.copy_(w.mlp.write[layer])
     model.unembed.W_U.copy_(w.unembed)
     return model.eval()
 
@@ -165,6 +178,8 @@ def _hugging_face(w: HandWeights) -> Any:
         hf.transformer.wpe.weight.copy_(w.positions)
     for layer, block in enumerate(hf.gpt_neox.layers if w.form == "rotary" else hf.transformer.h):
         _write_attention(block, w, layer)
+        if w.mlp is not None:
+            _write_mlp(block.mlp, w.form, w.mlp.read[layer], w.mlp.write[layer])
     return hf.eval()
 
 
@@ -182,3 +197,17 @@ def _write_attention(block: Any, w: HandWeights, layer: int) -> None:
             for own, given in (("q_proj", q), ("k_proj", k), ("v_proj", v)):
                 getattr(block.attn, own).weight.copy_(rearrange(given, "h m d -> (h d) m"))
             block.attn.out_proj.weight.copy_(rearrange(o, "h d m -> m (h d)"))
+
+
+def _write_mlp(mlp: Any, form: Form, read: Tensor, write: Tensor) -> None:
+    """Each form's own names for the two matrices, and its own way round."""
+    match form:
+        case "plain":
+            mlp.c_fc.weight.copy_(read)
+            mlp.c_proj.weight.copy_(write)
+        case "rotary":
+            mlp.dense_h_to_4h.weight.copy_(read.T)
+            mlp.dense_4h_to_h.weight.copy_(write.T)
+        case "parallel":
+            mlp.fc_in.weight.copy_(read.T)
+            mlp.fc_out.weight.copy_(write.T)

@@ -8,23 +8,29 @@ answer position to label position i,
     a_i ∝ exp(φ(x)·φ(x_i) / h²) = exp(−|φ(x) − φ(x_i)|² / 2h²) · constant,    output = gain · Σ_i a_i e(y_i)
 
 a Gaussian kernel of bandwidth h over the labels, exactly, but for the attention that stands on BOS (a sink of a
-stated share). Beside such heads stand decoys: each role's attention and output are written in `ROLES`.
+stated share). Beside such heads stand decoys: each role's attention and output are written in `ROLES`, and what it
+reads and writes in `wires.py`. A separator may follow each label, and a token the test input (`separator`, `trailing`).
 
-Every attention weight, logit and knock-out effect has a closed form here (`PlantedPlan.weights`, `.logits`,
-`.effects`), computed from the world and not from the model; `expected` is every head's class by that closed form.
+Every attention weight, logit and knock-out effect, the influence of each label and what of it goes through each head
+have a closed form here (`PlantedPlan.weights`, `.logits`, `.effects`, `.influence`, `.label_part`, `.carried`),
+computed from the world and not from the model. `expected` is the class of `locate_heads` that each head has by that
+closed form, `kinds` what it is by what its weights go with and what it writes.
 
-Norms are divided out in the weights (`write.py` says how); what remains is float32 rounding. Does not show: what trained models do, where heads are neither exact nor alone in their subspace.
+Norms are divided out in the weights (`write.py` says how); what remains is float32 rounding. With `loudness` a norm
+does something, which the closed form counts; `mlp_noise` gives layers random MLPs, which change nothing that is read.
+Does not show: what trained models do, where heads are neither exact nor alone in their subspace.
 """
 
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
 from icl_kernel_lens.worlds.planted.model import PlantedModel, planted_model
-from icl_kernel_lens.worlds.planted.roles import ROLES, HeadRole, PlantedClass, PlantedHead
+from icl_kernel_lens.worlds.planted.roles import ROLES, HeadRole, PlantedClass, PlantedHead, PlantedKind
 
 __all__ = [
     "ROLES",
     "HeadRole",
     "PlantedClass",
     "PlantedHead",
+    "PlantedKind",
     "PlantedModel",
     "PlantedPlan",
     "planted_model",

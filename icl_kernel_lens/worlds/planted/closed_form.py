@@ -1,13 +1,12 @@
-"""The closed form of everything that a planted model computes: attention weights, logits, effects, classes."""
+"""The closed form of everything that a planted model computes: attention weights, logits, effects, influence, classes."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -17,33 +16,27 @@ from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.worlds.planted.check import check_plan
+from icl_kernel_lens.worlds.planted.label_influence import Factor, carried, influence, label_part
+from icl_kernel_lens.worlds.planted.layers import Change, forward
 from icl_kernel_lens.worlds.planted.roles import (
-    ABOVE,
     CLEAR,
     FINDABLE,
     KERNELS,
     MATTERS,
+    OTHER_EDGES,
     PERMUTATIONS,
     ROLES,
     SAMPLE,
-    SUNK,
     HeadRole,
     PlantedClass,
     PlantedHead,
+    PlantedKind,
 )
+from icl_kernel_lens.worlds.planted.view import View, view_of
 from icl_kernel_lens.worlds.planted.world import PlantedWorld
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class View(NamedTuple):
-    """What the answer position has to do with: tokens, kernel exponents at h = 1, one-hot labels, the test's class."""
-
-    tokens: Tensor
-    alike: Tensor
-    labels: Tensor
-    test: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,27 +55,6 @@ class Judged:
     findable: bool
     expected: PlantedClass
     clear: bool
-
-
-class Run(NamedTuple):
-    weights: Mapping[HeadRef, Tensor]
-    votes: Tensor
-
-
-def label_scores(head: PlantedHead, view: View, formed: Tensor) -> Tensor:
-    """Scores of the label positions, above their common score."""
-    match head.role:
-        case "driver":
-            return torch.zeros_like(view.alike)
-        case "anti_kernel":
-            return -view.alike / head.width**2
-        case "echo":
-            centred = formed - formed.mean(-1, keepdim=True)
-            return (view.labels * centred[:, None]).sum(-1) / head.width
-        case "word_preference":
-            assert head.label is not None
-            return view.labels[..., head.label] / head.width**2
-    return view.alike / head.width**2
 
 
 def difference(scores: Tensor, answer: Tensor) -> Tensor:
@@ -117,7 +89,7 @@ def simple_explanations(labels: Tensor, answer: Tensor) -> float:
 
 
 def expected_class(role: HeadRole, effect: float) -> PlantedClass:
-    """The class that a role has at this effect, as a share of the clean logit difference."""
+    """The class that `locate_heads` must give a role at this effect, as a share of the clean logit difference."""
     if role == "echo":
         return "echo"
     if role == "word_preference":
@@ -128,6 +100,15 @@ def expected_class(role: HeadRole, effect: float) -> PlantedClass:
     return "driver" if matters else "neither"
 
 
+def expected_kind(head: PlantedHead, effect: float) -> PlantedKind:
+    """What a head is at this effect; without one, a kernel is a shadow and a head that only votes is nothing."""
+    kind = "echo" if head.echo_share > 0.5 else ROLES[head.role].kind
+    matters = abs(effect) >= MATTERS or (head.role in OTHER_EDGES and head.strength > 0)
+    if matters or kind in ("echo", "word preference", "sink", "neither"):
+        return kind
+    return "shadow" if kind in ("kernel head", "pair kernel", "shadow") else "neither"
+
+
 @dataclass(frozen=True, eq=False)
 class PlantedPlan(PlantedWorld):
     """A planted model's heads and world with the closed form of what it computes; `PlantedModel.of` builds it."""
@@ -135,26 +116,53 @@ class PlantedPlan(PlantedWorld):
     def __post_init__(self) -> None:
         check_plan(self)
 
-    def weights(self, prompts: PromptSet) -> Float[Tensor, "prompt layer head demo"]:
-        """Every head's attention from the answer position to the label positions, in closed form."""
-        found = self._run(prompts, idle=True).weights
+    def weights(self, prompts: PromptSet, *, offset: int = 0) -> Float[Tensor, "prompt layer head demo"]:
+        """Every head's attention from the answer position to the labels, or to the tokens `offset` behind them."""
+        found = forward(
+            self, self._view(prompts, offset), self.sinks, Change(offset=offset), idle=True
+        ).weights
         return torch.stack([found[ref] for ref in self.all_heads], 1).unflatten(
             1, (self.layers, self.heads_per_layer)
         )
 
-    def logits(self, prompts: PromptSet, without: Sequence[HeadRef] = ()) -> Float[Tensor, "prompt label"]:
-        """The labels' logits, with the label edges of some heads cut and the rest renormalised."""
-        return self._run(prompts, without=without).votes
+    def logits(
+        self,
+        prompts: PromptSet,
+        without: Sequence[HeadRef] = (),
+        *,
+        renormalised: bool = True,
+        offset: int = 0,
+    ) -> Float[Tensor, "prompt label"]:
+        """The labels' logits, with the label edges of some heads cut and the rest renormalised, or left as it was."""
+        change = Change(without, "renormalised" if renormalised else "zeroed", offset=offset)
+        return forward(self, self._view(prompts, offset), self.sinks, change).votes
 
-    def effects(self, prompts: PromptSet) -> Float[Tensor, "prompt layer head"]:
+    def effects(
+        self, prompts: PromptSet, *, renormalised: bool = True, offset: int = 0
+    ) -> Float[Tensor, "prompt layer head"]:
         """Logit difference as each head's label edges are cut, minus the clean one."""
         clean = self.logits(prompts)
         answer = clean.argmax(1)
         cut = [
-            self.logits(prompts, [ref]) if head.strength else clean for ref, head in self.all_heads.items()
+            self.logits(prompts, [ref], renormalised=renormalised, offset=offset) if head.strength else clean
+            for ref, head in self.all_heads.items()
         ]
         effects = [difference(votes, answer) - difference(clean, answer) for votes in cut]
         return torch.stack(effects, 1).unflatten(1, (self.layers, self.heads_per_layer))
+
+    def influence(self, prompts: PromptSet) -> Float[Tensor, "prompt demo"]:
+        """How strongly each label pulls the answer to its own class, in logits (see `label_influence.py`)."""
+        return influence(self, self._view(prompts), self.sinks)
+
+    def label_part(self, prompts: PromptSet) -> Float[Tensor, "prompt label"]:
+        """What of the logits goes with the demonstrations' labels (see `label_influence.py`)."""
+        return label_part(self, self._view(prompts), self.sinks)
+
+    def carried(
+        self, prompts: PromptSet, factor: Factor = "both", *, offset: int = 0
+    ) -> Float[Tensor, "prompt layer head demo"]:
+        """The part of `influence` that goes through each head's own edge to the label, by its key, value or both."""
+        return carried(self, self._view(prompts, offset), self.sinks, factor, offset)
 
     def facts(self, prompts: PromptSet | None = None) -> pd.DataFrame:
         """Of every head, by the closed form: effect, agreement, best simple explanation, class, and if it is clear.
@@ -166,12 +174,12 @@ class PlantedPlan(PlantedWorld):
         """
         import pandas as pd
 
-        view = self.samples[1] if prompts is None else self._view(prompts)
+        view = self.samples[1] if prompts is None else view_of(self, prompts)
         return pd.DataFrame([asdict(judged) for judged in self.judged(view, tuple(self.all_heads))])
 
     def judged(self, view: View, refs: Sequence[HeadRef]) -> list[Judged]:
         """See `facts`."""
-        clean = self.forward(view, self.sinks, idle=any(self.all_heads[ref].role == "idle" for ref in refs))
+        clean = forward(self, view, self.sinks, idle=any(self.all_heads[ref].role == "idle" for ref in refs))
         answer = clean.votes.argmax(1)
         whole = float(difference(clean.votes, answer).mean()) or 1.0
         weights = torch.stack([clean.weights[ref] for ref in refs], 1)
@@ -187,7 +195,7 @@ class PlantedPlan(PlantedWorld):
         for i, ref in enumerate(refs):
             head, effect = self.all_heads[ref], 0.0
             if head.strength:
-                cut = self.forward(view, self.sinks, without=[ref]).votes
+                cut = forward(self, view, self.sinks, Change((ref,))).votes
                 effect = 1 - float(difference(cut, answer).mean()) / whole
             votes = bool(agreement[i] - control[i] >= FINDABLE)
             clear = not CLEAR[0] < abs(effect) < CLEAR[1] or head.role == "word_preference"
@@ -224,6 +232,12 @@ class PlantedPlan(PlantedWorld):
         return {ref: known[ref].expected if ref in known else "neither" for ref in self.all_heads}
 
     @property
+    def kinds(self) -> Mapping[HeadRef, PlantedKind]:
+        """What every head is, by what its weights go with and what it writes."""
+        effects = {ref: known.effect for ref, known in self._known.items()}
+        return {ref: expected_kind(head, effects.get(ref, 0.0)) for ref, head in self.all_heads.items()}
+
+    @property
     def clear(self) -> Mapping[HeadRef, bool]:
         """Whether a head's class is clear of every threshold (see `facts`)."""
         return {ref: ref not in self._known or self._known[ref].clear for ref in self.all_heads}
@@ -237,7 +251,7 @@ class PlantedPlan(PlantedWorld):
         """One row a head: what it does, the class that a locator must give it, and why."""
         import pandas as pd
 
-        expected, clear = self.expected, self.clear
+        expected, kinds, clear = self.expected, self.kinds, self.clear
         effects = {ref: self._known[ref].effect for ref, head in self.all_heads.items() if head.strength}
         losses = {
             ref: f"without its label edges {e:.0%} of the logit difference goes" for ref, e in effects.items()
@@ -250,6 +264,7 @@ class PlantedPlan(PlantedWorld):
                 "bandwidth": head.width,
                 "effect": effects.get(ref, 0.0),
                 "expected": expected[ref],
+                "kind": kinds[ref],
                 "clear": clear[ref],
                 "why": f"{ROLES[head.role].does}; {losses.get(ref, 'no effect')}",
             }
@@ -257,27 +272,20 @@ class PlantedPlan(PlantedWorld):
         ]
         return pd.DataFrame(rows)
 
-    def _view(self, prompts: PromptSet) -> View:
-        if prompts.tokens.shape[1] < 2 * prompts.demos + 2 or int(prompts.tokens.max()) >= self.vocab:
+    def _view(self, prompts: PromptSet, offset: int = 0) -> View:
+        if offset not in (0, 1) or (offset and not self.separator):
             raise PromptError(
-                "the closed form speaks of a planted model's own prompts; draw them with .prompts().",
+                "the closed form speaks of labels (offset 0), and of the tokens after them where these are separators "
+                f"(offset 1, with separator=True); got offset={offset}.",
                 code="prompts-differ",
             )
-        width = 2 * prompts.demos + 2
-        tokens = prompts.tokens[:, :width]
-        phi = self.features[tokens]
-        alike = (phi[:, 1:-1:2] @ phi[:, -1, :, None]).squeeze(-1)
-        labels = torch.nn.functional.one_hot(prompts.demo_labels, self.labels).double()
-        return View(tokens, alike, labels, self.classes[tokens[:, -1]])
-
-    def _run(self, prompts: PromptSet, *, without: Sequence[HeadRef] = (), idle: bool = False) -> Run:
-        return self.forward(self._view(prompts), self.sinks, without=without, idle=idle)
+        return view_of(self, prompts)
 
     @cached_property
     def samples(self) -> tuple[View, View]:
         """What sinks are set by, and what classes are told by."""
         drawn = self.prompts(count=200, seed=123_456), self.prompts(count=SAMPLE, seed=987_654)
-        return self._view(drawn[0]), self._view(drawn[1])
+        return view_of(self, drawn[0]), view_of(self, drawn[1])
 
     def with_heads(self, *more: PlantedHead) -> PlantedPlan:
         """The same plan with more heads; what depends on the world alone is not computed again."""
@@ -290,62 +298,8 @@ class PlantedPlan(PlantedWorld):
     def sinks(self) -> dict[HeadRef, float]:
         """BOS's score in each head that leaves a share there, above the labels' common score."""
         sinks: dict[HeadRef, float] = {}
-        self.forward(self.samples[0], sinks, calibrate=True)
+        forward(self, self.samples[0], sinks, calibrate=True)
         return sinks
-
-    def forward(
-        self,
-        view: View,
-        sinks: dict[HeadRef, float],
-        *,
-        without: Sequence[HeadRef] = (),
-        idle: bool = False,
-        calibrate: bool = False,
-    ) -> Run:
-        """The answer position's own computation, layer after layer."""
-        count, demos = view.alike.shape
-        formed = torch.zeros(count, self.labels, dtype=torch.float64)
-        formed[torch.arange(count), view.test] = self.direct
-        taken_back = torch.zeros_like(formed)
-        nothing = torch.zeros_like(view.alike)
-        last = torch.eye(demos, dtype=torch.float64)[-1].expand(count, -1)
-        weights: dict[HeadRef, Tensor] = {}
-        for layer in range(self.layers):
-            before, kept = formed, taken_back
-            for ref in (HeadRef(layer, i) for i in range(self.heads_per_layer)):
-                head = self.all_heads[ref]
-                if head.role in SUNK:
-                    scores = label_scores(head, view, before)
-                    if calibrate:
-                        share = math.log(self.sink / (1 - self.sink)) if self.sink else -math.inf
-                        sinks[ref] = max(float(scores.logsumexp(-1).median()) + share, -self.above(head))
-                    others = torch.tensor([sinks[ref], math.log(demos + 1) - self.above(head)]).double()
-                    row = torch.cat([scores, others.expand(count, -1)], -1).softmax(-1)[:, :demos]
-                elif head.role == "uniform":
-                    row = nothing + 1 / (2 * demos + 2)
-                elif head.role in ("last_label", "carrier"):
-                    row = last
-                elif head.role == "idle" and idle:
-                    query, key = self.idle_weights[ref][:2]
-                    seen = self.scratch[view.tokens]
-                    row = (seen @ key @ (seen[:, -1] @ query)[..., None]).squeeze(-1).softmax(-1)[:, 2::2]
-                else:
-                    row = nothing
-                weights[ref] = row
-                if head.role == "canceller":
-                    taken_back = taken_back - kept
-                elif head.strength and ref not in without:
-                    vote = head.strength * (row[..., None] * view.labels).sum(1)
-                    if head.role == "cancelled_kernel":
-                        taken_back = taken_back + vote
-                    else:
-                        formed = formed - vote if head.role == "anti_kernel" else formed + vote
-        return Run(weights, formed + taken_back)
-
-    def above(self, head: PlantedHead) -> float:
-        """How far a head's label positions stand above positions that are neither label nor BOS."""
-        kernel = head.role in (*KERNELS, "anti_kernel")
-        return ABOVE + (head.width**-2 if kernel else 0.0)
 
     def in_words(self) -> str:
         """Its form, sizes and roles."""

@@ -11,7 +11,7 @@ from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.planted_build import Form, Kind, build, default_kind
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
-from icl_kernel_lens.worlds.planted.roles import PlantedClass, PlantedHead
+from icl_kernel_lens.worlds.planted.roles import PlantedClass, PlantedHead, PlantedKind
 from icl_kernel_lens.worlds.planted.write import written
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class PlantedModel:
     def expected(self) -> Mapping[HeadRef, PlantedClass]:
         """The class that a locator must give each head; where `clear` is False, either side of a threshold."""
         return self.plan.expected
+
+    @property
+    def kinds(self) -> Mapping[HeadRef, PlantedKind]:
+        """What every head is, by what its weights go with and what it writes."""
+        return self.plan.kinds
 
     @property
     def clear(self) -> Mapping[HeadRef, bool]:
@@ -90,6 +95,10 @@ def planted_model(
     inputs: int = 48,
     context: int | None = None,
     d_head: int | None = None,
+    separator: bool = False,
+    trailing: bool = False,
+    mlp_noise: float = 0.0,
+    loudness: float = 0.0,
     seed: int = 0,
 ) -> PlantedModel:
     """A transformer of hand-written weights with known kernel-regression heads and decoys.
@@ -119,6 +128,10 @@ def planted_model(
         inputs=inputs,
         context=context,
         d_head=d_head,
+        separator=separator,
+        trailing=trailing,
+        mlp_noise=mlp_noise,
+        loudness=loudness,
         seed=seed,
     )
     return PlantedModel.of(plan, kind)

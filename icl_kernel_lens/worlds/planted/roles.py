@@ -10,12 +10,42 @@ from typing import Literal, NamedTuple
 from icl_kernel_lens.axes import HeadRef
 
 PlantedClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither"]
+"""Classes of `locate_heads`."""
+PlantedKind = Literal[
+    "kernel head",
+    "pair kernel",
+    "shadow",
+    "driver",
+    "echo",
+    "word preference",
+    "salience",
+    "addressing",
+    "misbound",
+    "label-blind",
+    "sink",
+    "recency",
+    "cancelling",
+    "neither",
+]
+"""What a head is by what its weights go with and what it writes. `locate_heads` will take these for its classes."""
 HeadRole = Literal[
     "kernel",
     "unread_kernel",
     "cancelled_kernel",
     "canceller",
+    "opposed_kernel",
+    "opposing_kernel",
     "anti_kernel",
+    "pair_kernel",
+    "after_kernel",
+    "early_kernel",
+    "mover",
+    "salience",
+    "addressing",
+    "misbound",
+    "label_blind",
+    "harmful_key",
+    "recency",
     "driver",
     "uniform",
     "last_label",
@@ -23,6 +53,9 @@ HeadRole = Literal[
     "echo",
     "word_preference",
     "carrier",
+    "misbinder",
+    "input_carrier",
+    "label_carrier",
     "idle",
 ]
 
@@ -57,33 +90,76 @@ VOTE_UNIT = 1 / 64
 
 
 class RoleWords(NamedTuple):
-    """What a role does, in words, and its default gain and bandwidth (NaN: has none)."""
+    """What a role does, in words; what it is where it matters; its default gain and bandwidth (NaN: has none)."""
 
     does: str
+    kind: PlantedKind
     gain: float = math.nan
     bandwidth: float = math.nan
 
 
+_BY_KERNEL = "attends to labels by a Gaussian kernel of their inputs"
 ROLES: Mapping[HeadRole, RoleWords] = {
-    "kernel": RoleWords("attends to labels by a Gaussian kernel of their inputs, writes them", 3.0, 0.35),
-    "unread_kernel": RoleWords(
-        "attends to labels by a Gaussian kernel of their inputs, writes nothing", bandwidth=0.35
+    "kernel": RoleWords(f"{_BY_KERNEL}, writes them", "kernel head", 3.0, 0.35),
+    "unread_kernel": RoleWords(f"{_BY_KERNEL}, writes nothing", "shadow", bandwidth=0.35),
+    "cancelled_kernel": RoleWords(
+        "is a kernel head whose output a later head takes back", "shadow", 3.0, 0.35
     ),
-    "cancelled_kernel": RoleWords("is a kernel head whose output a later head takes back", 3.0, 0.35),
-    "canceller": RoleWords("attends to its own position, takes back what cancelled kernels wrote"),
-    "anti_kernel": RoleWords("attends to labels of unlike inputs, writes against them", 3.0, 0.35),
-    "driver": RoleWords("attends to all labels alike, writes them", 6.0),
-    "uniform": RoleWords("attends to all positions alike", 0.0),
-    "last_label": RoleWords("attends to the last label", 0.0),
-    "first_token": RoleWords("attends to the first token, writes nothing"),
-    "echo": RoleWords("attends to labels that equal the answer formed so far", 0.0, 0.3),
-    "word_preference": RoleWords("attends to one fixed label word", 0.0, 0.4),
-    "carrier": RoleWords("copies the previous token's feature, no vote"),
-    "idle": RoleWords("has small random weights on subspaces that nothing else reads"),
+    "canceller": RoleWords("attends to its own position, takes back what cancelled kernels wrote", "neither"),
+    "opposed_kernel": RoleWords(
+        "is a kernel head beside another that writes against it", "cancelling", 3.0, 0.35
+    ),
+    "opposing_kernel": RoleWords(f"{_BY_KERNEL}, writes against them", "cancelling", 3.0, 0.35),
+    "anti_kernel": RoleWords("attends to labels of unlike inputs, writes against them", "driver", 3.0, 0.35),
+    "pair_kernel": RoleWords(
+        "attends to labels by a kernel of their inputs and by their words, writes them",
+        "pair kernel",
+        3.0,
+        0.35,
+    ),
+    "after_kernel": RoleWords(
+        "attends to the tokens after labels by a kernel of the inputs, writes the labels",
+        "kernel head",
+        3.0,
+        0.35,
+    ),
+    "early_kernel": RoleWords(
+        "is a kernel head at the test input, one token before the answer", "kernel head", 3.0, 0.35
+    ),
+    "mover": RoleWords("moves what early kernels wrote to the answer position", "neither"),
+    "salience": RoleWords(
+        "attends to labels by their inputs alone, whatever the test input", "salience", 3.0, 0.35
+    ),
+    "addressing": RoleWords("attends to labels at places that the test input picks", "addressing", 3.0, 0.5),
+    "misbound": RoleWords(
+        "attends to labels by a kernel of the input of the demonstration before", "misbound", 3.0, 0.35
+    ),
+    "label_blind": RoleWords(f"{_BY_KERNEL}, writes the inputs' classes", "label-blind", 3.0, 0.35),
+    "harmful_key": RoleWords(
+        "attends to labels and to inputs by a kernel, writes against the inputs' classes and no label",
+        "sink",
+        3.0,
+        0.35,
+    ),
+    "recency": RoleWords("attends to labels the more the later they stand, writes them", "recency", 3.0, 6.0),
+    "driver": RoleWords("attends to all labels alike, writes them", "driver", 6.0),
+    "uniform": RoleWords("attends to all positions alike", "driver", 0.0),
+    "last_label": RoleWords("attends to the last label", "recency", 0.0),
+    "first_token": RoleWords("attends to the first token, writes nothing", "neither"),
+    "echo": RoleWords("attends to labels that equal the answer formed so far", "echo", 0.0, 0.3),
+    "word_preference": RoleWords("attends to one fixed label word", "word preference", 0.0, 0.4),
+    "carrier": RoleWords("copies the previous token's feature, no vote", "neither"),
+    "misbinder": RoleWords("copies to labels the feature of the demonstration before, no vote", "neither"),
+    "input_carrier": RoleWords("copies the feature of the token before the previous one, no vote", "neither"),
+    "label_carrier": RoleWords("copies the previous token's label, no vote", "neither"),
+    "idle": RoleWords("has small random weights on subspaces that nothing else reads", "neither"),
 }
-KERNELS = ("kernel", "unread_kernel", "cancelled_kernel")
-SUNK = (*KERNELS, "anti_kernel", "driver", "echo", "word_preference")
-"""Roles that attend to labels and leave a share on BOS."""
+KERNELS = ("kernel", "unread_kernel", "cancelled_kernel", "opposed_kernel")
+"""Roles that vote by a kernel of the inputs, from the answer position to the labels."""
+OTHER_EDGES = ("after_kernel", "early_kernel")
+"""Kernels that read labels by other edges than those from the answer position to the labels."""
+PULL = 2.0
+"""b of a pair kernel that names none."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +172,18 @@ class PlantedHead:
     gain: float | None = None
     """Logits that a whole vote for a label adds to it; 0: the head is not read."""
     bandwidth: float | None = None
-    """h of a kernel; of an echo and a word preference, how sharply they choose (smaller is sharper)."""
+    """h of a kernel, of salience and of addressing; of an echo and a word preference, how sharply they choose
+    (smaller is sharper); of recency, the tokens over which weights fall by e."""
     label: int | None = None
     """The label of a word preference."""
+    share: float | None = None
+    """Share of attention on labels in the median prompt, above 0 and up to 1; `None`: what the world's sink leaves."""
+    swing: float = 0.0
+    """How the sink's score moves with the test input, so that what is left for labels does."""
+    echo_share: float = 0.0
+    """d of a kernel whose scores are (1 − d) · kernel + d · echo."""
+    pull: float | None = None
+    """b of a pair kernel, whose scores are kernel + b · c(yᵢ)."""
 
     @property
     def ref(self) -> HeadRef:
@@ -114,3 +199,10 @@ class PlantedHead:
     def width(self) -> float:
         """The bandwidth, the role's own where none was given; NaN for roles that have none."""
         return ROLES[self.role].bandwidth if self.bandwidth is None else self.bandwidth
+
+    @property
+    def word_pull(self) -> float:
+        """b of a pair kernel; 0 for other roles."""
+        if self.role != "pair_kernel":
+            return 0.0
+        return PULL if self.pull is None else self.pull

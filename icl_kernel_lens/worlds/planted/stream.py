@@ -21,6 +21,8 @@ class Stream:
 
     labels: int
     paired: bool
+    more: tuple[str, ...] = ()
+    """Subspaces that only some plans need."""
 
     @cached_property
     def subspaces(self) -> Mapping[str, slice]:
@@ -38,6 +40,16 @@ class Stream:
             "scratch": SCRATCH,
             "spill": SCRATCH,
         }
+        needed = {
+            "before": FEATURES,
+            "told_input": FEATURES,
+            "told_label": self.labels,
+            "moved": self.labels,
+            "hint": self.labels,
+            "is_separator": 1,
+            "is_input": 1,
+        }
+        sizes |= {name: needed[name] for name in self.more}
         ends = accumulate(sizes.values())
         return {name: slice(end - sizes[name], end) for name, end in zip(sizes, ends, strict=True)}
 
@@ -46,7 +58,7 @@ class Stream:
 
     @property
     def size(self) -> int:
-        return self.subspaces["spill"].stop
+        return max(place.stop for place in self.subspaces.values())
 
     @property
     def coordinates(self) -> int:
@@ -56,7 +68,8 @@ class Stream:
         """How large a 1 of each dimension stands in the stream."""
         units = torch.ones(self.size, dtype=torch.float64)
         units[self["const"]] = BALLAST if self.paired else 1.0
-        units[self["vote"]] = units[self["taken"]] = VOTE_UNIT if self.paired else 1.0
+        for name in {"vote", "taken", "moved", "hint"} & self.subspaces.keys():
+            units[self[name]] = VOTE_UNIT if self.paired else 1.0
         return units
 
     def write(self, meaning: Tensor, width: int) -> Tensor:

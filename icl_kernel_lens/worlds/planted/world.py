@@ -14,7 +14,17 @@ from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.models.planted_build import Form
 from icl_kernel_lens.prompts.promptset import PromptSet, TokenRole
-from icl_kernel_lens.worlds.planted.roles import BOS, FEATURES, FIRST_LABEL, SCRATCH, SPREAD, PlantedHead
+from icl_kernel_lens.worlds.planted.roles import (
+    BOS,
+    FEATURES,
+    FIRST_LABEL,
+    SCRATCH,
+    SPREAD,
+    HeadRole,
+    PlantedHead,
+)
+from icl_kernel_lens.worlds.planted.stream import Stream
+from icl_kernel_lens.worlds.planted.wires import CARRIERS, NEEDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,44 +51,142 @@ class PlantedWorld:
     """Longest prompt in tokens; None: that of `demos` demonstrations."""
     d_head: int | None = None
     """None: the smallest even size that holds what is written."""
+    separator: bool = False
+    """Whether a token follows each label."""
+    trailing: bool = False
+    """Whether a token follows the test input; the answer is given there."""
+    mlp_noise: float = 0.0
+    """Size of what random MLPs write, into a subspace that nothing reads: the closed form stays as it is, and exact."""
+    loudness: float = 0.0
+    """How far the logarithms of inputs' sizes in the stream lie from 0, at most. A norm divides the size out: what an
+    input's own token brings is read as it was, and what heads add to it counts the less the larger it is. The closed
+    form counts it so, and stays exact; not with learned positions, which do not grow with the token."""
     seed: int = 0
+
+    @property
+    def stream(self) -> Stream:
+        """The subspaces of the residual stream, with those that only some heads and tokens need."""
+        roles = {*(head.role for head in self.heads), *self.missing_carriers}
+        needed = {
+            "before": "misbinder" in roles,
+            "told_input": "input_carrier" in roles,
+            "told_label": "label_carrier" in roles,
+            "moved": "early_kernel" in roles,
+            "hint": self.trailing,
+            "is_separator": self.separator,
+            "is_input": "harmful_key" in roles,
+        }
+        return Stream(self.labels, self.norm, tuple(name for name, wanted in needed.items() if wanted))
+
+    @property
+    def stride(self) -> int:
+        """Tokens of a demonstration, its separator too."""
+        return 2 + self.separator
+
+    def length(self, demos: int) -> int:
+        """Tokens of a prompt."""
+        return 2 + self.stride * demos + self.trailing
+
+    def label_positions(self, demos: int) -> Int[Tensor, " demo"]:
+        """Where the labels stand."""
+        return 2 + self.stride * torch.arange(demos)
 
     @property
     def longest(self) -> int:
         """The context in tokens."""
-        return self.context or 2 * self.demos + 2
+        return self.context or self.length(self.demos)
 
     @property
     def vocab(self) -> int:
+        """BOS and padding, labels, inputs, and one token each that separates or trails where the world has them."""
+        return self.after_inputs + self.separator + self.trailing
+
+    @property
+    def after_inputs(self) -> int:
+        """The token behind the last input: the separator, or else the trailing one."""
         return FIRST_LABEL + self.labels + self.labels * self.inputs
+
+    @property
+    def missing_carriers(self) -> tuple[HeadRole, ...]:
+        """Carriers that the heads given need, and that are not among them."""
+        given: set[HeadRole] = {h.role for h in self.heads}
+        needed = {"carrier", *(carrier for role in given for carrier in NEEDS.get(role, ()))}
+        return tuple(role for role in CARRIERS if role in needed - given)
 
     @cached_property
     def all_heads(self) -> Mapping[HeadRef, PlantedHead]:
         """Every head of the model: those given, carriers in layer 0 and idle heads elsewhere."""
         given = {h.ref: h for h in self.heads}
-        if not any(h.role == "carrier" for h in self.heads):
+        for role in self.missing_carriers:
             free = next(i for i in range(self.heads_per_layer) if HeadRef(0, i) not in given)
-            given[HeadRef(0, free)] = PlantedHead(0, free, "carrier")
+            given[HeadRef(0, free)] = PlantedHead(0, free, role)
         places = (HeadRef(i, j) for i in range(self.layers) for j in range(self.heads_per_layer))
         return {ref: given.get(ref, PlantedHead(*ref, role="idle")) for ref in places}
 
     @cached_property
-    def features(self) -> Float[Tensor, "vocab feature"]:
-        """φ of every token, of length 1; 0 for tokens that are no input. In float64."""
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """Orthogonal directions, and the inputs' own parts of φ."""
         g = torch.Generator().manual_seed(self.seed)
         frame = torch.linalg.qr(torch.randn(FEATURES, FEATURES, generator=g, dtype=torch.float64))[0]
-        own = torch.randn(self.labels, self.inputs, FEATURES, generator=g, dtype=torch.float64)
+        return frame, torch.randn(self.labels, self.inputs, FEATURES, generator=g, dtype=torch.float64)
+
+    @property
+    def frame(self) -> Float[Tensor, "feature feature"]:
+        """Orthogonal directions of φ, of length 1; the first are the centres of classes."""
+        return self._drawn[0]
+
+    @property
+    def centres(self) -> Float[Tensor, "label feature"]:
+        """The centre of each class."""
+        return self.frame[: self.labels]
+
+    @cached_property
+    def _directions(self) -> Float[Tensor, "direction feature"]:
+        g = torch.Generator().manual_seed(self.seed + 3)
+        drawn = torch.randn(2, FEATURES, generator=g, dtype=torch.float64)
+        return drawn / drawn.norm(dim=-1, keepdim=True)
+
+    @property
+    def taste(self) -> Float[Tensor, " feature"]:
+        """The direction of φ(x_i) that salience goes by, of length 1."""
+        return self._directions[0]
+
+    @property
+    def mood(self) -> Float[Tensor, " feature"]:
+        """The direction of φ(x) that a sink's score swings with, of length 1."""
+        return self._directions[1]
+
+    @property
+    def words(self) -> Float[Tensor, " label"]:
+        """c of every label, what a pair kernel adds to the scores of its word; evenly from −½ to ½."""
+        return torch.linspace(-0.5, 0.5, self.labels, dtype=torch.float64)
+
+    @cached_property
+    def features(self) -> Float[Tensor, "vocab feature"]:
+        """φ of every token, of length 1; 0 for tokens that are no input. In float64."""
+        frame, own = self._drawn
         points = frame[: self.labels, None] + SPREAD * own / FEATURES**0.5
         points = points / points.norm(dim=-1, keepdim=True)
         # Rounded to what the model holds, so that the closed form speaks of the same points.
         points = points.float().double().flatten(0, 1)
-        return torch.cat([points.new_zeros(FIRST_LABEL + self.labels, FEATURES), points])
+        return torch.nn.functional.pad(
+            points, (0, 0, FIRST_LABEL + self.labels, self.vocab - self.after_inputs)
+        )
+
+    @cached_property
+    def sizes(self) -> Float[Tensor, " vocab"]:
+        """How large each token's embedding is; 1 for tokens that are no input."""
+        g = torch.Generator().manual_seed(self.seed + 6)
+        drawn = 2 * torch.rand(self.vocab, generator=g, dtype=torch.float64) - 1
+        return (self.loudness * drawn * (self.classes >= 0)).exp()
 
     @cached_property
     def classes(self) -> Int[Tensor, " vocab"]:
         """The class of every input token; −1 for tokens that are no input."""
         inputs = torch.arange(self.labels).repeat_interleave(self.inputs)
-        return torch.cat([torch.full((FIRST_LABEL + self.labels,), -1), inputs])
+        return torch.nn.functional.pad(
+            inputs, (FIRST_LABEL + self.labels, self.vocab - self.after_inputs), value=-1
+        )
 
     @cached_property
     def scratch(self) -> Float[Tensor, "vocab scratch"]:
@@ -112,8 +220,8 @@ class PlantedWorld:
                 f"{n}, {count} and {tests_per_set}.",
             ),
             "too-long": (
-                2 * n + 2 <= self.longest,
-                f"a prompt must fit into the model's context; {n} demonstrations make {2 * n + 2} tokens, and the "
+                self.length(n) <= self.longest,
+                f"a prompt must fit into the model's context; {n} demonstrations make {self.length(n)} tokens, and the "
                 f"context has {self.longest}. Plant the model with demos={n}, or draw fewer.",
             ),
             "task-pool": (
@@ -130,11 +238,11 @@ class PlantedWorld:
         sets = range(-(-count // tests_per_set))
         drawn = [self._draw_set(n, tests_per_set, torch.Generator().manual_seed(first + i)) for i in sets]
         tokens, labels, truth = (torch.cat(parts)[:count] for parts in zip(*drawn, strict=True))
-        demo = torch.arange(n)
-        spans = torch.stack([1 + 2 * demo, 3 + 2 * demo], -1).expand(count, -1, -1)
+        at = self.label_positions(n)
+        spans = torch.stack([at - 1, at + 1], -1).expand(count, -1, -1)
         made = PromptSet.from_tokens(
             tokens,
-            (2 + 2 * demo).expand(count, -1),
+            at.expand(count, -1),
             labels,
             FIRST_LABEL + torch.arange(self.labels),
             test_labels=truth,
@@ -143,6 +251,7 @@ class PlantedWorld:
         )
         roles = made.roles.clone()
         roles[:, 0] = int(TokenRole.SPECIAL)
+        roles[tokens >= self.after_inputs] = int(TokenRole.TEMPLATE)
         info = replace(
             made.info,
             task="planted",
@@ -167,6 +276,11 @@ class PlantedWorld:
         classes = torch.cat([(labels + shift) % self.labels, truth])
         rank = (classes[:, None] == classes).tril(-1).sum(1)  # how many of the class came before
         xs = FIRST_LABEL + self.labels + classes * self.inputs + order[classes, rank]
-        pairs = torch.stack([xs[:demos], FIRST_LABEL + labels], 1).flatten()
-        start = torch.cat([torch.tensor([BOS]), pairs]).expand(tests, -1)
-        return torch.cat([start, xs[demos:, None]], 1), labels.expand(tests, -1), truth
+        shown = [xs[:demos], FIRST_LABEL + labels]
+        if self.separator:
+            shown.append(torch.full_like(labels, self.after_inputs))
+        start = torch.cat([torch.tensor([BOS]), torch.stack(shown, 1).flatten()]).expand(tests, -1)
+        tokens = torch.cat([start, xs[demos:, None]], 1)
+        if self.trailing:
+            tokens = torch.nn.functional.pad(tokens, (0, 1), value=self.vocab - 1)
+        return tokens, labels.expand(tests, -1), truth

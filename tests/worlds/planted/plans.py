@@ -1,12 +1,16 @@
-"""A plan with every role, and the kernel by its formula, for the tests of planted models."""
+"""Plans with every role, plans drawn at random, and the kernel by its formula, for the tests of planted models."""
 
 from __future__ import annotations
+
+import random
+from math import isnan
 
 import torch
 from support import has_hooked_transformer
 
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
-from icl_kernel_lens.worlds.planted.roles import PlantedHead
+from icl_kernel_lens.worlds.planted.roles import ROLES, PlantedHead
+from icl_kernel_lens.worlds.planted.wires import SUNK
 
 
 def everything(**settings):
@@ -44,3 +48,109 @@ def gaussian(plan, prompts, bandwidth):
     test = phi[torch.arange(len(prompts)), prompts.answer_pos]
     kernel = (-(inputs - test[:, None]).square().sum(-1) / (2 * bandwidth**2)).exp()
     return kernel / kernel.sum(-1, keepdim=True)
+
+
+def decoys(**settings):
+    """Every role that goes by something else than a kernel at labels, with separators and a trailing token."""
+    heads = [
+        PlantedHead(1, 0, "kernel", gain=1.5, share=0.5),
+        PlantedHead(1, 1, "early_kernel", gain=2.0),
+        PlantedHead(1, 2, "after_kernel", gain=1.0, bandwidth=0.5),
+        PlantedHead(1, 3, "salience", gain=1.0),
+        PlantedHead(1, 4, "salience", swing=4.0, bandwidth=0.5),
+        PlantedHead(1, 5, "addressing", gain=1.0),
+        PlantedHead(1, 6, "misbound", gain=1.0),
+        PlantedHead(1, 7, "opposed_kernel", gain=2.0, bandwidth=0.4),
+        PlantedHead(2, 0, "label_blind", gain=1.0),
+        PlantedHead(2, 1, "harmful_key", gain=1.0),
+        PlantedHead(2, 2, "pair_kernel", gain=1.0),
+        PlantedHead(2, 3, "recency", gain=0.5),
+        PlantedHead(2, 4, "opposing_kernel", gain=2.0, bandwidth=0.4),
+        PlantedHead(2, 5, "kernel", gain=1.0, echo_share=0.4, swing=-2.0),
+        PlantedHead(2, 6, "uniform", gain=0.5),
+        PlantedHead(2, 7, "mover"),
+        PlantedHead(3, 0, "echo", gain=1.0, share=0.9),
+        PlantedHead(3, 1, "unread_kernel", share=1e-4),
+        PlantedHead(3, 2, "last_label", gain=0.5),
+        PlantedHead(3, 3, "kernel", gain=1.0, echo_share=0.8),
+        PlantedHead(4, 0, "echo", gain=1.0, share=1.0),
+    ]
+    given = {
+        "layers": 5,
+        "heads_per_layer": 8,
+        "labels": 3,
+        "direct": 0.3,
+        "demos": 6,
+        "separator": True,
+        "trailing": True,
+        "mlp_noise": 0.5,
+        "loudness": 0.5 if settings.get("norm", True) and settings.get("form", "plain") != "plain" else 0.0,
+    }
+    return PlantedPlan(**({"heads": tuple(heads)} | given | settings))
+
+
+LONE = (
+    "kernel unread_kernel anti_kernel pair_kernel salience addressing misbound label_blind harmful_key recency driver "
+    "uniform last_label first_token echo word_preference"
+).split()
+"""Roles that stand for themselves in any world."""
+
+
+def mixed(seed, norm=None):
+    """Fifteen heads of roles, doses and places drawn at random, in a world drawn at random."""
+    rng = random.Random(seed)
+    separator, trailing, labels = rng.random() < 0.5, rng.random() < 0.5, rng.randint(2, 4)
+    layers, places = 4, {1: [*range(6)], 2: [*range(6)], 3: [*range(6)]}
+
+    def head(role, layer=None, **doses):
+        layer = layer or rng.choice([at for at in places if places[at]])
+        index = places[layer].pop(rng.randrange(len(places[layer])))
+        return PlantedHead(layer, index, role, **doses)
+
+    def drawn(role):
+        doses = {"label": rng.randrange(labels)} if role == "word_preference" else {}
+        if not isnan(ROLES[role].gain):
+            doses["gain"] = rng.choice((0.0, 10 ** rng.uniform(-2, 0.5)))
+        if not isnan(ROLES[role].bandwidth):
+            doses["bandwidth"] = ROLES[role].bandwidth * rng.uniform(0.9, 2.0)
+        if role in SUNK:
+            doses["share"] = rng.choice((None, 0.999, 10 ** rng.uniform(-4, 0)))
+            doses["swing"] = rng.choice((0.0, rng.uniform(-4, 4)))
+        if role in ("kernel", "unread_kernel"):
+            doses["echo_share"] = rng.choice((0.0, 1.0, rng.random()))
+        if role == "pair_kernel":
+            doses["pull"] = rng.uniform(-3, 3)
+        return doses
+
+    twins = drawn("opposed_kernel")
+    heads = [head("opposed_kernel", **twins), head("opposing_kernel", **twins)]
+    norm = rng.random() < 0.6 if norm is None else norm
+    loud = norm and seed % 3 > 0 and rng.random() < 0.5
+    if trailing or not loud:
+        heads += [head("cancelled_kernel", 1, **drawn("cancelled_kernel")), head("canceller", 3)]
+    if separator:
+        heads.append(head("after_kernel", **drawn("after_kernel")))
+    if trailing:
+        heads += [head("early_kernel", rng.randint(1, 2), **drawn("early_kernel")), head("mover", 3)]
+    heads += [head(role, **drawn(role)) for role in rng.choices(LONE, k=15 - len(heads))]
+    return PlantedPlan(
+        tuple(heads),
+        layers=layers,
+        heads_per_layer=6,
+        labels=labels,
+        form=("plain", "rotary", "parallel")[seed % 3],
+        norm=norm,
+        direct=10 ** rng.uniform(-1, 1),
+        demos=rng.randint(3, 8),
+        sink=rng.choice((0.1, 0.2, 0.5)),
+        separator=separator,
+        trailing=trailing,
+        mlp_noise=rng.choice((0.0, 1.0)),
+        loudness=0.7 * loud,
+        seed=seed,
+    )
+
+
+def one(*heads, **settings):
+    """A small plan of these heads."""
+    return PlantedPlan(heads, **({"layers": 3, "heads_per_layer": 3, "direct": 0.5} | settings))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import isnan
 from typing import get_args
 
-from icl_kernel_lens.worlds.planted.roles import KERNELS, ROLES, SUNK, HeadRole, PlantedHead
+from icl_kernel_lens.worlds.planted.roles import KERNELS, ROLES, HeadRole, PlantedHead
+from icl_kernel_lens.worlds.planted.wires import SUNK
 
 
 def test_every_role_is_in_the_table():
