@@ -28,7 +28,7 @@ from torch import Tensor
 from icl_kernel_lens import fields
 from icl_kernel_lens.axes import HeadRef, Reference
 from icl_kernel_lens.interventions.validate import Heads, head_sets
-from icl_kernel_lens.interventions.verify import WHOLE, check_primitive
+from icl_kernel_lens.interventions.verify import WHOLE, check_primitive, joins_late
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.logits import logit_difference, measures
@@ -291,15 +291,17 @@ def _measured(
     """Equally long prompts, each with every variant, run behind what is kept of them."""
     adapter, what = runs.adapter, runs.what
     at, tokens = int(what.prompts.answer_pos[numbers[0]]), what.prompts.tokens[numbers]
+    tokens = tokens if len(numbers) > 1 else tokens[0]
     seen = runs.source(numbers[0], shared)
     start = prefix.end if prefix else 0
     change = what.changes(numbers, seen, prefix)
+    late = what.path == "total" and what.alone and prefix is not None and joins_late(adapter)
 
     def once(some: Sequence[tuple[int, int]]) -> Float[Tensor, "variant vocab"]:
         cells, kinds = torch.tensor(list(some)).repeat(len(numbers), 1).unbind(1)
 
         def forward(changes: Changes) -> Float[Tensor, "variant vocab"]:
-            return run_variants(adapter, tokens, at, len(some), changes, prefix)
+            return run_variants(adapter, tokens, at, len(some), changes, prefix, late=late)
 
         changes = change(cells, kinds)
         if what.path == "total":

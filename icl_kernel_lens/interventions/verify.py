@@ -113,6 +113,42 @@ def check_primitive(adapter: InterceptableAdapter, name: str) -> Primitive:
     return found
 
 
+_late: WeakKeyDictionary[Any, tuple[VerificationReport, bool]] = WeakKeyDictionary()
+"""As long as the model's report holds."""
+
+
+def joins_late(adapter: InterceptableAdapter) -> bool:
+    """Whether variants may join the run below the first layer that they change: logits are those of whole runs (`run_variants`).
+
+    Measured once a model, on random tokens, a changed row in each layer; a model whose code does not let the batch grow on
+    the way runs every variant from the first layer.
+    """
+    report = verify_model(adapter)
+    if adapter.model not in _late or _late[adapter.model][0] is not report:
+        with without_hooks(modules_of(adapter.model)):
+            _late[adapter.model] = report, _grows(adapter, report)
+    return _late[adapter.model][1]
+
+
+def _grows(adapter: InterceptableAdapter, report: VerificationReport) -> bool:
+    length = min(TOKENS, adapter.shape.context or TOKENS)
+    tokens = torch.randint(adapter.shape.vocab, (2, length), generator=torch.Generator().manual_seed(1))
+    bench, limit = _Bench(adapter, tokens), max(report.limit, tolerance(adapter.dtype))
+    own = own_tokens(adapter, length)
+    kept = keep(adapter, tokens[0], bench.at, None, own)
+    changes = Changes(rows=bench.row_change(with_values=False))
+
+    def run(*, late: bool) -> Tensor:
+        return run_variants(adapter, tokens[0], bench.at, len(bench.layers), changes, kept, late=late)
+
+    try:
+        return kept is not None and largest([gap(run(late=True), run(late=False))]) <= limit
+    except Exception as error:  # an unknown model's code may fail in any way
+        if exhausted(error):
+            raise
+        return False
+
+
 def _known_of(adapter: InterceptableAdapter, name: str) -> Primitive:
     """What is known of one kind of change; what is refused is measured again the next time."""
     report = verify_model(adapter)
@@ -203,22 +239,9 @@ class _Bench:
         return self.vectors(name)
 
     def rows(self, prefix: Prefix | None, *, with_values: bool) -> float:
-        """One key's weight is halved, and another's value added, in head `layer % heads` of each layer."""
-        shape, at, place, count = self.adapter.shape, self.at, self.place, len(self.layers)
-        heads = torch.zeros(count, shape.layers, shape.heads, dtype=torch.bool)
-        heads[range(count), self.layers, [layer % shape.heads for layer in self.layers]] = True
-        values = self.other("value") if with_values else torch.zeros(0)
-
-        def change(row: Row) -> Float[Tensor, "row key"]:
-            new = row.weights.clone()
-            new[:, place] *= 0.5
-            return new
-
-        def added(row: Row) -> Float[Tensor, "row d_head"]:
-            return 0.25 * values[row.layer].to(row.weights)[row.heads, 0]
-
-        rows = RowChange(heads, torch.full((count, 1), at), change, added if with_values else None)
-        found = self.run(Changes(rows=rows), ("z",), prefix)
+        """z of the rows that `row_change` changes, against its own formula."""
+        shape, at, place = self.adapter.shape, self.at, self.place
+        found = self.run(Changes(rows=self.row_change(with_values=with_values)), ("z",), prefix)
         base, other = self.plain(("hook_pattern", "v"), 0), self.plain(("v",), 1)
 
         def expected(layer: int) -> Tensor:
@@ -231,6 +254,23 @@ class _Bench:
             return z
 
         return largest(gap(z[-1], expected(layer)) for (layer, _), z in found.items())
+
+    def row_change(self, *, with_values: bool) -> RowChange:
+        """One key's weight is halved, and another's value added, in head `layer % heads` of each layer."""
+        shape, place, count = self.adapter.shape, self.place, len(self.layers)
+        heads = torch.zeros(count, shape.layers, shape.heads, dtype=torch.bool)
+        heads[range(count), self.layers, [layer % shape.heads for layer in self.layers]] = True
+        values = self.other("value") if with_values else torch.zeros(0)
+
+        def change(row: Row) -> Float[Tensor, "row key"]:
+            new = row.weights.clone()
+            new[:, place] *= 0.5
+            return new
+
+        def added(row: Row) -> Float[Tensor, "row d_head"]:
+            return 0.25 * values[row.layer].to(row.weights)[row.heads, 0]
+
+        return RowChange(heads, torch.full((count, 1), self.at), change, added if with_values else None)
 
     def vectors(self, name: str) -> float:
         """One head's vector at one position, from the other prompt."""

@@ -193,11 +193,13 @@ class TransformerLensAdapter(ABC):
         gradients: bool = False,
     ) -> Float[Tensor, "batch read vocab"]:
         """See `InterceptableAdapter`; only the positions asked for go through the unembedding."""
-        rows = torch.arange(len(tokens))[:, None]
 
         def keep_answer(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             residual, *rest = args
-            return (residual[rows.to(residual.device), positions.to(residual.device)], *rest)
+            # Of a single prompt, rows may have joined on the way (`run/variants.py`).
+            rows = torch.arange(len(residual), device=residual.device)[:, None]
+            where = positions.to(residual.device).expand(len(residual), -1)
+            return (residual[rows, where], *rest)
 
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
         with (

@@ -160,11 +160,16 @@ def run_variants(
     prefix: Prefix | None,
     *,
     gradients: bool = False,
+    late: bool = False,
 ) -> Float[Tensor, "variant vocab"]:
     """Logits at the answer position `at` of `count` variants a prompt, one prompt's after the other's.
 
-    Only tokens behind the prefix are run. Several prompts are equally long, and change the same heads' rows.
+    Only tokens behind the prefix are run. Several prompts are equally long, and change the same heads' rows. `late`: of a
+    single prompt whose variants change attention rows alone, each joins below the first layer that it changes, as a copy of
+    the unchanged row.
     """
+    if late and changes.rows is not None and tokens.dim() == 1:
+        return _joining(adapter, tokens, at, changes.rows, prefix)
 
     def handle(attention: AttentionUnderWay) -> Tensor:
         def edited(name: HeadVector, x: Tensor) -> Tensor:
@@ -174,7 +179,7 @@ def run_variants(
         attention = replace(attention, q=edited("query", q), k=edited("key", k), v=edited("value", v))
         z = attention.attend()
         if changes.rows is not None:
-            z = _with_rows(attention, z, changes.rows, count)
+            z = _with_rows(attention, z, changes.rows, count, torch.arange(count * len(prompts)))
         return edited("head_output", z)
 
     layers = attention_layers(adapter)
@@ -198,20 +203,52 @@ def run_variants(
     )[:, 0]
 
 
+def _joining(
+    adapter: ModelAdapter,
+    tokens: Int[Tensor, " pos"],
+    at: int,
+    rows: RowChange,
+    prefix: Prefix | None,
+) -> Float[Tensor, "variant vocab"]:
+    """The variants' logits, each run from the first layer that it changes; row 0 is the unchanged one."""
+    touched = rows.heads.any(-1)
+    first = torch.where(touched.any(-1), touched.int().argmax(-1), touched.shape[1])
+    order = first.sort(stable=True).indices
+    joined = order[first[order] < touched.shape[1]]
+    row_of = torch.zeros(len(first), dtype=torch.long)
+    row_of[joined] = torch.arange(1, len(joined) + 1)
+
+    def join(many: int, x: Tensor) -> Tensor:
+        return torch.cat([x, x[:1].expand(many, *x.shape[1:])])
+
+    def handle(attention: AttentionUnderWay) -> Tensor:
+        return _with_rows(attention, attention.attend(), rows, len(first), row_of)
+
+    edits: Edits = {
+        (layer, STREAMS["residual"]): partial(join, int((first == layer).sum()))
+        for layer in first[joined].unique().tolist()
+    }
+    end = torch.tensor([at + 1])
+    own = tokens[None, prefix.end if prefix else 0 : at + 1]
+    logits = attention_pass(adapter, own, end, end[:, None] - 1, handle, prefix=prefix, edits=edits)[:, 0]
+    return logits[row_of.to(logits.device)]
+
+
 def _with_rows(
-    attention: AttentionUnderWay, z: Tensor, rows: RowChange, count: int
-) -> Float[Tensor, "variant head pos d_value"]:
-    """z with the rows of this layer's heads changed."""
+    attention: AttentionUnderWay, z: Tensor, rows: RowChange, count: int, row_of: Int[Tensor, " variant"]
+) -> Float[Tensor, "row head pos d_value"]:
+    """z with the rows of this layer's heads changed; `row_of`: where each variant stands in the batch."""
     variants, heads = (x.to(z.device) for x in rows.heads[:, attention.layer].nonzero(as_tuple=True))
     if len(variants) == 0:
         return z
-    which, place = variants.unique(return_inverse=True)
+    who, place = variants.unique(return_inverse=True)
+    which = row_of.to(z.device)[who]
     # Rows are chosen alike in every prompt, so that they still stand prompt by prompt before the keys of each.
     whole, blocks = len(attention.q), attention.blocks
     own = [Block(b.k[which], b.v[which], b.start) if len(b.k) == whole else b for b in blocks]
     z = z.clone()
     for column in range(rows.positions.shape[1]):
-        pos = rows.positions.to(z.device)[which, column]
+        pos = rows.positions.to(z.device)[who, column]
         here = pos - attention.start
         scores = answer_scores(attention.q[which, :, here], pos, own, attention.rule)
         weights = scores.softmax(-1)
@@ -223,7 +260,7 @@ def _with_rows(
             column,
             weights[place, heads],
             scores[place, heads],
-            attention.q[variants, heads, here[place]],
+            attention.q[which[place], heads, here[place]],
             attention.rule,
         )
         difference = torch.zeros_like(weights)

@@ -10,11 +10,12 @@ from support import KINDS, uneven_prompts
 from icl_kernel_lens import corrupt, knock_out, patch_labels
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.interventions import verify
-from icl_kernel_lens.interventions.verify import check_primitive, verify_interventions
+from icl_kernel_lens.interventions.verify import check_primitive, joins_late, verify_interventions
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import bridge_from_hf
 from icl_kernel_lens.models.verify import verify_model
 from icl_kernel_lens.run import variants
+from icl_kernel_lens.run.variants import Changes, RowChange, editable, keep, own_tokens, run_variants
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
@@ -138,3 +139,39 @@ def test_a_users_hook_does_not_decide_what_is_exact(measured_before):
     plain = knock_out(model, uneven_prompts(count=2), progress=False)
     assert plain.settings["route"].startswith("answer position alone; within")
     assert (plain.effect() - effects.effect()).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj", "gemma2", "gpt_neox", "bloom", "opt", "falcon"])
+def test_variants_that_join_on_the_way_are_those_run_whole(tiny, name):
+    """Sets of heads over several layers, one variant unchanged, in no order of layers."""
+    model, _ = tiny(name, "bridge")
+    adapter = editable(model)
+    assert joins_late(adapter)
+    prompts = uneven_prompts()
+    tokens, at = prompts.tokens[1], int(prompts.answer_pos[1])
+    heads = torch.zeros(5, adapter.shape.layers, adapter.shape.heads, dtype=torch.bool)
+    heads[0, 2, 1] = heads[1, 0, 3] = heads[3, 1, 0] = heads[3, 2, 2] = heads[4, 0, 0] = heads[4, 2, 0] = True
+
+    def change(row):
+        assert len(row.queries) == len(row.weights)
+        return row.weights.roll(1, 1) * (1 + row.variants[:, None])
+
+    changes = Changes(rows=RowChange(heads, torch.full((5, 1), at), change))
+    kept = keep(adapter, tokens, at, None, own_tokens(adapter, at + 1))
+    whole, late = (run_variants(adapter, tokens, at, 5, changes, kept, late=late) for late in (False, True))
+    torch.testing.assert_close(late, whole, atol=2e-5, rtol=1e-5)
+    assert (whole[[0, 1, 3, 4]] - whole[2]).abs().amax(1).min() > 1e-4, "every change but the empty one shows"
+
+
+def test_where_the_batch_cannot_grow_variants_are_run_whole(tiny, monkeypatch):
+    model, _ = tiny("llama", "bridge")
+    late = knock_out(model, uneven_prompts(), progress=False)
+
+    def fails(*_args, **_kwargs):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(variants, "_joining", fails)
+    monkeypatch.setattr(verify, "_late", type(verify._late)())
+    assert not joins_late(editable(model))
+    whole = knock_out(model, uneven_prompts(), progress=False)
+    torch.testing.assert_close(late.values, whole.values, atol=1e-5, rtol=0)
