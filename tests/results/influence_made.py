@@ -31,8 +31,12 @@ def made_influence(
     layers: int = 2,
     heads: int = 2,
     blank: bool = False,
+    later: torch.Tensor | None = None,
 ) -> LabelInfluence:
-    """s_c = s⁰_c(x) + β Σ_i w_i [y_i = c]: G_i = 2 β w_i, additive. `blank`: demonstration 1 has no replacement."""
+    """s_c = s⁰_c(x) + β Σ_i w_i [y_i = c]: G_i = 2 β w_i, additive. `blank`: demonstration 1 has no replacement.
+
+    `later`: the kernel of the orders after the first, where it is another.
+    """
     kernel = kernel_of() if kernel is None else kernel
     count, demos = kernel.shape
     demo_set = torch.arange(count) // (count // sets)
@@ -52,20 +56,21 @@ def made_influence(
     )
     prior = 0.1 * drawn(1, count, labels)
 
-    def scores(given: torch.Tensor) -> torch.Tensor:
+    def scores(given: torch.Tensor, of: torch.Tensor = kernel) -> torch.Tensor:
         seen = torch.nn.functional.one_hot(given, labels).float()
-        weights = kernel.reshape(count, *[1] * (given.dim() - 2), demos, 1)
+        weights = of.reshape(count, *[1] * (given.dim() - 2), demos, 1)
         start = prior.reshape(count, *[1] * (given.dim() - 2), labels)
         return start + BETA * (weights * seen).sum(-2)
 
     each = demo_labels[:, None, None].expand(-1, demos, labels, -1).clone()
     for i in range(demos):
         each[:, i, torch.arange(labels), i] = torch.arange(labels)
-    replaced = scores(each)
+    kernels = [kernel, *[kernel if later is None else later] * (orders - 1)]
+    replaced = torch.stack([scores(each, of) for of in kernels])
     own = torch.nn.functional.one_hot(demo_labels, labels).bool()
-    replaced[own] = torch.nan
+    replaced[:, own] = torch.nan
     if blank:
-        replaced[:, 1] = torch.nan
+        replaced[:, :, 1] = torch.nan
     free = [i for i in range(demos) if not (blank and i == 1)]
     pattern_labels = demo_labels.expand(len(PATTERNS), -1, -1).clone()
     for at, size in enumerate((2, len(free) // 2, len(free))):
@@ -77,8 +82,8 @@ def made_influence(
     run = run_info(layers, heads)
     return LabelInfluence(
         prompts=prompts,
-        scores=scores(demo_labels).repeat(orders, 1, 1),
-        replaced=replaced.repeat(orders, 1, 1, 1, 1),
+        scores=torch.stack([scores(demo_labels, of) for of in kernels]),
+        replaced=replaced,
         places=places,
         shifted=torch.stack([scores((demo_labels + by) % labels) for by in range(labels)], 1),
         patterns=PATTERNS,
