@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from icl_kernel_lens.charts.figure import Figure, alt, finite
@@ -24,7 +24,7 @@ MARKS = {
     "all": ("all of them", "#009E73", "triangle-up"),
 }
 """Which labels are replaced together: in words, colour and mark, told apart without colour, too."""
-Rows = Sequence[Mapping[Hashable, Any]]
+Rows = Sequence[Mapping[Any, Any]]
 
 
 def _rank_colour(classes: int) -> alt.Color:
@@ -177,7 +177,8 @@ def _heat(
 
 def _profile(rows: Sequence[str], height: int) -> alt.LayerChart:
     """The mean at each place with its interval, on the same rows."""
-    places = _places(rows, height) | {"axis": alt.Axis(labels=False, ticks=False, domain=False)}
+    bare: Any = alt.Axis(labels=False, ticks=False, domain=False)
+    places: dict[str, Any] = _places(rows, height) | {"axis": bare}
     base = alt.Chart(alt.NamedData("profile")).encode(y=alt.Y("row:N", title=None, **places))
     zero = alt.Chart(alt.InlineData(values=[{"at": 0}])).mark_rule(color="#888").encode(x="at:Q")
     return alt.layer(

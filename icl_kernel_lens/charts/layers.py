@@ -103,11 +103,10 @@ def _drawn(
     )
     heights = alt.Scale(domain=[min(numbers) - room, max(numbers) + room], nice=False, zero=False)
     y = alt.Y("value:Q", title=words, scale=heights)
+    styles: list[dict[str, Any]] = [{"color": "#888"}, {"color": "#D55E00", "strokeDash": [5, 3]}]
     parts = [
         alt.Chart(alt.InlineData(values=[{"value": level}])).mark_rule(**style).encode(y=y)
-        for level, style in zip(
-            levels, ({"color": "#888"}, {"color": "#D55E00", "strokeDash": [5, 3]}), strict=False
-        )
+        for level, style in zip(levels, styles, strict=False)
     ]
     if dots:
         # Broken where no head of a layer reads the labels.
@@ -118,7 +117,7 @@ def _drawn(
             alt.Chart(alt.InlineData(values=line)).mark_line(strokeWidth=1.5, opacity=0.6).encode(x=x, y=y)
         )
     present = [name for name in SERIES if any(row["series"] == name for row in (*dots, *crosses))]
-    seen = {
+    seen: dict[str, Any] = {
         "title": None,
         "legend": alt.Legend(orient="top", labelLimit=300, symbolOpacity=1),
     }
@@ -134,9 +133,11 @@ def _drawn(
         alt.Tooltip("low:Q", title="95 % interval from", format=".3f"),
         alt.Tooltip("high:Q", title="to", format=".3f"),
     ]
-    for points, style in ((crosses, {"opacity": 0.45, "size": 26}), (dots, {"opacity": 0.85, "size": 44})):
+    for points, opacity, size in ((crosses, 0.45, 26), (dots, 0.85, 44)):
         if points:
-            marks = alt.Chart(alt.InlineData(values=points)).mark_point(filled=True, **style)
+            marks = alt.Chart(alt.InlineData(values=points)).mark_point(
+                filled=True, opacity=opacity, size=size
+            )
             told = tooltip if points is dots else tooltip[:2]
             parts.append(marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=told))
     named = sorted((dot for dot in best.values() if dot["value"] > chance), key=lambda dot: -dot["value"])[

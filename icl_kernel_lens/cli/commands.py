@@ -154,6 +154,7 @@ def influence(
         progress: Show a progress bar.
     """
     from icl_kernel_lens import influence_cost, influence_fidelity, label_influence, read
+    from icl_kernel_lens.influence.measure import Plan
     from icl_kernel_lens.models.adapter import as_adapter
     from icl_kernel_lens.run.processes import joined
     from icl_kernel_lens.run.progress import work
@@ -174,9 +175,12 @@ def influence(
     how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     with _running("influence", target, top) as folder:
         model, _, prompts = source.load(folder.group, score_on=score_on)
+        adapter = as_adapter(model)
+        # What measuring would refuse, before anything is written.
+        parts = Plan.of(adapter, prompts, orders, source.seed).parts
         folder.begin(source.identity(model, prompts, orders=orders, pooling=pooling, offsets=offsets))
-        once = tokens_to_run(prompts, as_adapter(model))
-        with work("influence", [once * (3 + orders * prompts.demos * (prompts.labels - 1)), once], progress):
+        once, planned = tokens_to_run(prompts, adapter), sum(tokens_to_run(part, adapter) for part in parts)
+        with work("influence", [planned + 2 * once, once], progress):
             found = folder.result(
                 "influence",
                 lambda: label_influence(

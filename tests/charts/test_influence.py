@@ -9,7 +9,7 @@ import pytest
 import torch
 from charts.hostile import HOSTILE, SNEAKY, browse, has_live_markup, texts
 from charts.located import run_info
-from results.influence_made import BETA, kernel_of, made_influence
+from results.influence_made import BETA, drawn, kernel_of, made_influence
 from support import needs_browser
 
 from icl_kernel_lens.charts.influence import MOST_POINTS
@@ -146,7 +146,11 @@ def test_what_one_prompt_refuses():
 
 
 def test_joint_effects_against_sums():
-    influence = made_influence()
+    """What is drawn is one class against the others, whether it adds up or not."""
+    exact = made_influence()
+    for row in everything(exact.additivity_figure("log_odds")):
+        assert row.get("observed", 0) == pytest.approx(row.get("summed", 0), abs=2e-4)
+    influence = replace(exact, joint=exact.joint + 0.1 * drawn(7, *exact.joint.shape))
     figure = influence.additivity_figure("log_odds")
     points = [row for row in everything(figure) if "observed" in row]
     observed, summed = influence.joint_effects("log_odds")
@@ -163,8 +167,9 @@ def test_joint_effects_against_sums():
             "a kernel regression in logits adds up"
         )
     words = " ".join(texts(figure.svg()))
-    assert "Do single effects add up? R² 1.00" in words
-    assert "all of them, R² 1.00" in words
+    found = influence.additivity("log_odds")
+    assert f"Do single effects add up? R² {found.r2}, slope {found.slope}" in words
+    assert f"all of them, R² {influence.additivity('log_odds', 'all').r2.value:.2f}" in words
     assert "logits" in words
     bent = influence.additivity_figure("probability")
     assert "probability" in " ".join(texts(bent.svg()))

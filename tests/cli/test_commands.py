@@ -428,7 +428,7 @@ def test_influence_then_show(tmp_path, capsys, monkeypatch):
     assert {name: (out / name).read_bytes() for name in drawn} == drawn
     assert names(out) == {*COMMANDS["influence"].files, "manifest.json"}
     assert influence(out, "--orders", 3) == 1
-    assert "orders=2 there, orders=3 now" in capsys.readouterr().err
+    assert "orders=3, pooling=label now" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path, capsys):

@@ -62,6 +62,18 @@ def test_what_is_said_and_in_which_order(kernel, tmp_path):
     assert page.count("<img ") == 5, "set, additivity, layers, map, one prompt"
 
 
+def test_the_null_is_what_p_family_says(kernel):
+    """The same for all heads, and exceeded by those whose p is at most 5 %."""
+    noise = (kernel + 0.6 * kernel_of(48, 4, seed=9)) / 1.6
+    for weights in (kernel, noise, kernel_of(48, 4, seed=3)):
+        _, _, fit = made(made_influence(kernel, sets=12), weights)
+        known = ~fit.mean().isnan()
+        null, p = fit.companions["null_95"][known], fit.companions["p_family"][known]
+        assert (null == null[0]).all()
+        assert ((fit.mean()[known] > null) == (p <= 0.05)).all()
+        assert 0.05 < float(null[0]) < 0.6
+
+
 def test_no_head_is_ranked_without_a_kernel_part(kernel, tmp_path):
     other = made_influence(kernel, sets=12, later=kernel_of(48, 4, seed=5))
     influence, evidence, fit = made(other, kernel)
