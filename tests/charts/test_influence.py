@@ -48,7 +48,7 @@ def evidence_of(influence: LabelInfluence, weights: torch.Tensor) -> Evidence:
 
 
 def test_the_map_holds_one_set_in_reading_order_and_answers_together():
-    influence = made_influence()
+    influence = made_influence(kernel_of(30, 4), sets=3)
     figure = influence.figure(1)
     inputs, demos = data(figure, "inputs"), data(figure, "demos")
     members = (influence.demo_set == 1).nonzero()[:, 0].tolist()
@@ -56,6 +56,7 @@ def test_the_map_holds_one_set_in_reading_order_and_answers_together():
     ranks = [row["rank"] for row in inputs]
     assert ranks == sorted(ranks), "test inputs of equal answers stand together"
     answers = influence.scores[0].argmax(-1)
+    assert answers[members].tolist() != ranks, "which they do not in the prompts"
     for row in inputs:
         assert row["g"] == pytest.approx(influence.values[row["prompt"]].tolist(), abs=1e-4)
         assert row["rank"] == int(answers[row["prompt"]])
@@ -107,6 +108,8 @@ def test_many_demonstrations_and_test_inputs_stay_small():
     heat = figure.spec()["hconcat"][0]
     assert heat["height"] < 600
     assert heat["width"] < 600
+    longer = made_influence(kernel_of(60, 200), sets=1).figure()
+    assert len(data(longer, "inputs")) == 30, "fewer of longer prompts"
 
 
 def test_one_prompt_beside_heads():
@@ -163,9 +166,6 @@ def test_joint_effects_against_sums():
             assert row[name] == pytest.approx(
                 float(x[at, p, c] - (x[at, p].sum() - x[at, p, c]) / 2), abs=1e-4
             )
-        assert row["observed"] == pytest.approx(row["summed"], abs=2e-4), (
-            "a kernel regression in logits adds up"
-        )
     words = " ".join(texts(figure.svg()))
     found = influence.additivity("log_odds")
     assert f"Do single effects add up? R² {found.r2}, slope {found.slope}" in words

@@ -34,6 +34,7 @@ def test_results_are_said_and_drawn_by_their_declarations(tmp_path, capsys):
                     "best.csv": lambda vote, results: vote.top(len(results)),
                     "layers.svg": lambda vote, _: vote.layer_figure(),
                     "never.svg": lambda *_: None,
+                    "never.csv": lambda *_: None,
                 },
                 sometimes=True,
             ),

@@ -15,7 +15,7 @@ def test_accuracies_and_what_was_not_measured():
     in_context(page, task_accuracy())
     text = page.html()
     assert "<td>accuracy, with demonstrations</td><td>100.0%</td>" in text
-    assert "Accuracy with permuted labels: not measured (permuting changes no label" in text
+    assert "<p>Accuracy with permuted labels: not measured (permuting changes no label" in text
 
 
 def test_a_table_of_heads():
