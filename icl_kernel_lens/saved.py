@@ -12,6 +12,7 @@ from icl_kernel_lens.results import (
     evidence,  # noqa: F401
     head_scores,  # noqa: F401
     label_coverage,  # noqa: F401
+    label_influence,  # noqa: F401
     logit_attribution,  # noqa: F401
     patch_effects,  # noqa: F401
     saliency,  # noqa: F401

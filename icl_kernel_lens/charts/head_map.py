@@ -14,7 +14,7 @@ from icl_kernel_lens.charts.figure import Figure, alt, finite
 
 LABEL_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 """Okabe and Ito's palette, told apart by the colour-blind."""
-SCHEME = "viridis"
+SCHEME, GREY = "viridis", "#d9d9d9"
 DIGITS = 4
 """Digits of a weight in the figure: packed as text, they make a page twenty times smaller."""
 SIDE = 300
@@ -131,16 +131,17 @@ def _map(
         x=alt.X("head:O", title="head", axis=alt.Axis(values=list(range(0, heads, step)), labelAngle=0)),
         y=alt.Y("layer:O", title="layer", axis=alt.Axis(values=list(range(0, layers, step)))),
     )
-    cells = base.mark_rect().encode(
+    # What is no number would else be left out, or drawn as 0.
+    cells = base.mark_rect(invalid=None).encode(
         color=alt.condition(
-            f"isValid(datum.{field}) && datum.reads",
+            f"!isValid(datum.{field}) || !datum.reads",
+            alt.value(GREY),
             alt.Color(
                 f"{field}:Q",
                 title=None,
                 scale=alt.Scale(scheme=SCHEME, domain=domain),
                 legend=alt.Legend(format=".2f", gradientLength=120),
             ),
-            alt.value("#d9d9d9"),
         ),
         tooltip=[
             alt.Tooltip("name:N", title="head"),

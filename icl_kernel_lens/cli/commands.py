@@ -84,17 +84,7 @@ def score(
     from icl_kernel_lens.run.progress import work
     from icl_kernel_lens.run.runner import tokens_to_run
 
-    source.check()
-    if (pooling == "edges") != bool(offsets):
-        raise ResultError(
-            f"--pooling edges and --offsets belong together, such as --pooling edges --offsets 0 1; got --pooling {pooling} and "
-            f"{'--offsets ' + ' '.join(map(str, offsets)) if offsets else 'no --offsets'}.",
-            code="options-clash",
-        )
-    if batch_size != "auto" and batch_size < 1:
-        raise ResultError(
-            f'--batch-size must be at least 1, or "auto"; got {batch_size}.', code="number-range"
-        )
+    _check_reading(source, pooling, offsets, batch_size)
     how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     poolings: dict[str, Pooling] = {"head_vote": pooling}
     if pooling != "span_max":
@@ -120,6 +110,103 @@ def score(
         for name, one in poolings.items():
             folder.result(
                 name, lambda one=one: head_vote(evidence, against=against, pooling=one, accuracy=accuracy)
+            )
+
+
+def influence(
+    target: To,
+    source: From = Source(prompts=256, sets=32),  # noqa: B008 (frozen)
+    orders: int = 2,
+    pooling: Pooling = "label",
+    offsets: tuple[int, ...] = (),
+    score_on: Literal["first_token", "sequence"] = "first_token",
+    dry_run: bool = False,
+    batch_size: int | Literal["auto"] = "auto",
+    top: int = 10,
+    progress: bool = True,
+) -> None:
+    """Measure the model's own kernel: how far each demonstration's label pulls the answer; then which heads follow it.
+
+    One label is replaced at a time, and the model is run; nothing is assumed of heads. Prints first whether there is anything to
+    explain (as score does), then what kind of answer this is (a kernel regression, a habit of one place, an even vote, no
+    sum of single effects), the numbers behind that, and the heads whose attention follows the kernel as the test input alone
+    varies. Writes into OUT: report.html, summary.csv, influence.csv, profile.csv, heads.csv, figures (influence.*,
+    additivity.*, layers.*, head_map.*, prompt.*), and the results themselves (*.safetensors, read by
+    `icl-kernel-lens show OUT` or by LabelInfluence.load and HeadScores.load).
+
+    icl-kernel-lens influence --out influence
+
+    icl-kernel-lens influence --model gpt2 --task sst2 --demos 8 --prompts 128 --sets 16 --dry-run --out influence
+
+    Several test inputs must share their demonstrations (--sets), or heads cannot be compared with the kernel.
+    An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
+
+    Args:
+        target: Where results go.
+        source: The model, the task and the prompts.
+        orders: In how many orders the same demonstrations are shown; with one, the kernel part cannot be told from places.
+        pooling: How attention on a demonstration becomes one weight; label is its first label token, edges those at --offsets.
+        offsets: With --pooling edges, which tokens are read as a label, by their distance from it (0: the label itself).
+        score_on: Read the model's answer off each label's first token, or off the whole label.
+        dry_run: Print what the measurement will cost, by a few prompts run now, and end; nothing is written.
+        batch_size: Prompts at once; auto: what memory allows, halved where it turns out too many.
+        top: Heads to print.
+        progress: Show a progress bar.
+    """
+    from icl_kernel_lens import influence_cost, influence_fidelity, label_influence, read
+    from icl_kernel_lens.influence.measure import Plan
+    from icl_kernel_lens.models.adapter import as_adapter
+    from icl_kernel_lens.run.processes import joined
+    from icl_kernel_lens.run.progress import work
+    from icl_kernel_lens.run.runner import tokens_to_run
+
+    _check_reading(source, pooling, offsets, batch_size)
+    if orders < 1:
+        raise ResultError(
+            f"--orders must be at least 1, the prompts' own; got {orders}.", code="number-range"
+        )
+    if dry_run:
+        with joined() as group:
+            model, _, prompts = source.load(group, score_on=score_on)
+            cost = influence_cost(model, prompts, orders=orders, seed=source.seed)
+            if group.first:
+                print(f"label influence in {orders} order{'s' * (orders > 1)}: {cost}, without the accuracy.")
+        return
+    how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    with _running("influence", target, top) as folder:
+        model, _, prompts = source.load(folder.group, score_on=score_on)
+        adapter = as_adapter(model)
+        # What measuring would refuse, before anything is written.
+        parts = Plan.of(adapter, prompts, orders, source.seed).parts
+        folder.begin(source.identity(model, prompts, orders=orders, pooling=pooling, offsets=offsets))
+        once, planned = tokens_to_run(prompts, adapter), sum(tokens_to_run(part, adapter) for part in parts)
+        with work("influence", [planned + 2 * once, once], progress):
+            found = folder.result(
+                "influence",
+                lambda: label_influence(
+                    model,
+                    prompts,
+                    orders=orders,
+                    seed=source.seed,
+                    checkpoint=folder.checkpoint("influence"),
+                    **how,
+                ),
+            )
+            folder.result("accuracy", lambda: found.accuracy)
+            evidence = folder.result(
+                "evidence",
+                lambda: read(
+                    model,
+                    prompts,
+                    keep=(pooling,),
+                    offsets=offsets,
+                    checkpoint=folder.checkpoint("read"),
+                    **how,
+                ),
+            )
+        if found.shares_sets:
+            folder.result(
+                "fit", lambda: influence_fidelity(found, evidence, pooling=pooling, seed=source.seed)
             )
 
 
@@ -330,7 +417,7 @@ def show(folder: tyro.conf.Positional[Path], top: int = 10) -> None:
     """Print a saved result, and write its tables, figures and report into its folder again.
 
     Args:
-        folder: Folder that `icl-kernel-lens score`, `patch`, `locate` or `theory` wrote.
+        folder: Folder that `icl-kernel-lens score`, `influence`, `patch`, `locate` or `theory` wrote.
         top: Heads to print.
     """
     from icl_kernel_lens.run.folder import finished, locked, redrawing
@@ -382,6 +469,23 @@ def train_mini(out: Path, steps: int = 3500, seed: int = 0, threads: int = 1, pr
     print(f"held-out accuracy at the last example: {last[f'accuracy_{settings.examples - 1}']:.3f}")
 
 
+def _check_reading(
+    source: Source, pooling: Pooling, offsets: tuple[int, ...], batch_size: int | Literal["auto"]
+) -> None:
+    """Refuse what cannot be read, before anything is loaded."""
+    source.check()
+    if (pooling == "edges") != bool(offsets):
+        raise ResultError(
+            f"--pooling edges and --offsets belong together, such as --pooling edges --offsets 0 1; got --pooling {pooling} and "
+            f"{'--offsets ' + ' '.join(map(str, offsets)) if offsets else 'no --offsets'}.",
+            code="options-clash",
+        )
+    if batch_size != "auto" and batch_size < 1:
+        raise ResultError(
+            f'--batch-size must be at least 1, or "auto"; got {batch_size}.', code="number-range"
+        )
+
+
 @contextmanager
 def _running(name: str, target: Target, top: int = 10) -> Iterator[RunFolder]:
     """Give a command the locked folder of its run; after the block, its results are printed, drawn and put in place."""
@@ -402,6 +506,33 @@ def _say_scores(results: Results, top: int) -> Iterator[str]:
 
     yield from described(results, top)
     yield from notes_of(results["evidence"], results["head_vote"])
+
+
+def _say_influence(results: Results, top: int) -> Iterator[str]:
+    from icl_kernel_lens.report.influence import UNRANKED, ranks_heads
+
+    yield repr(results["accuracy"])
+    found = results["influence"]
+    yield found.describe()
+    if "fit" not in results:
+        yield f"How far heads follow it: not measured, as {found.kernel_part().undefined}."
+    elif ranks_heads(found):
+        yield results["fit"].describe(top)
+    else:
+        yield UNRANKED
+
+
+def _report_influence(results: Results, path: Path) -> None:
+    from icl_kernel_lens.report.influence import write_influence_report
+
+    write_influence_report(path, results["evidence"], results["influence"], results.get("fit"))
+
+
+def _best_beside(fit: Any, results: Results) -> Any:
+    from icl_kernel_lens.report.influence import best_beside, ranks_heads
+
+    found = results["influence"]
+    return best_beside(found, results["evidence"], fit) if ranks_heads(found) else None
 
 
 def _say_located(results: Results, top: int) -> Iterator[str]:
@@ -465,6 +596,38 @@ COMMANDS = {
         ),
         _say_scores,
         _report_heads,
+    ),
+    "influence": Command(
+        influence,
+        (
+            Saved("accuracy"),
+            Saved("evidence"),
+            Saved(
+                "influence",
+                figures=("influence.png", "influence.svg"),
+                also={
+                    "influence.csv": lambda found, _: found.to_dataframe(),
+                    "summary.csv": lambda found, _: found.summary(),
+                    "profile.csv": lambda found, _: found.profile(),
+                    "additivity.png": lambda found, _: found.additivity_figure(),
+                    "additivity.svg": lambda found, _: found.additivity_figure(),
+                },
+            ),
+            Saved(
+                "fit",
+                "heads.csv",
+                ("head_map.png", "head_map.svg"),
+                also={
+                    "layers.png": lambda fit, _: fit.layer_figure(),
+                    "layers.svg": lambda fit, _: fit.layer_figure(),
+                    "prompt.png": _best_beside,
+                    "prompt.svg": _best_beside,
+                },
+                sometimes=True,
+            ),
+        ),
+        _say_influence,
+        _report_influence,
     ),
     "patch": Command(
         patch,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ class Saved:
     """The files of its figure."""
     figure: Callable[[Any, Results], Any] = lambda result, _: result.figure()
     """Draws it, with the other results at hand."""
+    also: Mapping[str, Callable[[Any, Results], Any]] = field(default_factory=dict)
+    """Further files, by name, and what makes each of the result, with the others at hand: a table (.csv) or a figure; None:
+    there is none."""
     sometimes: bool = False
     """Whether a finished run may lack it."""
 
@@ -56,7 +59,7 @@ class Command:
     @property
     def files(self) -> tuple[str, ...]:
         """Every file that it may leave in its folder."""
-        made = [(f"{one.name}{SUFFIX}", one.table, *one.figures) for one in self.saves]
+        made = [(f"{one.name}{SUFFIX}", one.table, *one.figures, *one.also) for one in self.saves]
         names = [name for names in made for name in names if name]
         return (*names, REPORT) if self.report else tuple(names)
 
@@ -88,6 +91,12 @@ class Command:
                 figure = one.figure(result, results)
                 for name in one.figures:
                     figure.save(folder / name)
+            for name, make in one.also.items():
+                made = make(result, results)
+                if made is not None and name.endswith(".csv"):
+                    write_atomically(folder / name, made.to_csv(index=False))
+                elif made is not None:
+                    made.save(folder / name)
         if self.report:
             self.report(results, folder / REPORT)
 

@@ -45,7 +45,8 @@ def influence_fidelity(
     values are linearised: their mean over prompts is r, their spread between sets that of r.
     Control: I of the next test input of the same set (`exchanged_inputs`).
     Companions: `p_family`, the probability that the best of all heads fits as well with test inputs exchanged within sets;
-    `slope` of I on W; `other_order`, r with I of another order of the same demonstrations, which place cannot explain;
+    `null_95`, the fit that this best exceeds in 5 % of them, the same for all heads; `slope` of I on W; `other_order`, r with
+    I of another order of the same demonstrations, which place cannot explain;
     `with_influence`, the plain correlation of weights with G within prompts; `label_attention`.
 
     Does not show: that anything goes through the head. A head may copy a kernel that others carry (an echo): see
@@ -67,11 +68,13 @@ def influence_fidelity(
     size = mine.square().nansum((0, -1)).sqrt()
     share = (null / size).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
     unknown = found.correlation.isnan()
+    chance = share.flatten(1).amax(1).quantile(0.95) / theirs.square().nansum().sqrt()
     centred = (
         x - x.nanmean(-1, keepdim=True) for x in (weights.double(), influence.influence(scale).double())
     )
     companions = {
         "p_family": tail(share, together=True).masked_fill(unknown, torch.nan),
+        "null_95": chance.expand_as(found.correlation).masked_fill(unknown, torch.nan),
         "slope": found.slope,
         "with_influence": fit(*centred).correlation,
         "label_attention": label_attention(evidence, pooling=pooling).mean(),

@@ -11,21 +11,17 @@ from typing import Any
 from icl_kernel_lens.charts.page import Page
 from icl_kernel_lens.charts.token_view import MOST_HEADS
 from icl_kernel_lens.files import write_atomically
+from icl_kernel_lens.report.parts import capital, in_context, score_table, settings_of, words
 from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.criteria import CLASS_MEANS
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.results.label_part import name_of
-from icl_kernel_lens.results.task_accuracy import CONDITIONS, RULES, TaskAccuracy
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.scores.in_context import accuracy_of
 from icl_kernel_lens.scores.notes import notes_of
 
-ANYTHING = (
-    "Share of the answers: of the model's own, those that a rule gives which does not look at the inputs, the last "
-    "demonstration's label or always the model's commonest answer. What such a rule gives, a head may give for the same "
-    "reason."
-)
 READING = (
     "Each attention head is read as a kernel regression: its attention from the answer position to the "
     "demonstrations ({pooling}) is taken as the weights of a vote over their labels. The number is how often "
@@ -98,7 +94,7 @@ def write_report(
     """
     main, run = scores[0], evidence.run
     page = Page(f"Kernel-regression heads of {run.model} on {run.prompts.task}")
-    _in_context(page, accuracy or (ranking.accuracy if ranking else accuracy_of(evidence)))
+    in_context(page, accuracy or (ranking.accuracy if ranking else accuracy_of(evidence)))
     _looking(page, evidence, located=ranking is not None)
     if ranking is not None:
         _located(page, ranking)
@@ -108,25 +104,9 @@ def write_report(
     _votes(page, scores, (*notes_of(evidence, main), *beside))
     if evidence.prompts.strings and not main.mean().isnan().all():
         page.tokens(evidence.token_view(list(main.top(MOST_HEADS)["head"])))
-    settings = [*_settings(evidence), *main.settings.items(), *_criteria(ranking)]
+    settings = [*settings_of(evidence), *main.settings.items(), *_criteria(ranking)]
     page.heading("How it was measured").table(["setting", "value"], settings)
     return write_atomically(path, page.html())
-
-
-def _in_context(page: Page, accuracy: TaskAccuracy) -> None:
-    rows = [
-        [
-            f"{row['what']}, {(CONDITIONS | RULES)[row['name']]}",
-            f"{row['mean']:.1%}",
-            "–" if row["low"] != row["low"] else f"{row['low']:.1%} – {row['high']:.1%}",
-        ]
-        for row in accuracy.to_dataframe().to_dict("records")
-    ]
-    page.heading("Is there anything to explain?").text(accuracy.verdict())
-    page.table(["of the prompts", "share", "95 % interval"], rows, ANYTHING)
-    page.text(
-        *(f"Accuracy {CONDITIONS[name]}: not measured ({why})." for name, why in accuracy.reasons.items())
-    )
 
 
 def _looking(page: Page, evidence: Evidence, *, located: bool) -> None:
@@ -167,7 +147,7 @@ def _located(page: Page, ranking: HeadRanking) -> None:
         else "No kernel head confirmed.",
         f"The band: {ranking.band or 'none'}." + ("" if ranking.band else f" {NO_BAND}"),
         *(() if ranking.offsets == (0,) else (OFFSETS.format(offsets=name_of(ranking.offsets)),)),
-        *(f"{_capital(note)}." for note in ranking.notes),
+        *(f"{capital(note)}." for note in ranking.notes),
     ).table(
         ["class", "heads"],
         [[f"{name}: {means}", str(count[name])] for name, means in CLASS_MEANS.items() if count[name]],
@@ -184,7 +164,7 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
             row["head"],
             f"{row['class']}: {row['why']}" if row["why"] else row["class"],
             _number(row, "agreement"),
-            f"{_number(row, 'control')} ({_words(row['strongest_control'])})",
+            f"{_number(row, 'control')} ({words(row['strongest_control'])})",
             _between(row, "margin"),
             _number(row, "label_shift"),
             _number(row, "word_bound_shift"),
@@ -230,7 +210,7 @@ def _curves(page: Page, curves: AblationCurves) -> None:
             seed=curves.run.prompts.seed,
             right="the true label" if curves.default_reference == "truth" else "the uncut answer",
         ),
-        *(f"{_capital(note)}." for note in curves.notes()),
+        *(f"{capital(note)}." for note in curves.notes()),
     )
     page.chart(curves.figure()).table(
         ["cut edges", "side", "heads", "right (interval)", "random sets: median (95 % of them)"],
@@ -257,45 +237,8 @@ def _votes(page: Page, scores: Sequence[HeadScores], notes: Sequence[str]) -> No
     )
     page.chart(main.figure())
     for result in scores:
-        _score_table(page, result)
+        score_table(page, result)
     page.text(LIMITS)
-
-
-def _score_table(page: Page, scores: HeadScores, k: int = 12) -> None:
-    rows = [
-        [
-            row["head"],
-            f"{row[scores.name]:.3f}",
-            f"{row['low']:.3f} – {row['high']:.3f}",
-            f"{row['control']:.3f} ({_words(row['strongest_control'])})",
-            f"{row['above_control']:+.3f}",
-            *(f"{row[name]:.3f}" for name in scores.companions),
-        ]
-        for row in scores.top(k).to_dict("records")
-    ]
-    settings = ", ".join(f"{name} {value}" for name, value in scores.settings.items())
-    reasons = "".join(f" Not scored: {why} ({count} cells)." for why, count in scores.reasons.items())
-    page.heading(f"{_capital(scores.title)} (pooling {scores.settings['pooling']})").table(
-        [
-            "head",
-            _words(scores.name),
-            "95 % interval",
-            "strongest control",
-            "above it",
-            *map(_words, scores.companions),
-        ],
-        rows,
-        f"{_capital(scores.unit)}; {len(scores.values)} prompts; {settings}. "
-        f"The {len(rows)} heads most surely above their controls; those that hardly read the labels last.{reasons}",
-    )
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _number(row: Mapping[Hashable, Any], name: str) -> str:
@@ -310,29 +253,5 @@ def _between(row: Mapping[Hashable, Any], name: str) -> str:
 def _criteria(ranking: HeadRanking | None) -> list[tuple[str, str]]:
     if ranking is None:
         return []
-    named = [(f"criterion: {_words(name)}", f"{value:g}") for name, value in asdict(ranking.criteria).items()]
+    named = [(f"criterion: {words(name)}", f"{value:g}") for name, value in asdict(ranking.criteria).items()]
     return [*named, *((f"locating: {name}", value) for name, value in ranking.settings.items())]
-
-
-def _settings(evidence: Evidence) -> list[tuple[str, str]]:
-    run, prompts = evidence.run, evidence.prompts
-    info, template = run.prompts, run.prompts.template
-    return [
-        ("model", f"{run.model} ({run.layers} layers × {run.heads} heads)"),
-        ("loaded from", f"{run.source or 'an object of the user'}" + (f" @ {run.revision}" if run.revision else "")),
-        ("class", run.kind + (f": {run.loaded_because}" if run.loaded_because else "")),
-        ("dtype, device", f"{run.dtype}, {run.device}"),
-        ("quantisation", run.quantisation or "none known"),
-        ("verification", run.verification),
-        ("reading", run.reading),
-        ("task", f"{info.task}; {info.origin}"),
-        ("template", repr(template.demo) + f", then {template.separator!r}" if template else "token ids"),
-        ("prompts", f"{len(prompts)} of {info.demos} demonstrations, {int(prompts.lengths.min())}–"
-         f"{int(prompts.lengths.max())} tokens, seed {info.seed}"),
-        ("demonstration sets", "fresh for every test input" if info.sets is None else str(info.sets)),
-        ("demonstrations balanced", "yes" if info.balanced else "no"),
-        ("beginning-of-sequence token", {True: "yes", False: "no", None: "not known"}[info.prepend_bos]),
-        ("labels scored on", run.score_on.replace("_", " ")),
-        ("template tokens in spans", "counted" if run.template_tokens else "left out"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
-    ]  # fmt: skip

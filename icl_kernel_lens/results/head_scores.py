@@ -17,6 +17,7 @@ from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.head_map import head_map_figure
+from icl_kernel_lens.charts.layers import layer_profile_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.intervals import cluster_bootstrap, cluster_t, interval_of
 from icl_kernel_lens.reasons import Reason
@@ -220,18 +221,43 @@ class HeadScores(Result):
         """Long form: prompt, layer, head, value, and one column a control."""
         return long_form(("prompt", "layer", "head"), {"value": self.values, **self.controls})
 
+    def _measured(self) -> str:
+        """On how many prompts of which kind, and how."""
+        pooling = self.settings.get("pooling")
+        return (
+            f"{len(self.values)} prompts of {self.run.prompts.demos} demonstrations; {self.unit}"
+            + f"; pooling {pooling}" * bool(pooling)
+        )
+
+    @checked
+    def layer_figure(self, *, least_attention: float = LEAST_ATTENTION) -> Figure:
+        """The score over the layers: every head beside its strongest control, and the best head of each layer.
+
+        With a companion `null_95`, what the best of all heads exceeds by chance in 5 %. Heads that pay the labels less than
+        `least_attention` are grey.
+        """
+        null = self.companions.get("null_95")
+        known = null[~null.isnan()] if null is not None else torch.zeros(0)
+        return layer_profile_figure(
+            self.table(least_attention=least_attention).to_dict("records"),
+            score=self.name,
+            title=self.title,
+            of=self.run.about,
+            measured=self._measured(),
+            null=float(known.max()) if len(known) else None,
+            least_attention=least_attention,
+        )
+
     @checked
     def figure(self, *, least_attention: float = LEAST_ATTENTION) -> Figure:
         """The layer × head map beside the map of its strongest control; a click on a head shows its attention on the
         demonstrations of a prompt. Heads that pay the labels less than `least_attention` are grey."""
-        prompts, pooling = self.run.prompts, self.settings.get("pooling")
         return head_map_figure(
             self.table(least_attention=least_attention).to_dict("records"),
             score=self.name,
             title=self.title,
             of=self.run.about,
-            measured=f"{len(self.values)} prompts of {prompts.demos} demonstrations; {self.unit}"
-            + (f"; pooling {pooling}" if pooling else ""),
+            measured=self._measured(),
             weights=self.shown and self.shown.weights,
             demos=self.shown.rows() if self.shown else (),
             least_attention=least_attention,

@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
-from icl_kernel_lens.axes import Reference, check_reference
+from icl_kernel_lens.axes import Head, HeadRef, Pooling, Reference, check_reference
+from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.influence import additivity_figure, influence_figure, prompt_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.groups import first_half, numbered
@@ -22,6 +24,7 @@ from icl_kernel_lens.numbers.influence import (
     Additivity,
     Estimate,
     additivity,
+    centred_over_set,
     exchanged,
     label_pull,
     negative_again,
@@ -34,9 +37,11 @@ from icl_kernel_lens.numbers.influence import (
 )
 from icl_kernel_lens.numbers.intervals import cluster_t
 from icl_kernel_lens.numbers.logits import logit_difference
+from icl_kernel_lens.numbers.votes import normalised
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken
+from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 
@@ -55,6 +60,8 @@ LEAST_ADDITIVE = 0.5
 """If R² surely lies below this, what demonstrations do together is not the sum of what each does."""
 MOST_AT_ONE_PLACE = 0.4
 """With more of the influence than this at the last (or first) place, and surely twice its even part, it is a habit."""
+MOST_SHOWN = 12
+"""Heads whose weights stand below one another in a figure."""
 
 
 class KernelPart(NamedTuple):
@@ -367,6 +374,175 @@ class LabelInfluence(Result):
             r2 = _held_out(torch.stack(xs, -1), target, half, self.demo_set)
             rows.append({"kernel": name, "r2": r2.value, "low": r2.low, "high": r2.high})
         return pd.DataFrame(rows)
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    @checked
+    def figure(self, demo_set: int | None = None) -> Figure:
+        """G within one demonstration set, demonstrations × test inputs, beside its mean at each place over all prompts.
+
+        Without `demo_set`, the set in which G varies most with the test input: the clearest of them, not a typical one.
+
+        Raises: ResultError: no prompt is of this set.
+        """
+        chosen = self._varies_most() if demo_set is None else demo_set
+        members = (self.demo_set == chosen).nonzero()[:, 0].tolist()
+        if not members:
+            raise ResultError(
+                f"a demonstration set has a number from {int(self.demo_set.min())} to {int(self.demo_set.max())} that some "
+                f"prompt bears (.demo_set); no prompt is of set {chosen}.",
+                code="number-range",
+            )
+        prompts, answers = self.prompts, self.scores[0].argmax(-1).tolist()
+        truth = None if prompts.test_labels is None else prompts.test_labels.tolist()
+        shown = f"set {chosen} of {len(self.demo_set.unique())}"
+        if demo_set is None:
+            shown += ", in which G varies most" + " with the test input" * self.shares_sets
+        return influence_figure(
+            self._shown_demos(members),
+            [
+                {
+                    "prompt": p,
+                    "answer": self._word(p, answers[p]),
+                    "rank": answers[p],
+                    "truth": "not known" if truth is None else self._word(p, truth[p]),
+                }
+                for p in members
+            ],
+            self.values[members].tolist(),
+            [row for row in self.profile().to_dict("records") if row["order"] == 0],
+            classes=prompts.labels,
+            of=self.run.about,
+            about=f"{len(prompts)} prompts of {prompts.demos} demonstrations; G in logits",
+            shown=shown,
+        )
+
+    def _varies_most(self) -> int:
+        """The set in which G varies most: with the test input, or where no two prompts share one, over demonstrations."""
+        moved = centred_over_set(self.values, self.demo_set)[0] if self.shares_sets else self.values
+        spread = moved.square().nanmean(-1).nan_to_num(nan=-torch.inf)
+        groups = self.demo_set.unique()
+        means = torch.stack([spread[self.demo_set == group].mean() for group in groups])
+        return int(groups[means.argmax()])
+
+    def _word(self, prompt: int, label: int) -> str:
+        """A class's label word in a prompt, as it is shown."""
+        words = self.prompts.label_words
+        return (words[prompt][label].strip() if words else "") or f"class {label}"
+
+    def _shown_demos(self, members: Sequence[int]) -> list[dict[str, str | int]]:
+        """The demonstrations of prompts that share them, in reading order: label word, class, and text where it is kept."""
+        prompts, first = self.prompts, members[0]
+        kept = [p for p in members if p < len(prompts.strings)]
+        texts = prompts.demo_texts(kept[0]) if kept else ("not kept",) * prompts.demos
+        return [
+            {
+                "word": self._word(first, label),
+                "rank": label,
+                "text": text if len(text) <= 200 else f"{text[:199]}…",
+            }
+            for label, text in zip(prompts.demo_labels[first].tolist(), texts, strict=True)
+        ]
+
+    @checked
+    def prompt_figure(
+        self,
+        evidence: Evidence,
+        heads: Sequence[Head | str],
+        prompt: int = 0,
+        *,
+        pooling: Pooling = "label",
+        scale: Scale = "log_odds",
+    ) -> Figure:
+        """G in one prompt, and heads' kernel weights on the same demonstrations, each over its own scale.
+
+        A head that does what the model does shows G's profile. What all test inputs of a set have in common shows, too, and
+        is no sign of a kernel: `influence_fidelity` leaves it out.
+
+        Raises: ResultError: the evidence is of other prompts or another model; no such prompt or head, too many heads.
+                EvidenceMissing: it was read without this pooling.
+        """
+        refs = HeadRef.each(heads)
+        mine, theirs = ((r.model, r.kind, r.revision) for r in (self.run, evidence.run))
+        if not self.prompts.same_as(evidence.prompts) or mine != theirs:
+            raise ResultError(
+                f"weights are shown beside the influence on the same prompts in the same model; the evidence is of "
+                f"{len(evidence.prompts)} prompts of {evidence.run.model}, the influence of {len(self.prompts)} of "
+                f"{self.run.model}. Read these prompts: read(model, influence.prompts).",
+                code="evidence-of-others",
+            )
+        if not 0 <= prompt < len(self.prompts):
+            raise ResultError(
+                f"there are prompts 0 to {len(self.prompts) - 1}; got prompt {prompt}.", code="number-range"
+            )
+        if not 0 < len(refs) <= MOST_SHOWN:
+            raise ResultError(
+                f"the figure shows 1 to {MOST_SHOWN} heads; got {len(refs)}.", code="number-range"
+            )
+        weights = evidence.pooled(pooling)[prompt]
+        layers, total = weights.shape[:2]
+        for ref in refs:
+            if not (0 <= ref.layer < layers and 0 <= ref.head < total):
+                raise ResultError(
+                    f"there is no head {ref}; layers run to {layers - 1}, heads to {total - 1}.",
+                    code="head-outside",
+                )
+        truth = self.prompts.test_labels
+        says = (
+            f"prompt {prompt}: the model answers {self._word(prompt, int(self.scores[0, prompt].argmax()))}"
+        )
+        if truth is not None:
+            says += f", the true label is {self._word(prompt, int(truth[prompt]))}"
+        return prompt_figure(
+            self._shown_demos([prompt]),
+            self.influence(scale)[prompt].tolist(),
+            {
+                f"{ref}: kernel weights; attention on the demonstrations {float(weights[ref].sum()):.2f}": (
+                    normalised(weights[ref].double()).tolist()
+                )
+                for ref in refs
+            },
+            classes=self.prompts.labels,
+            of=self.run.about,
+            about=[says],
+            unit=UNITS[scale],
+            short=f"label influence and heads: {self.run.about}, prompt {prompt}",
+        )
+
+    @checked
+    def additivity_figure(self, scale: Scale | None = None) -> Figure:
+        """The effect of joint replacements on the model's own answer against the sum of the single effects.
+
+        One point a prompt and replacement: the score of the answer that the model gives with its own labels, minus the mean of
+        the others'. Without `scale`, that on which replacements add up better. R² is of all label scores (`.additivity`).
+        """
+        scale = self.scale if scale is None else scale
+        observed, summed = (
+            logit_difference(effect, self._reference("model")) for effect in self.joint_effects(scale)
+        )
+        known = ~(observed + summed).isnan()
+        points = [
+            {
+                "pattern": self.patterns[at],
+                "prompt": p,
+                "summed": float(summed[at, p]),
+                "observed": float(observed[at, p]),
+            }
+            for at, p in known.nonzero().tolist()
+        ]
+        found = self.additivity(scale)
+        return additivity_figure(
+            points,
+            {
+                name: f"{self.additivity(scale, name).r2.value:.2f}"
+                for name in get_args(Pattern)
+                if name in self.patterns
+            },
+            title=f"Do single effects add up? R² {found.r2}, slope {found.slope}",
+            of=self.run.about,
+            about=f"{int(known.any(0).sum())} prompts; effects on the model's answer minus the mean of the others",
+            unit=UNITS[scale],
+        )
 
     # --- what is said -------------------------------------------------------------------------------------------------
 

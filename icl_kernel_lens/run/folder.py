@@ -118,7 +118,7 @@ def finished(folder: Path) -> Manifest:
     if manifest is None:
         raise ResultError(
             f"a folder of results holds {MANIFEST}; {folder} does not{'' if folder.exists() else ' exist'}. Write one "
-            f"with: icl-kernel-lens score --out {folder}, or patch, locate or theory.",
+            f"with: icl-kernel-lens score --out {folder}, or influence, patch, locate or theory.",
             code="file-absent",
         )
     for name, digest in manifest.files.items():

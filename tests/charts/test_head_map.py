@@ -82,6 +82,7 @@ def test_nothing_scored_and_nothing_finite_are_drawn_grey():
         assert {row["value"] for row in figure.spec()["datasets"]["heads"]} == {None}
         json.dumps(figure.spec(), allow_nan=False)
         assert figure.png().startswith(b"\x89PNG")
+        assert figure.svg().count('fill="#d9d9d9"') == 2, "neither left out nor drawn as 0"
     assert framed(plain({"L0H1": float("nan"), "L0H0": float("nan")})) == {"layer": 0, "head": 0}
 
 

@@ -19,6 +19,7 @@ from icl_kernel_lens.locate.search import locate_heads
 from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.results.ablation_curves import AblationCurves
 from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.label_influence import LabelInfluence
 from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.run.checkpoint import Checkpoint
@@ -375,6 +376,94 @@ def test_other_edges_from_the_command_line(tmp_path, capsys):
         assert main(["score", *small, *wrong, "--out", str(tmp_path / "w")]) == 1
         assert "--pooling edges and --offsets belong together" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
+
+
+def influence(out, *more):
+    small = ("--prompts", 24, "--sets", 8, "--demos", 4, "--device", "cpu", "--no-progress")
+    return run("influence", "--out", out, *small, *more)
+
+
+def test_influence_then_show(tmp_path, capsys, monkeypatch):
+    """Tables, figures, report and results; an interrupted run goes on; the same as from Python."""
+    out = tmp_path / "influence"
+    with monkeypatch.context() as patch:
+        before = interrupt_after(patch, 2)
+        assert influence(out) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        resumed = interrupt_after(patch, None)
+        assert influence(out) == 0
+    assert before
+    assert not before & resumed, "what had been finished was not run again"
+    printed = capsys.readouterr().out
+    assert names(out) == {*COMMANDS["influence"].files, "manifest.json"}
+    found = LabelInfluence.load(out / "influence.safetensors")
+    accuracy, verdict = found.accuracy.verdict(), found.verdict()
+    assert printed.index(f"\n{accuracy}\nTaskAccuracy(") < printed.index(verdict) < printed.index("\nL2H1")
+    model, task = load_model("mini", "cpu"), load_task("topics")
+    prompts = task.prompts(model, demos=4, count=24, seed=0, sets=8)
+    expected = icl_kernel_lens.label_influence(model, prompts, progress=False)
+    assert found.summary().equals(expected.summary())
+    fit = HeadScores.load(out / "fit.safetensors")
+    evidence = Evidence.load(out / "evidence.safetensors")
+    assert fit.table().equals(icl_kernel_lens.influence_fidelity(expected, evidence).table())
+    assert pd.read_csv(out / "summary.csv")["value"].tolist() == pytest.approx(
+        expected.summary()["value"].tolist()
+    )
+    assert len(pd.read_csv(out / "influence.csv")) == 2 * 24 * 4
+    assert pd.read_csv(out / "profile.csv")["place"].tolist() == [0, 1, 2, 3] * 2
+    assert pd.read_csv(out / "heads.csv")["head"][0] == "L2H1"
+    page = html.unescape((out / "report.html").read_text())
+    assert page.index(accuracy) < page.index(verdict) < page.index("Which heads follow it?")
+    drawn = {name: (out / name).read_bytes() for name in names(out) if name.endswith(".png")}
+    assert set(drawn) == {
+        f"{name}.png" for name in ("influence", "additivity", "layers", "head_map", "prompt")
+    }
+    for name in (*drawn, "summary.csv", "report.html"):
+        (out / name).unlink()
+    assert run("show", out, "--top", 1) == 0
+    shown = capsys.readouterr().out
+    assert verdict in shown
+    assert shown.count("\nL2H1") == 1
+    assert not any(line.startswith("L1H") for line in shown.splitlines()), "--top 1"
+    assert {name: (out / name).read_bytes() for name in drawn} == drawn
+    assert names(out) == {*COMMANDS["influence"].files, "manifest.json"}
+    assert influence(out, "--orders", 3) == 1
+    assert "orders=3, pooling=label now" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "influence"
+    assert influence(out, "--dry-run", "--orders", 3) == 0
+    printed = capsys.readouterr().out
+    model, task = load_model("mini", "cpu"), load_task("topics")
+    prompts = task.prompts(model, demos=4, count=24, seed=0, sets=8)
+    cost = icl_kernel_lens.influence_cost(model, prompts, orders=3)
+    assert f"label influence in 3 orders: {cost.runs:,} prompts, {cost.tokens:,} tokens to run" in printed
+    assert not out.exists()
+
+
+def test_influence_ranks_heads_only_where_there_is_a_kernel_part(tmp_path, capsys):
+    """One order: undetermined. Fresh demonstrations for each prompt: nothing to compare heads on."""
+    out = tmp_path / "a"
+    assert influence(out, "--orders", 1) == 0
+    printed = capsys.readouterr().out
+    assert "the kernel part is undetermined, as the demonstrations were shown in one order alone" in printed
+    assert "No head is ranked" in printed
+    assert names(out) == {*COMMANDS["influence"].files, "manifest.json"} - {"prompt.png", "prompt.svg"}
+    page = html.unescape((out / "report.html").read_text())
+    assert "No head is ranked" in page
+    assert "<td>L2H1</td>" not in page
+    assert influence(tmp_path / "b", "--sets", 24) == 0
+    printed = capsys.readouterr().out
+    assert "How far heads follow it: not measured, as no two prompts share their demonstrations" in printed
+    assert not (tmp_path / "b" / "heads.csv").exists()
+    assert "Not measured: no two prompts share" in (tmp_path / "b" / "report.html").read_text()
+    assert run("show", tmp_path / "b") == 0
+    for wrong in (("--orders", 0), ("--demos", 1), ("--pooling", "edges"), ("--batch-size", 0)):
+        assert influence(tmp_path / "c", *wrong) == 1
+        assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "c").exists(), "refused before anything was read"
 
 
 def test_locate_refuses(tmp_path, capsys):

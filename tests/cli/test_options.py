@@ -11,8 +11,11 @@ from icl_kernel_lens.cli import main, options
 from icl_kernel_lens.interventions import cuts, patch
 from icl_kernel_lens.theory.presets import PRESETS
 
+PROMPTS = {"score": 200, "influence": 256, "patch": 200, "locate": 400}
+"""How many each command draws by default."""
 
-@pytest.mark.parametrize("command", ["score", "patch", "locate"])
+
+@pytest.mark.parametrize("command", PROMPTS)
 def test_every_command_takes_the_same_model_task_prompts_and_folder(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -21,7 +24,7 @@ def test_every_command_takes_the_same_model_task_prompts_and_folder(command, cap
         assert f"--{field.name.replace('_', '-')}" in text
     assert "--source" not in text
     assert "--target" not in text
-    assert f"(default: {400 if command == 'locate' else 200})" in text
+    assert f"(default: {PROMPTS[command]})" in text
 
 
 def test_words_are_the_librarys():

@@ -11,7 +11,7 @@ from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.scores.vote import head_vote
 
 
-@pytest.mark.parametrize("name", ["score", "patch", "locate", "theory"])
+@pytest.mark.parametrize("name", ["score", "influence", "patch", "locate", "theory"])
 def test_every_file_is_named_once(name):
     command = COMMANDS[name]
     assert len(set(command.files)) == len(command.files)
@@ -26,7 +26,18 @@ def test_results_are_said_and_drawn_by_their_declarations(tmp_path, capsys):
         print,
         (
             Saved("evidence"),
-            Saved("vote", "vote.csv", ("vote.svg",), sometimes=True),
+            Saved(
+                "vote",
+                "vote.csv",
+                ("vote.svg",),
+                also={
+                    "best.csv": lambda vote, results: vote.top(len(results)),
+                    "layers.svg": lambda vote, _: vote.layer_figure(),
+                    "never.svg": lambda *_: None,
+                    "never.csv": lambda *_: None,
+                },
+                sometimes=True,
+            ),
         ),
         report=lambda results, path: path.write_text(", ".join(results)),
     )
@@ -34,7 +45,10 @@ def test_results_are_said_and_drawn_by_their_declarations(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.index("Evidence(") < printed.index("agreement of the head's vote")
     assert printed.count("\nL") == 1
-    assert {p.name for p in tmp_path.iterdir()} == {"vote.csv", "vote.svg", "report.html"}
+    written = {p.name for p in tmp_path.iterdir()}
+    assert written == {"vote.csv", "vote.svg", "best.csv", "layers.svg", "report.html"}
+    assert written < set(command.files)
+    assert len((tmp_path / "best.csv").read_text().splitlines()) == 3, "made with the other results at hand"
     assert (tmp_path / "report.html").read_text() == "evidence, vote"
     for name in ("evidence", "vote"):
         results[name].save(tmp_path / f"{name}.safetensors")

@@ -16,7 +16,8 @@ ROOT = Path(icl_kernel_lens.__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("score",), ("patch",), ("locate",), ("theory",), ("show",), ("train-mini",)]
+    "command",
+    [(), ("score",), ("influence",), ("patch",), ("locate",), ("theory",), ("show",), ("train-mini",)],
 )
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -37,7 +38,7 @@ HELP = """
 import sys
 from icl_kernel_lens.cli import main
 
-for command in ([], ["score"], ["patch"], ["locate"], ["theory"], ["show"], ["train-mini"]):
+for command in ([], ["score"], ["influence"], ["patch"], ["locate"], ["theory"], ["show"], ["train-mini"]):
     try:
         main([*command, "--help"])
     except SystemExit as stop:

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from charts.located import curves, ranking, run_info
+from results.influence_made import made_influence
 from theory.examples import theory_examples
 
 from icl_kernel_lens.evidence.small import small_evidence
@@ -145,6 +146,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Saliency": saliency,
     "PatchEffects": patch_effects,
     "LabelCoverage": label_coverage,
+    "LabelInfluence": made_influence,
 }
 """By the name of the class."""
 theory = cache(theory_examples)
