@@ -91,8 +91,8 @@ class InterceptableAdapter(ModelAdapter, Protocol):
         positions: Int[Tensor, "batch read"],
         *,
         gradients: bool = False,
-    ) -> Float[Tensor, "batch read vocab"]:
-        """As `ModelAdapter.forward`; `gradients` records what autograd needs."""
+    ) -> Float[Tensor, "row read vocab"]:
+        """As `ModelAdapter.forward`; `gradients` records what autograd needs. A batch of one may have grown on the way."""
         ...
 
     def intercepting(self, handler: Handler, *, start: int = 0) -> AbstractContextManager[None]:

@@ -112,7 +112,7 @@ def attention_pass(
     edits: Edits | None = None,
     watched: Watched | None = None,
     gradients: bool = False,
-) -> Float[Tensor, "batch read vocab"]:
+) -> Float[Tensor, "row read vocab"]:
     """Next-token logits at `positions`, every layer's z given by `handle`.
 
     `tokens` are those behind the prefix; lengths and positions count from the beginning of the prompt.

@@ -191,7 +191,7 @@ class TransformerLensAdapter(ABC):
         positions: Int[Tensor, "batch read"],
         *,
         gradients: bool = False,
-    ) -> Float[Tensor, "batch read vocab"]:
+    ) -> Float[Tensor, "row read vocab"]:
         """See `InterceptableAdapter`; only the positions asked for go through the unembedding."""
 
         def keep_answer(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
