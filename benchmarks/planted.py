@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isnan
+from typing import Any
 
 import torch
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.models.planted_build import Form
 from icl_kernel_lens.worlds.planted.closed_form import Judged, PlantedPlan
-from icl_kernel_lens.worlds.planted.roles import KERNELS, HeadRole, PlantedClass, PlantedHead
+from icl_kernel_lens.worlds.planted.roles import KERNELS, ROLES, HeadRole, PlantedClass, PlantedHead
+from icl_kernel_lens.worlds.planted.wires import SUNK
 
 ENDANGERED = (*KERNELS, "echo")
 """Roles whose class may become unclear by what other heads write, even where nothing reads them."""
@@ -167,3 +171,66 @@ def random_plan(seed: int, *, form: Form | None = None, norm: bool | None = None
                 if not offer(PlantedHead(*spot, role=role, bandwidth=bandwidth)):
                     free.add(spot)
     return plan
+
+
+LONE: tuple[HeadRole, ...] = (
+    *("kernel", "unread_kernel", "anti_kernel", "pair_kernel", "salience", "addressing", "misbound"),
+    *("label_blind", "harmful_key", "recency", "driver", "uniform", "last_label", "first_token", "echo"),
+    "word_preference",
+)
+"""Roles that stand for themselves in any world."""
+
+
+def mixed_plan(seed: int, norm: bool | None = None) -> PlantedPlan:
+    """Fifteen heads of roles, doses and places drawn at random, in a world drawn at random."""
+    rng = random.Random(seed)
+    separator, trailing, labels = rng.random() < 0.5, rng.random() < 0.5, rng.randint(2, 4)
+    layers, places = 4, {1: [*range(6)], 2: [*range(6)], 3: [*range(6)]}
+
+    def head(role: HeadRole, layer: int | None = None, **doses: Any) -> PlantedHead:
+        layer = layer or rng.choice([at for at in places if places[at]])
+        index = places[layer].pop(rng.randrange(len(places[layer])))
+        return PlantedHead(layer, index, role, **doses)
+
+    def drawn(role: HeadRole) -> dict[str, Any]:
+        doses: dict[str, Any] = {"label": rng.randrange(labels)} if role == "word_preference" else {}
+        if not isnan(ROLES[role].gain):
+            doses["gain"] = rng.choice((0.0, 10 ** rng.uniform(-2, 0.5)))
+        if not isnan(ROLES[role].bandwidth):
+            doses["bandwidth"] = ROLES[role].bandwidth * rng.uniform(0.9, 2.0)
+        if role in SUNK:
+            doses["share"] = rng.choice((None, 0.999, 10 ** rng.uniform(-4, 0)))
+            doses["swing"] = rng.choice((0.0, rng.uniform(-4, 4)))
+        if role in ("kernel", "unread_kernel"):
+            doses["echo_share"] = rng.choice((0.0, 1.0, rng.random()))
+        if role == "pair_kernel":
+            doses["pull"] = rng.uniform(-3, 3)
+        return doses
+
+    twins = drawn("opposed_kernel")
+    heads = [head("opposed_kernel", **twins), head("opposing_kernel", **twins)]
+    norm = rng.random() < 0.6 if norm is None else norm
+    loud = norm and seed % 3 > 0 and rng.random() < 0.5
+    if trailing or not loud:
+        heads += [head("cancelled_kernel", 1, **drawn("cancelled_kernel")), head("canceller", 3)]
+    if separator:
+        heads.append(head("after_kernel", **drawn("after_kernel")))
+    if trailing:
+        heads += [head("early_kernel", rng.randint(1, 2), **drawn("early_kernel")), head("mover", 3)]
+    heads += [head(role, **drawn(role)) for role in rng.choices(LONE, k=15 - len(heads))]
+    return PlantedPlan(
+        tuple(heads),
+        layers=layers,
+        heads_per_layer=6,
+        labels=labels,
+        form=("plain", "rotary", "parallel")[seed % 3],
+        norm=norm,
+        direct=10 ** rng.uniform(-1, 1),
+        demos=rng.randint(3, 8),
+        sink=rng.choice((0.1, 0.2, 0.5)),
+        separator=separator,
+        trailing=trailing,
+        mlp_noise=rng.choice((0.0, 1.0)),
+        loudness=0.7 * loud,
+        seed=seed,
+    )

@@ -8,9 +8,10 @@ from itertools import product
 import pytest
 import torch
 from support import needs_hooked
-from worlds.planted.plans import best_kind, decoys, gaussian, mixed
+from worlds.planted.plans import best_kind, decoys, gaussian
 
-from icl_kernel_lens import read
+from benchmarks.planted import mixed_plan
+from icl_kernel_lens import carried_influence, label_influence, read
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import FIRST_LABEL, PlantedHead
@@ -40,7 +41,7 @@ def scores_of(model, prompts):
 
 @pytest.mark.parametrize("seed", [1, 2, 4])
 def test_influence_and_label_part_are_the_models_own(seed):
-    plan = mixed(seed, norm=True)
+    plan = mixed_plan(seed, norm=True)
     model, prompts = PlantedModel.of(plan, best_kind()).model, plan.prompts(count=5)
     clean = scores_of(model, prompts)
     found = torch.zeros(5, plan.demos, dtype=torch.float64)
@@ -139,3 +140,20 @@ def test_a_kernels_influence_is_its_weights():
         votes = torch.nn.functional.one_hot(prompts.demo_labels, labels).double()
         part = 2.0 * (weights[..., None] * votes).sum(1)
         torch.testing.assert_close(plan.label_part(prompts), part - part.mean(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_measured_is_the_closed_form(seed):
+    """Heads of any role and dose, in worlds with separators, trailing tokens, noise and norms."""
+    plan = mixed_plan(seed)
+    prompts = plan.prompts(count=6, tests_per_set=3, seed=seed)
+    model = PlantedModel.of(plan, best_kind()).model
+    found = label_influence(model, prompts, progress=False)
+    size = max(1.0, float(plan.influence(prompts).abs().max()))
+    close = {"atol": 1e-4 * size, "rtol": 0}
+    torch.testing.assert_close(found.values.double(), plan.influence(prompts), **close)
+    prior = found.shifted.mean(1)
+    torch.testing.assert_close((found.shifted[:, 0] - prior).double(), plan.label_part(prompts), **close)
+    for factor in ("both", "values", "keys"):
+        parts = carried_influence(model, found, carrier=factor, progress=False)
+        torch.testing.assert_close(parts.values.double(), plan.carried(prompts, factor), **close)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from support import has_hooked_transformer, needs_hooked
-from worlds.planted.plans import decoys, mixed, one
+from worlds.planted.plans import decoys, one
 
+from benchmarks.planted import mixed_plan
 from icl_kernel_lens import corrupt, knock_out, read
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.worlds.planted.model import PlantedModel
@@ -44,7 +45,7 @@ def test_the_model_computes_every_decoy(form, norm, kind):
 
 @pytest.mark.parametrize("seed", range(36))
 def test_mixtures_drawn_at_random_are_computed_exactly(seed):
-    plan = mixed(seed, norm=None if has_hooked_transformer() else True)
+    plan = mixed_plan(seed, norm=None if has_hooked_transformer() else True)
     prompts = plan.prompts(count=6)
     evidence = read(PlantedModel.of(plan).model, prompts, progress=False)
     close(evidence.weights["label"], plan.weights(prompts))
