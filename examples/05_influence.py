@@ -8,11 +8,12 @@
 
 # %%
 import icl_kernel_lens as ikl
+from icl_kernel_lens.influence.measure import influence_cost
 
 model = ikl.load_model("mini")
 task = ikl.load_task("topics")
 prompts = task.prompts(model, demos=8, count=96, sets=16, seed=0)
-print(ikl.influence_cost(model, prompts))
+print(influence_cost(model, prompts))
 
 # %% [markdown]
 # Six test inputs share each set of demonstrations, so that the test input alone varies; the same demonstrations are shown
@@ -51,7 +52,15 @@ columns = ["head", "influence_fit", "low", "high", "control", "p_family", "other
 print(fit.top(4)[columns].to_string(index=False, float_format="%.3f"))
 
 # %% [markdown]
-# It does not show that anything goes through that head: see `examples/02_patch_labels.py` and `examples/03_locate.py`.
+# It does not show that anything goes through that head.
+#
+# **How much goes through it?** The answer position reads one demonstration's label edge, in one head, from the run in which that
+# label is replaced; what that moves, over the whole influence, is the head's share.
+
+# %%
+print(ikl.carried_influence(model, influence, prompts=[n for n in range(96) if n % 6 < 2], progress=False))
+
+# %% [markdown]
 # Figures: shown inline by a notebook, or saved.
 
 # %%

@@ -153,8 +153,8 @@ def influence(
         top: Heads to print.
         progress: Show a progress bar.
     """
-    from icl_kernel_lens import influence_cost, influence_fidelity, label_influence, read
-    from icl_kernel_lens.influence.measure import Plan
+    from icl_kernel_lens import influence_fidelity, label_influence, read
+    from icl_kernel_lens.influence.measure import Plan, influence_cost
     from icl_kernel_lens.models.adapter import as_adapter
     from icl_kernel_lens.run.processes import joined
     from icl_kernel_lens.run.progress import work

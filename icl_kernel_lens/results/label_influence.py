@@ -599,7 +599,7 @@ class LabelInfluence(Result):
             ("label part's share of the spread", "share", self.label_share()),
         ]
         for scale in SCALES:
-            of = f"{UNITS[scale]}" + (", adds up better" if scale == self.scale else "")
+            of = f"{UNITS[scale]}" + (", the better on one half" if scale == self.scale else "")
             found = self.additivity(scale)
             rows += [("additivity R²", of, found.r2), ("additivity slope", of, found.slope)]
         negative, again = self.negative()

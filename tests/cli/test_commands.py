@@ -15,6 +15,7 @@ from icl_kernel_lens import Evidence, HeadRef, HeadScores, head_vote, load_model
 from icl_kernel_lens.cli import main
 from icl_kernel_lens.cli.commands import COMMANDS
 from icl_kernel_lens.locate.ablation import ablation_curves
+from icl_kernel_lens.influence.measure import influence_cost
 from icl_kernel_lens.locate.search import locate_heads
 from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.results.ablation_curves import AblationCurves
@@ -438,7 +439,7 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     model, task = load_model("mini", "cpu"), load_task("topics")
     prompts = task.prompts(model, demos=4, count=24, seed=0, sets=8)
-    cost = icl_kernel_lens.influence_cost(model, prompts, orders=3)
+    cost = influence_cost(model, prompts, orders=3)
     assert f"label influence in 3 orders: {cost.runs:,} prompts, {cost.tokens:,} tokens to run" in printed
     assert not out.exists()
 
