@@ -177,6 +177,67 @@ def test_a_head_that_is_cut_is_cut_in_hugging_faces_code(real, ours, theirs):
             torch.testing.assert_close(found, own - others, atol=1e-4, rtol=0)
 
 
+def test_label_influence_is_what_hugging_faces_code_gives(real, ours, theirs):
+    """40 prompts in 8 sets, in two orders, all heads; replaced labels run one by one, and one head's edge patched by hand.
+
+    Under one model class: that both agree is tested on small models.
+    """
+    if type(ours).__name__ == "HookedTransformer":
+        pytest.skip("once is enough")
+    prompts = ikl.load_task("opinions").prompts(ours, demos=2, count=40, sets=8, seed=3)
+    influence = ikl.label_influence(ours, prompts, progress=False)
+    fit = ikl.influence_fidelity(influence, ikl.read(ours, prompts, progress=False))
+    assert fit.values.shape == (40, *real.heads)
+    assert real.quantisation in repr(influence)
+    own = prompts.demo_labels
+    for number, demo in ((0, 0), (17, 1), (39, 1)):
+        tokens, label = whole(prompts, number).clone(), 1 - int(own[number, demo])
+        tokens[prompts.label_pos[number, demo]] = prompts.label_tokens[number, label]
+        with torch.no_grad():
+            scores = theirs(tokens[None]).logits[0, -1, prompts.label_tokens[number]]
+        found = influence.replaced[0, number, demo, label]
+        torch.testing.assert_close(found - found[0], scores - scores[0], atol=2e-4, rtol=0)
+    carried = ikl.carried_influence(ours, influence, prompts=[17], progress=False)
+    assert carried.values[0].isfinite().all()
+    for head in real.cut:
+        values = ikl.carried_influence(
+            ours, influence, heads=[head], carrier="values", prompts=[17], progress=False
+        )
+        expected = by_hand(theirs, prompts, 17, 1, head)
+        assert float(values.of(head)[0, 1]) == pytest.approx(expected, abs=2e-4)
+
+
+def by_hand(theirs, prompts, number, demo, head):
+    """The influence that one head's value at one label carries: its value from the replaced run, weights its own."""
+    tokens, place = whole(prompts, number), int(prompts.label_pos[number, demo])
+    own = int(prompts.demo_labels[number, demo])
+    replaced = tokens.clone()
+    replaced[place] = prompts.label_tokens[number, 1 - own]
+    attention = theirs.get_submodule(f"model.layers.{head.layer}.self_attn")
+    width = attention.head_dim
+    group = attention.o_proj.in_features // attention.v_proj.out_features
+    part = slice(head.head // group * width, (head.head // group + 1) * width)
+    seen = []
+    handle = attention.v_proj.register_forward_hook(lambda _m, _a, out: seen.append(out[0, place, part]))
+    with torch.no_grad():
+        theirs(replaced[None])
+        out = theirs(tokens[None], output_attentions=True, use_cache=False)
+    handle.remove()
+    before = out.logits[0, -1, prompts.label_tokens[number]]
+    moved = out.attentions[head.layer][0, head.head, -1, place] * (seen[0] - seen[1])
+
+    def add(_module, args):
+        z = args[0].clone()
+        z[0, -1, head.head * width : (head.head + 1) * width] += moved
+        return (z, *args[1:])
+
+    handle = attention.o_proj.register_forward_pre_hook(add)
+    with torch.no_grad():
+        after = theirs(tokens[None]).logits[0, -1, prompts.label_tokens[number]]
+    handle.remove()
+    return float((before[own] - before[1 - own]) - (after[own] - after[1 - own]))
+
+
 def test_the_command_line_from_end_to_end(real, tmp_path, capsys):
     arguments = [
         "--model",

@@ -14,8 +14,8 @@ import icl_kernel_lens
 from icl_kernel_lens import Evidence, HeadRef, HeadScores, head_vote, load_model, load_task
 from icl_kernel_lens.cli import main
 from icl_kernel_lens.cli.commands import COMMANDS
-from icl_kernel_lens.locate.ablation import ablation_curves
 from icl_kernel_lens.influence.measure import influence_cost
+from icl_kernel_lens.locate.ablation import ablation_curves
 from icl_kernel_lens.locate.search import locate_heads
 from icl_kernel_lens.models.sources import MINI
 from icl_kernel_lens.results.ablation_curves import AblationCurves
