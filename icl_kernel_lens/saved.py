@@ -9,6 +9,7 @@ from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.errors import LoadError
 from icl_kernel_lens.results import (
     ablation_curves,  # noqa: F401 (each defines results, which `Result.kinds` then knows)
+    carried_influence,  # noqa: F401
     evidence,  # noqa: F401
     head_scores,  # noqa: F401
     label_coverage,  # noqa: F401

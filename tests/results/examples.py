@@ -13,6 +13,7 @@ from theory.examples import theory_examples
 from icl_kernel_lens.evidence.small import small_evidence
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result
+from icl_kernel_lens.results.carried_influence import CarriedInfluence
 from icl_kernel_lens.results.label_coverage import CutRows, LabelCoverage
 from icl_kernel_lens.results.logit_attribution import LogitAttribution
 from icl_kernel_lens.results.patch_effects import Estimates, PatchEffects
@@ -135,6 +136,25 @@ def label_coverage(*, t: float = 2.0) -> LabelCoverage:
     return made("answer", share, test_input=made("test_input", share.clamp(max=0.6) / 0.6))
 
 
+def carried_influence() -> CarriedInfluence:
+    """Half of every influence goes through one head, and a tenth through each other that was asked for."""
+    made = made_influence()
+    whole, share = made.values, torch.full((L, H), 0.1)
+    share[1, 1], share[0, 0] = 0.5, torch.nan
+    return CarriedInfluence(
+        values=share[..., None] * whole[:, None, None],
+        together=0.9 * whole,
+        influence=whole,
+        numbers=torch.arange(len(whole)),
+        demo_labels=made.prompts.demo_labels,
+        demo_set=made.demo_set,
+        carrier="both",
+        path="total",
+        offsets=(0,),
+        run=run_info(L, H),
+    )
+
+
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Evidence": small_evidence,
     "HeadScores": lambda: head_vote(small_evidence()),
@@ -147,6 +167,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "PatchEffects": patch_effects,
     "LabelCoverage": label_coverage,
     "LabelInfluence": made_influence,
+    "CarriedInfluence": carried_influence,
 }
 """By the name of the class."""
 theory = cache(theory_examples)
