@@ -13,7 +13,7 @@ VENV4 ?= .venv-tl4
 MODELS ?= smollm2
 TL4 := 4.3.0
 # What knows no model (numbers, charts, files, theory) is tested once; so are locks and processes, which know no class.
-TL4_TESTS := $(addprefix tests/,models prompts run evidence scores readouts interventions locate worlds cli test_end_to_end.py)
+TL4_TESTS := $(addprefix tests/,models prompts run evidence scores influence readouts interventions locate worlds cli test_end_to_end.py)
 TL4_SKIP := $(addprefix --ignore=tests/,run/test_folder.py run/test_processes.py cli/test_two_runs.py)
 
 demo: $(VENV)/.ready

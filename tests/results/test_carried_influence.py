@@ -14,7 +14,7 @@ from icl_kernel_lens.numbers.influence import pair_part
 
 @pytest.fixture(scope="module")
 def carried(mini):
-    prompts = load_task("topics").prompts(mini, demos=4, count=32, sets=8, seed=0)
+    prompts = load_task("topics").prompts(mini, demos=4, count=16, sets=8, seed=0)
     return carried_influence(mini, label_influence(mini, prompts, progress=False), progress=False)
 
 

@@ -17,7 +17,7 @@ from icl_kernel_lens.results.label_influence import SCALES, LabelInfluence
 
 @pytest.fixture(scope="module")
 def real(mini) -> LabelInfluence:
-    prompts = load_task("topics").prompts(mini, demos=8, count=96, sets=16, seed=0)
+    prompts = load_task("topics").prompts(mini, demos=8, count=48, sets=16, seed=0)
     return label_influence(mini, prompts, progress=False)
 
 
@@ -66,7 +66,7 @@ def places(real: LabelInfluence, order: int, by_place: torch.Tensor) -> torch.Te
 
 
 def test_a_vote_weighted_by_pairs_is_kernel_regression(real):
-    kernel = draw(96, 8).exp()
+    kernel = draw(48, 8).exp()
     found = scored(real, vote(real, lambda _: kernel))
     torch.testing.assert_close(found.values, 2 * kernel, atol=1e-4, rtol=0)
     part = found.kernel_part()
@@ -89,7 +89,7 @@ def test_a_vote_weighted_by_pairs_is_kernel_regression(real):
 def test_votes_by_place_alone(real, by_place, says):
     weights = torch.tensor(by_place)
     found = scored(
-        real, vote(real, lambda order: places(real, order, weights) + 1e-4 * draw(96, 8, seed=order))
+        real, vote(real, lambda order: places(real, order, weights) + 1e-4 * draw(48, 8, seed=order))
     )
     assert found.verdict().startswith(says)
     assert found.kernel_part().found == "none"
@@ -103,8 +103,8 @@ def test_votes_by_place_alone(real, by_place, says):
 def test_a_gain_of_the_test_input_is_no_kernel_part(real):
     """Salience: weights of the demonstration alone, times a gain of the test input, with noise of its own in each order."""
     salient = draw(int(real.demo_set.max()) + 1, 8).exp()[real.demo_set]
-    gain = draw(96, 1, seed=1).exp()
-    found = scored(real, vote(real, lambda order: gain * salient + 0.05 * draw(96, 8, seed=order + 2)))
+    gain = draw(48, 1, seed=1).exp()
+    found = scored(real, vote(real, lambda order: gain * salient + 0.05 * draw(48, 8, seed=order + 2)))
     part = found.kernel_part()
     assert part.found == "none", part
     varies = found.values - torch.stack([found.values[found.demo_set == s].mean(0) for s in found.demo_set])
@@ -112,7 +112,7 @@ def test_a_gain_of_the_test_input_is_no_kernel_part(real):
 
 
 def test_a_small_kernel_is_real_and_tiny(real):
-    kernel, even = draw(96, 8), torch.linspace(0.2, 3, 8)
+    kernel, even = draw(48, 8), torch.linspace(0.2, 3, 8)
     found = scored(real, vote(real, lambda order: places(real, order, even) + 0.05 * kernel))
     part = found.kernel_part()
     assert part.found == "tiny"
@@ -121,11 +121,11 @@ def test_a_small_kernel_is_real_and_tiny(real):
 
 
 def test_labels_that_do_nothing(real):
-    prior = draw(96, real.prompts.labels)
+    prior = draw(48, real.prompts.labels)
     found = scored(real, lambda order, labels: prior + 1e-4 * labels.float().sum(1, keepdim=True).sin())
     assert found.verdict().startswith("No dependence on labels")
     some = scored(
-        real, lambda order, labels: prior + 0.01 * vote(real, lambda _: torch.ones(96, 8))(0, labels)
+        real, lambda order, labels: prior + 0.01 * vote(real, lambda _: torch.ones(48, 8))(0, labels)
     )
     assert some.verdict().startswith("No dependence on labels")
 
@@ -133,7 +133,7 @@ def test_labels_that_do_nothing(real):
 def test_what_needs_all_labels_is_not_additive(real):
     def parity(order, labels):
         sign = 1 - 2.0 * (labels.sum(1) % 2)
-        return torch.stack([sign, -sign], 1) * (1 + 0.1 * draw(96, 1).abs())
+        return torch.stack([sign, -sign], 1) * (1 + 0.1 * draw(48, 1).abs())
 
     found = scored(real, parity)
     assert found.verdict().startswith("Not additive")
@@ -154,9 +154,9 @@ def test_label_part_and_prior_add_up_to_the_scores(real):
 
 
 def test_kernels_are_compared_on_sets_held_out(real):
-    kernel = draw(96, 8).exp()
+    kernel = draw(48, 8).exp()
     found = scored(real, vote(real, lambda _: kernel))
-    table = found.compares({"itself": kernel, "noise": draw(96, 8, seed=5)}).set_index("kernel")
+    table = found.compares({"itself": kernel, "noise": draw(48, 8, seed=5)}).set_index("kernel")
     assert table.loc["itself", "r2"] == pytest.approx(1, abs=1e-4)
     assert table.loc["noise", "r2"] < 0.05
     assert table.loc["together", "r2"] > 0.98
@@ -169,7 +169,7 @@ def test_summary_and_frames_say_it_all(real):
     assert not summary["value"].isna().any()
     assert {"logits", "share"} <= set(summary["on"])
     frame = real.to_dataframe()
-    assert len(frame) == 2 * 96 * 8
+    assert len(frame) == 2 * 48 * 8
     assert {"order", "prompt", "demo", "place", "label", *SCALES} == set(frame.columns)
     text = repr(real)
     assert text.startswith("The demonstrations help")

@@ -142,7 +142,7 @@ def test_a_kernels_influence_is_its_weights():
         torch.testing.assert_close(plan.label_part(prompts), part - part.mean(-1, keepdim=True))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_what_is_measured_is_the_closed_form(seed):
     """Heads of any role and dose, in worlds with separators, trailing tokens, noise and norms."""
     plan = mixed_plan(seed)
