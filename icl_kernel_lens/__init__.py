@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from icl_kernel_lens.axes import HeadRef
     from icl_kernel_lens.evidence.reading import read
     from icl_kernel_lens.influence.fidelity import influence_fidelity
-    from icl_kernel_lens.influence.measure import label_influence
+    from icl_kernel_lens.influence.measure import influence_cost, label_influence
     from icl_kernel_lens.interventions.carried import carried_influence
     from icl_kernel_lens.interventions.coverage import label_coverage
     from icl_kernel_lens.interventions.cuts import knock_out
@@ -62,6 +62,7 @@ __all__ = [
     "fast_attention",
     "head_vote",
     "in_context_accuracy",
+    "influence_cost",
     "influence_fidelity",
     "joined",
     "knock_out",
@@ -90,6 +91,7 @@ _PLACES = {
     "HeadRef": "axes",
     "HeadScores": "results.head_scores",
     "in_context_accuracy": "scores.in_context",
+    "influence_cost": "influence.measure",
     "influence_fidelity": "influence.fidelity",
     "joined": "run.processes",
     "knock_out": "interventions.cuts",
