@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from icl_kernel_lens import fields
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import ResultError
@@ -185,10 +186,13 @@ class LabelEdges:
         return torch.where(there, order, self.prompts.label_pos[number][:, None]), there
 
     def sources(self, number: int, prefix: Prefix | None) -> Sources:
-        """Keys and changes of values of every replaced label, kept for prompts that begin alike."""
+        """Keys and changes of values of every replaced label, kept for prompts that begin alike and have the same label words."""
         positions, _ = self.positions(number)
         last = int(positions.max()) + 1
-        begun = self.prompts.tokens[number, :last].numpy().tobytes() + self.put[number].numpy().tobytes()
+        # Prompts may begin alike and still have other label words: those of classes that no demonstration shows.
+        words, labels = self.prompts.label_sequences[number], self.prompts.demo_labels[number]
+        parts = (self.prompts.tokens[number, :last], positions, labels, self.put[number], words)
+        begun = b"".join(part.numpy().tobytes() for part in parts)
         if begun not in self._kept:
             self._kept.clear()
             self._kept[begun] = self._run(number, prefix, positions, last)
@@ -267,7 +271,11 @@ class EdgesFrom(Intervention):
             against="model",
             places={"set": names, "demo": tuple(range(counts[1])), "other": tuple(range(counts[2]))},
             cells=torch.cartesian_prod(*map(torch.arange, counts)).reshape(-1, 3),
-            settings={"carrier": carrier, "offsets": str(edges.offsets)},
+            settings={
+                "carrier": carrier,
+                "offsets": str(edges.offsets),
+                "replacements": fields.digest({}, {"put": edges.put}),
+            },
             path=path,
             edges=edges,
             carrier=carrier,
