@@ -293,7 +293,8 @@ def _joint(
 ) -> tuple[Bool[Tensor, "pattern prompt"], Int[Tensor, "pattern prompt demo"]]:
     """Which prompts are run under each of `PATTERNS`, and their labels under it, the same in a set.
 
-    Labels that are replaced together are replaced singly, too, so that the sum is of what was measured.
+    Labels that are replaced together are replaced singly, too, so that the sum is of what was measured. A replacement of one
+    label alone (half of three) is left out, as it adds up whatever the model does; unless no two labels can be replaced.
     """
     sets = prompts.demo_set.unique()
     order = sets[torch.randperm(len(sets), generator=generator(seed))].tolist()
@@ -312,4 +313,6 @@ def _joint(
             row = prompts.demo_labels[members[0]].clone()
             row[chosen] = other[chosen]
             labels[at, members] = row
+            if size < 2 <= len(free):
+                joined[at, members] = False
     return joined, labels

@@ -159,7 +159,7 @@ def additivity(
     summed: Float[Tensor, "pattern prompt label"],
     demo_set: Int[Tensor, " prompt"],
 ) -> Additivity:
-    """Of vectors of label scores, centred over labels; patterns and prompts that are NaN are left out."""
+    """Of vectors of label scores, centred over labels; patterns and prompts that are NaN are left out, and all NaN give NaN."""
     observed, summed = (x.double() - x.double().mean(-1, keepdim=True) for x in (observed, summed))
     known = ~(observed + summed).isnan().any(-1)
     sums = {
@@ -169,6 +169,9 @@ def additivity(
         "summed": summed.square(),
     }
     kept = known.any(0)
+    if not kept.any():
+        nothing = Estimate(*[float("nan")] * 3)
+        return Additivity(nothing, nothing)
     by_prompt = {name: x.sum(-1).masked_fill(~known, 0).sum(0)[kept] for name, x in sums.items()}
     left = ratio_estimate(by_prompt["left"], by_prompt["observed"], demo_set[kept])
     return Additivity(

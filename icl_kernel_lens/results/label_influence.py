@@ -176,7 +176,16 @@ class LabelInfluence(Result):
 
     @checked
     def by_label(self, scale: Scale = "log_odds", order: int = 0) -> Float[Tensor, "prompt demo replacement"]:
-        """G of each replacement label; NaN for a demonstration's own."""
+        """G of each replacement label; NaN for a demonstration's own.
+
+        Raises: ResultError: there is no such order.
+        """
+        if not 0 <= order < len(self.places):
+            raise ResultError(
+                f"demonstrations were shown in orders 0 to {len(self.places) - 1}; got order {order}. Measure more of them: "
+                "label_influence(model, prompts, orders=3).",
+                code="number-range",
+            )
         on = _on(scale)
         return label_pull(on(self.scores[order]), on(self.replaced[order]), self.prompts.demo_labels)
 
@@ -332,11 +341,23 @@ class LabelInfluence(Result):
 
     @checked
     def at_place(self, place: int, scale: Scale = "log_odds") -> Estimate:
-        """The share Σ G at a place / Σ_i |mean of G at place i|, the first order; −1 is the last place."""
-        values = self._by_place(scale, 0, self.places[0])
-        means = values.double().nanmean(0).abs().nansum()
-        whole = torch.ones(len(values), dtype=torch.float64) * means
-        return ratio_estimate(values[:, place].double().nan_to_num(), whole, self.demo_set)
+        """The share of the mean of G at a place in Σ_i |mean of G at place i|, the first order; −1 is the last place.
+
+        Demonstrations without a replacement are left out of all means.
+
+        Raises: ResultError: there is no such place.
+        """
+        demos = self.prompts.demos
+        if not -demos <= place < demos:
+            raise ResultError(
+                f"a place is counted from 0 to {demos - 1}, or from the last, −1, to −{demos}; got {place}.",
+                code="number-range",
+            )
+        values = self._by_place(scale, 0, self.places[0]).double()
+        means = values.nanmean(0).abs().nansum()
+        part = values[:, place]
+        whole = means.expand_as(part).masked_fill(part.isnan(), torch.nan)
+        return ratio_estimate(part, whole, self.demo_set)
 
     def _by_place(self, scale: Scale, order: int, places: Int[Tensor, "prompt demo"]) -> Tensor:
         return torch.zeros_like(places, dtype=torch.float32).scatter(
@@ -352,6 +373,9 @@ class LabelInfluence(Result):
         I (the mean over orders) is regressed on each kernel's own pair part; fitted on one half of the sets and measured on the
         other, both ways: R² = 1 − Σ (I − fitted)² / Σ I², about 0, with its interval between sets. It can be below 0.
         Does not show: that the model computes the kernel; kernels that are alike explain alike.
+
+        Raises: ResultError: no two prompts share their demonstrations, or there is one set alone; no kernel, or one of
+                another shape.
         """
         if not self.shares_sets:
             raise ResultError(
@@ -364,6 +388,20 @@ class LabelInfluence(Result):
                 'kernels must name at least one, such as {"same class": similarity}; got none.',
                 code="not-comparable",
             )
+        if len(self.demo_set.unique()) < 2:
+            raise ResultError(
+                "kernels are fitted on one half of the demonstration sets and measured on the other; all of these prompts are "
+                "of one set. Draw prompts with task.prompts(..., sets=32).",
+                code="not-comparable",
+            )
+        shape = (len(self.prompts), self.prompts.demos)
+        for name, kernel in kernels.items():
+            if kernel.shape != shape:
+                raise ResultError(
+                    f"a kernel must have a weight for each of {shape[0]} prompts and {shape[1]} demonstrations; {name!r} has "
+                    f"shape {tuple(kernel.shape)}.",
+                    code="not-comparable",
+                )
         target = torch.stack([self.pair(scale, order) for order in range(len(self.places))]).mean(0)
         parts = {name: pair_part(kernel.double(), self.demo_set) for name, kernel in kernels.items()}
         half = first_half(self.demo_set, seed=self.seed)
@@ -536,7 +574,7 @@ class LabelInfluence(Result):
             {
                 name: f"{self.additivity(scale, name).r2.value:.2f}"
                 for name in get_args(Pattern)
-                if name in self.patterns
+                if any(point["pattern"] == name for point in points)
             },
             title=f"Do single effects add up? R² {found.r2}, slope {found.slope}",
             of=self.run.about,
@@ -560,16 +598,17 @@ class LabelInfluence(Result):
                 "Kernel regression: labels add up, weighted by pairs of test input and demonstration"
             )
         else:
-            parts.append(self._habit())
+            parts.append(self._habit(known=kernel.found != "undetermined"))
         parts.append(self._kernel_words(kernel))
         return f"{'; '.join(parts)}."
 
-    def _habit(self) -> str:
+    def _habit(self, *, known: bool) -> str:
+        """What labels that add up are weighted by, if not by pairs; `known`: whether that could be seen."""
         for place, name in ((-1, "last"), (0, "first")):
             share = self.at_place(place)
             if share.value > MOST_AT_ONE_PLACE and share.low > 2 / self.prompts.demos:
                 return f"Habit of the {name} label: its place has {share} of the influence"
-        return "Even vote: labels add up, and hardly by what the test input is"
+        return "Even vote: labels add up, and hardly by what the test input is" if known else "Labels add up"
 
     def _kernel_words(self, kernel: KernelPart) -> str:
         match kernel.found:

@@ -162,6 +162,24 @@ def test_kernels_are_compared_on_sets_held_out(real):
     assert table.loc["together", "r2"] > 0.98
     with pytest.raises(ResultError, match="at least one"):
         found.compares({})
+    with pytest.raises(ResultError, match=r"'short' has shape \(3, 8\)"):
+        found.compares({"short": draw(3, 8)})
+    with pytest.raises(ResultError, match="all of these prompts are of one set"):
+        made_influence(sets=1).compares({"itself": kernel_of()})
+
+
+def test_shares_of_places_leave_out_what_was_not_replaced():
+    whole = made_influence()
+    some = replace(whole, replaced=whole.replaced.clone())
+    some.replaced[:, ::2, -1] = torch.nan
+    mean = some.influence().double().nanmean(0)
+    assert float(mean[-1]) == pytest.approx(float(whole.influence()[1::2, -1].double().mean()))
+    for place in (0, -1):
+        assert some.at_place(place).value == pytest.approx(float(mean[place] / mean.abs().sum()))
+    with pytest.raises(ResultError, match="from 0 to 3, or from the last, −1, to −4; got 4"):
+        some.at_place(4)
+    with pytest.raises(ResultError, match="orders 0 to 1; got order 2"):
+        some.influence(order=2)
 
 
 def test_summary_and_frames_say_it_all(real):
@@ -181,6 +199,7 @@ def test_without_shared_sets_or_orders_it_says_why(mini):
     alone = label_influence(mini, task.prompts(mini, demos=4, count=9, seed=0), progress=False)
     assert alone.kernel_part().undefined is Reason.NO_SHARED_SETS
     assert "undetermined" in alone.verdict()
+    assert "Even vote" not in alone.verdict(), "the test input never varied alone"
     one = label_influence(
         mini, task.prompts(mini, demos=4, count=8, sets=4, seed=0), orders=1, progress=False
     )
