@@ -25,6 +25,7 @@ from icl_kernel_lens.numbers.influence import (
     Estimate,
     additivity,
     exchanged,
+    exchanged_demos,
     fit,
     negative_again,
     negative_share,
@@ -135,11 +136,31 @@ def best_of_heads(source: torch.Generator, trial: int) -> float:
     return float(tail(null / mine.square().sum((0, -1)).sqrt(), together=True).min())
 
 
+def kernel_p(one: Tensor, two: Tensor, member: Tensor, trial: int) -> float:
+    """As `LabelInfluence.kernel_part` has it: the larger p of test inputs and of demonstrations exchanged."""
+    a, b = pair_part(one, member), pair_part(two, member)
+    return max(float(tail(way(a, b, member, draws=500, seed=trial))) for way in (exchanged, exchanged_demos))
+
+
 def of_the_kernel_part(source: torch.Generator, trial: int) -> float:
-    one, two, member = simulate(SETS, MODELS["last label, no kernel"], source)
-    return float(
-        tail(exchanged(pair_part(one, member), pair_part(two, member), member, draws=500, seed=trial))
-    )
+    return kernel_p(*simulate(SETS, MODELS["last label, no kernel"], source), trial)
+
+
+def of_places_that_inputs_lean_to(source: torch.Generator, trial: int) -> float:
+    """Some test inputs lean on late places, others on early ones; nothing hangs on the demonstration."""
+    member = torch.arange(SETS).repeat_interleave(EACH)
+    lean = torch.randn(len(member), 1, generator=source, dtype=torch.float64)
+    slope = torch.linspace(-1, 1, DEMOS, dtype=torch.float64)
+    orders = []
+    for _ in range(2):
+        place = torch.rand(SETS, DEMOS, generator=source).argsort(1)[member]
+        noise = torch.randn(len(member), DEMOS, generator=source, dtype=torch.float64)
+        orders.append(1 + lean * slope[place] + 0.3 * noise)
+    return kernel_p(orders[0], orders[1], member, trial)
+
+
+def of_a_small_kernel(source: torch.Generator, trial: int) -> float:
+    return kernel_p(*simulate(SETS, MODELS["last label, tiny kernel"], source), trial)
 
 
 def of_one_head(source: torch.Generator, trial: int) -> float:
@@ -165,6 +186,8 @@ def main() -> None:
         {
             "best of 20 heads, no kernel": rejected(options.trials, best_of_heads),
             "kernel part across orders, no kernel": rejected(options.trials, of_the_kernel_part),
+            "the same, inputs that lean to places": rejected(options.trials, of_places_that_inputs_lean_to),
+            "kernel part across orders, tiny kernel": rejected(options.trials, of_a_small_kernel),
             "one head, correlation 0.3": rejected(options.trials, of_one_head),
         }
     ).T.rename_axis("test")

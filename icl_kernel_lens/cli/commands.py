@@ -509,7 +509,7 @@ def _say_scores(results: Results, top: int) -> Iterator[str]:
 
 
 def _say_influence(results: Results, top: int) -> Iterator[str]:
-    from icl_kernel_lens.report.influence import UNRANKED, ranks_heads
+    from icl_kernel_lens.report.influence import ranks_heads, unranked
 
     yield repr(results["accuracy"])
     found = results["influence"]
@@ -519,7 +519,7 @@ def _say_influence(results: Results, top: int) -> Iterator[str]:
     elif ranks_heads(found):
         yield results["fit"].describe(top)
     else:
-        yield UNRANKED
+        yield unranked(found)
 
 
 def _report_influence(results: Results, path: Path) -> None:

@@ -54,9 +54,9 @@ def influence_fidelity(
     Source: ours.
 
     Raises: EvidenceMissing: `evidence` was read without this pooling.
-            ResultError: the evidence is of other prompts, or no two prompts share their demonstrations.
+            ResultError: the evidence is of other prompts, no two prompts share their demonstrations, or no draws.
     """
-    _check(influence, evidence)
+    _check(influence, evidence, draws)
     prompts = evidence.prompts
     weights = evidence.pooled(pooling)
     kernel = normalised(weights.double())
@@ -98,8 +98,13 @@ def influence_fidelity(
     return replace(scores, reasons={**scores.reasons, Reason.SET_ALIKE: int(still.sum()) * len(prompts)})
 
 
-def _check(influence: LabelInfluence, evidence: Evidence) -> None:
-    """Refuse influence and evidence of different prompts or models, and prompts whose test input never varies alone."""
+def _check(influence: LabelInfluence, evidence: Evidence, draws: int) -> None:
+    """Refuse influence and evidence of different prompts or models, prompts whose test input never varies alone, and no draws."""
+    if draws < 1:
+        raise ResultError(
+            f"draws must be at least 1, the observed one; got {draws}. p-values are counted on them: leave 2000.",
+            code="number-range",
+        )
     mine, theirs = ((r.model, r.kind, r.revision, r.layers, r.heads) for r in (influence.run, evidence.run))
     if not influence.prompts.same_as(evidence.prompts) or mine != theirs:
         raise ResultError(
@@ -108,6 +113,13 @@ def _check(influence: LabelInfluence, evidence: Evidence) -> None:
             "read(model, influence.prompts).",
             code="evidence-of-others",
         )
+    if not torch.equal(numbered(influence.demo_set), numbered(evidence.prompts.demo_set)):
+        raise ResultError(
+            "influence and evidence must agree in which prompts share demonstrations; their demo_set differ. Read "
+            "influence.prompts.",
+            code="evidence-of-others",
+        )
+    evidence.check_scores(torch.arange(len(evidence.prompts)), influence.scores[0])
     if not influence.shares_sets:
         raise ResultError(
             "weights are compared with the model's kernel within demonstration sets, and no two of these prompts share one. "

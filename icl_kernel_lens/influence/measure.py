@@ -51,7 +51,8 @@ class InfluenceCost(NamedTuple):
     """By the time that a few prompts took just now."""
 
     def __str__(self) -> str:
-        return f"{self.runs:,} prompts, {self.tokens:,} tokens to run, about {self.minutes:.1f} minutes"
+        minutes = f"about {self.minutes:.1f}" if self.minutes >= 0.1 else "less than 0.1"
+        return f"{self.runs:,} prompts, {self.tokens:,} tokens to run, {minutes} minutes"
 
 
 @checked
@@ -247,8 +248,27 @@ def _check_request(prompts: PromptSet, orders: int) -> None:
             f"labels are replaced in prompts of at least 2 demonstrations; these have {prompts.demos}.",
             code="too-few-demonstrations",
         )
+    _check_sets(prompts)
     if orders < 1:
         raise PromptError(f"orders must be at least 1, the prompts' own; got {orders}.", code="number-range")
+
+
+def _check_sets(prompts: PromptSet) -> None:
+    """Refuse prompts said to share their demonstrations that do not: they would be taken for one set.
+
+    Raises: PromptError: the first two of them.
+    """
+    ends = prompts.demo_spans[:, -1, 1]
+    seen: dict[int, int] = {}
+    for number, group in enumerate(prompts.demo_set.tolist()):
+        first = seen.setdefault(group, number)
+        one, two = (prompts.tokens[n, : int(ends[n])] for n in (first, number))
+        if not torch.equal(one, two):
+            raise PromptError(
+                f"prompts of one demo_set must show the same demonstrations; prompts {first} and {number} (set {group}) differ "
+                "up to the end of their demonstrations. Give demo_set= as they are, or leave it out.",
+                code="not-comparable",
+            )
 
 
 def _in_orders(
@@ -293,7 +313,8 @@ def _joint(
 ) -> tuple[Bool[Tensor, "pattern prompt"], Int[Tensor, "pattern prompt demo"]]:
     """Which prompts are run under each of `PATTERNS`, and their labels under it, the same in a set.
 
-    Labels that are replaced together are replaced singly, too, so that the sum is of what was measured.
+    Labels that are replaced together are replaced singly, too, so that the sum is of what was measured. A replacement of one
+    label alone (half of three) is left out, as it adds up whatever the model does; unless no two labels can be replaced.
     """
     sets = prompts.demo_set.unique()
     order = sets[torch.randperm(len(sets), generator=generator(seed))].tolist()
@@ -312,4 +333,6 @@ def _joint(
             row = prompts.demo_labels[members[0]].clone()
             row[chosen] = other[chosen]
             labels[at, members] = row
+            if size < 2 <= len(free):
+                joined[at, members] = False
     return joined, labels

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from icl_kernel_lens import fields
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import ResultError
@@ -107,6 +108,7 @@ def carried_influence(
             checkpoint=place and place / at,
             progress=progress,
         )
+        _check_scores(influence, numbers, found.numbers["base_label_scores"])
         changed = found.numbers["label_scores"].unflatten(1, (len(sets), some.demos, -1))
         return edges.pulled(found.numbers["base_label_scores"], changed), found.run
 
@@ -139,6 +141,20 @@ def _check_model(influence: LabelInfluence, adapter: ModelAdapter) -> None:
         raise ResultError(
             f"influence must be of this model, {adapter.name} ({adapter.kind}); it is of {influence.run.model} "
             f"({influence.run.kind}). Measure it: label_influence(model, prompts).",
+            code="influence-of-others",
+        )
+
+
+def _check_scores(
+    influence: LabelInfluence, numbers: Int[Tensor, " some"], found: Float[Tensor, "some label"]
+) -> None:
+    """Refuse influence that is of other weights under the same name."""
+    whole = influence.scores[0]
+    off = float((whole[numbers] - found).abs().mean() / whole.std().clamp(min=1e-12))
+    if off > (0.01 if influence.run.dtype == "float32" else 0.1):
+        raise ResultError(
+            f"influence must be of this model; its label scores differ from the model's by {off:.0%} of their spread. Is it of "
+            "another checkpoint? Measure it anew: label_influence(model, prompts).",
             code="influence-of-others",
         )
 
@@ -185,10 +201,13 @@ class LabelEdges:
         return torch.where(there, order, self.prompts.label_pos[number][:, None]), there
 
     def sources(self, number: int, prefix: Prefix | None) -> Sources:
-        """Keys and changes of values of every replaced label, kept for prompts that begin alike."""
+        """Keys and changes of values of every replaced label, kept for prompts that begin alike and have the same label words."""
         positions, _ = self.positions(number)
         last = int(positions.max()) + 1
-        begun = self.prompts.tokens[number, :last].numpy().tobytes() + self.put[number].numpy().tobytes()
+        # Prompts may begin alike and still have other label words: those of classes that no demonstration shows.
+        words, labels = self.prompts.label_sequences[number], self.prompts.demo_labels[number]
+        parts = (self.prompts.tokens[number, :last], positions, labels, self.put[number], words)
+        begun = b"".join(part.numpy().tobytes() for part in parts)
         if begun not in self._kept:
             self._kept.clear()
             self._kept[begun] = self._run(number, prefix, positions, last)
@@ -267,7 +286,11 @@ class EdgesFrom(Intervention):
             against="model",
             places={"set": names, "demo": tuple(range(counts[1])), "other": tuple(range(counts[2]))},
             cells=torch.cartesian_prod(*map(torch.arange, counts)).reshape(-1, 3),
-            settings={"carrier": carrier, "offsets": str(edges.offsets)},
+            settings={
+                "carrier": carrier,
+                "offsets": str(edges.offsets),
+                "replacements": fields.digest({}, {"put": edges.put}),
+            },
             path=path,
             edges=edges,
             carrier=carrier,

@@ -111,6 +111,32 @@ def exchanged(
     return total
 
 
+def exchanged_demos(
+    one: Float[Tensor, "prompt demo"],
+    two: Float[Tensor, "prompt demo"],
+    demo_set: Int[Tensor, " prompt"],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Float[Tensor, " draw"]:
+    """Σ_p Σ_i I_i(p) I′_{π i}(p), π exchanging the demonstrations of each set at random, the same for all its test inputs.
+
+    The first draw exchanges none. Where orders are drawn at random, this is exact for what hangs on the place and the test
+    input alone, which exchanging test inputs is not.
+    """
+    total = torch.zeros(draws, dtype=torch.float64)
+    source = generator(seed)
+    for group in demo_set.unique():
+        members = (demo_set == group).nonzero()[:, 0]
+        a, b = one[members].double().nan_to_num(), two[members].double().nan_to_num()
+        known = (~one[members].isnan()).any(0).nonzero()[:, 0]
+        products = (a.T @ b)[known][:, known]
+        order = torch.rand(draws, len(known), generator=source).argsort(1)
+        order[0] = torch.arange(len(known))
+        total += products[torch.arange(len(known)), order].sum(1)
+    return total
+
+
 def tail(draws: Float[Tensor, "draw *cell"], *, together: bool = False) -> Float[Tensor, "*cell"]:
     """P(a draw ≥ the first), which counts as one of them; `together`: the largest of all cells of a draw ≥ a cell's first."""
     first, rest = draws[0], draws
@@ -159,7 +185,7 @@ def additivity(
     summed: Float[Tensor, "pattern prompt label"],
     demo_set: Int[Tensor, " prompt"],
 ) -> Additivity:
-    """Of vectors of label scores, centred over labels; patterns and prompts that are NaN are left out."""
+    """Of vectors of label scores, centred over labels; patterns and prompts that are NaN are left out, and all NaN give NaN."""
     observed, summed = (x.double() - x.double().mean(-1, keepdim=True) for x in (observed, summed))
     known = ~(observed + summed).isnan().any(-1)
     sums = {
@@ -169,7 +195,12 @@ def additivity(
         "summed": summed.square(),
     }
     kept = known.any(0)
+    if not kept.any():
+        nothing = Estimate(*[float("nan")] * 3)
+        return Additivity(nothing, nothing)
     by_prompt = {name: x.sum(-1).masked_fill(~known, 0).sum(0)[kept] for name, x in sums.items()}
+    if not by_prompt["observed"].any() and by_prompt["left"].any():
+        return Additivity(Estimate(*[-torch.inf] * 3), Estimate(0.0, 0.0, 0.0))
     left = ratio_estimate(by_prompt["left"], by_prompt["observed"], demo_set[kept])
     return Additivity(
         Estimate(1 - left.value, 1 - left.high, 1 - left.low),

@@ -27,6 +27,8 @@ RATE = "fraction of prompts"
 """The unit of values in [0, 1] whose mean is a rate."""
 FEW = 32
 """With fewer clusters, of which none differs from another, nothing is known of their spread."""
+WIDEST = 7.0
+"""An interval that reaches by more than this factor's logarithm (e⁷, a thousand) says nothing."""
 Ends = tuple[Float[Tensor, "*cell"], Float[Tensor, "*cell"]]
 
 
@@ -236,8 +238,8 @@ def ratio_interval(
         se² = (S − 1)/S Σ_s (r_(s) − r̄)²,      t of  3 (Σ d²)² / Σ d⁴ − 1  degrees of freedom,  d = r_(s) − r̄
 
     Where no part is negative, of log r. Heavy tails, where few clusters make the sum, lower the degrees of freedom (S − 1 for
-    normal ones). NaN counts as 0 in both sums; the ends are NaN for fewer than two clusters, and for fewer than 32 of which
-    all agree.
+    normal ones). NaN counts as 0 in both sums; the ends are NaN for fewer than two clusters, for fewer than 32 of which
+    all agree, and where they would lie a thousandfold apart.
     """
     from scipy.stats import t
 
@@ -255,7 +257,7 @@ def ratio_interval(
     quantile = torch.as_tensor(t.ppf((1 + level) / 2, freedom.clamp(min=1).numpy()))
     reach = quantile * ((count - 1) / count * squares).sqrt()
     agree = reach <= 1e-9 * torch.where(log, torch.ones_like(ratio), ratio.abs())
-    unknown = (count < 2) | agree & (count < FEW)
+    unknown = (count < 2) | agree & (count < FEW) | log & (reach > WIDEST)
     low, high = (
         torch.where(log, ratio * (sign * reach).exp(), ratio + sign * reach).masked_fill(unknown, torch.nan)
         for sign in (-1, 1)

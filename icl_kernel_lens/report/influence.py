@@ -65,7 +65,7 @@ def write_influence_report(
     if fit is None:
         page.text(f"Not measured: {influence.kernel_part().undefined}.")
     elif not ranks_heads(influence):
-        page.text(influence.verdict(), UNRANKED).chart(fit.layer_figure())
+        page.text(influence.verdict(), unranked(influence)).chart(fit.layer_figure())
     else:
         page.text(FITS).chart(fit.layer_figure()).chart(fit.figure())
         page.chart(best_beside(influence, evidence, fit))
@@ -79,6 +79,16 @@ def write_influence_report(
 def ranks_heads(influence: LabelInfluence) -> bool:
     """Whether there is a kernel part, so that its heads can be ranked."""
     return influence.kernel_part().found in ("tiny", "real")
+
+
+def unranked(influence: LabelInfluence) -> str:
+    """Why heads are not ranked."""
+    undefined = influence.kernel_part().undefined
+    return (
+        UNRANKED
+        if undefined is None
+        else f"No head is ranked: whether there is a kernel part is not known, as {undefined}."
+    )
 
 
 def best_beside(influence: LabelInfluence, evidence: Evidence, fit: HeadScores) -> Figure:

@@ -26,6 +26,7 @@ from icl_kernel_lens.numbers.influence import (
     additivity,
     centred_over_set,
     exchanged,
+    exchanged_demos,
     label_pull,
     negative_again,
     negative_share,
@@ -54,6 +55,8 @@ Pattern = Literal["pair", "half", "all"]
 
 LEAST_KERNEL = 0.01
 """The smallest kernel part of interest: below it, heads carry next to nothing of the answer's dependence on labels."""
+MUCH = 0.05
+"""A kernel part whose interval reaches above this may be no small one."""
 LEAST_LABELS = 0.01
 """The smallest share of the label scores' spread that is worth the name of a label part."""
 LEAST_ADDITIVE = 0.5
@@ -72,14 +75,14 @@ class KernelPart(NamedTuple):
     across: Estimate
     """Σ I · I′ / Σ (G − Ḡ)², I′ of another order of the same demonstrations; NaN with one order."""
     null: float
-    """The 95 % point of `across` with I′ of other test inputs of the same set."""
+    """The 95 % point of `across` with I′ of other test inputs, or of other demonstrations, of the same set: the larger one."""
     p: float
-    """P(across under exchanged test inputs ≥ across)."""
+    """P(across under such exchanges ≥ across), the larger of both: the test inputs', and the demonstrations'."""
     undefined: Reason | None = None
 
     @property
     def found(self) -> Literal["none", "tiny", "real", "undetermined"]:
-        """none: the null is not rejected (p > 0.05). tiny: the interval reaches below `LEAST_KERNEL`. Else real."""
+        """none: the null is not rejected (p > 0.05). real: the interval lies above `LEAST_KERNEL`. Else tiny, as far as is known."""
         if self.undefined is not None:
             return "undetermined"
         if not (self.p <= 0.05 and self.across.value > 0):
@@ -176,7 +179,16 @@ class LabelInfluence(Result):
 
     @checked
     def by_label(self, scale: Scale = "log_odds", order: int = 0) -> Float[Tensor, "prompt demo replacement"]:
-        """G of each replacement label; NaN for a demonstration's own."""
+        """G of each replacement label; NaN for a demonstration's own.
+
+        Raises: ResultError: there is no such order.
+        """
+        if not 0 <= order < len(self.places):
+            raise ResultError(
+                f"demonstrations were shown in orders 0 to {len(self.places) - 1}; got order {order}. Measure more of them: "
+                "label_influence(model, prompts, orders=3).",
+                code="number-range",
+            )
         on = _on(scale)
         return label_pull(on(self.scores[order]), on(self.replaced[order]), self.prompts.demo_labels)
 
@@ -288,8 +300,9 @@ class LabelInfluence(Result):
             within    Σ I² / Σ (G − Ḡ)²,      across    Σ I · I′ / Σ (G − Ḡ)²
 
         sums over prompts and demonstrations, Ḡ the mean of all; I′ of another order, matched by demonstration, so that place
-        and noise drop out and it can be below 0. With several orders the mean over them, and over pairs of them. p and the null
-        exchange the test inputs of I′ within sets.
+        and noise drop out and it can be below 0. With several orders the mean over them, and over pairs of them. p is the larger of
+        two: the test inputs of I′ exchanged within sets, and its demonstrations, the same way for all test inputs of a set, which
+        alone is exact for what hangs on place and test input without the pair. The null has the larger 95 % point.
         """
         nan = Estimate(*[float("nan")] * 3)
         if not self.shares_sets:
@@ -305,14 +318,15 @@ class LabelInfluence(Result):
         both = list(combinations(range(len(pairs)), 2))
         other = torch.stack([pair_products(pairs[a], pairs[b]) for a, b in both]).mean(0)
         across = ratio_estimate(other, whole.masked_fill(other.isnan(), torch.nan), self.demo_set)
-        draws = torch.stack(
-            [
-                exchanged(pairs[a], pairs[b], self.demo_set, seed=self.seed + n)
-                for n, (a, b) in enumerate(both)
-            ]
-        ).mean(0)
-        null = draws[1:] / whole.masked_fill(other.isnan(), torch.nan).nansum()
-        return KernelPart(within, across, float(null.quantile(0.95)), float(tail(draws)))
+        size = whole.masked_fill(other.isnan(), torch.nan).nansum()
+        nulls = [
+            torch.stack(
+                [way(pairs[a], pairs[b], self.demo_set, seed=self.seed + n) for n, (a, b) in enumerate(both)]
+            ).mean(0)
+            for way in (exchanged, exchanged_demos)
+        ]
+        point = max(float((draws[1:] / size).quantile(0.95)) for draws in nulls)
+        return KernelPart(within, across, point, max(float(tail(draws)) for draws in nulls))
 
     @checked
     def profile(self, scale: Scale = "log_odds") -> pd.DataFrame:
@@ -332,11 +346,23 @@ class LabelInfluence(Result):
 
     @checked
     def at_place(self, place: int, scale: Scale = "log_odds") -> Estimate:
-        """The share Σ G at a place / Σ_i |mean of G at place i|, the first order; −1 is the last place."""
-        values = self._by_place(scale, 0, self.places[0])
-        means = values.double().nanmean(0).abs().nansum()
-        whole = torch.ones(len(values), dtype=torch.float64) * means
-        return ratio_estimate(values[:, place].double().nan_to_num(), whole, self.demo_set)
+        """The share Σ G at a place / Σ_i ± G at place i, ± the sign of its mean, in the first order; −1 is the last place.
+
+        Demonstrations without a replacement count as the mean at their place.
+
+        Raises: ResultError: there is no such place.
+        """
+        demos = self.prompts.demos
+        if not -demos <= place < demos:
+            raise ResultError(
+                f"a place is counted from 0 to {demos - 1}, or from the last, −1, to −{demos}; got {place}.",
+                code="number-range",
+            )
+        values = self._by_place(scale, 0, self.places[0]).double()
+        # Missing ones are as those at their place are in the mean, so that no place gains or loses by them.
+        values = torch.where(values.isnan(), values.nanmean(0), values).nan_to_num()
+        whole = (values * values.mean(0).sign()).sum(1)
+        return ratio_estimate(values[:, place], whole, self.demo_set)
 
     def _by_place(self, scale: Scale, order: int, places: Int[Tensor, "prompt demo"]) -> Tensor:
         return torch.zeros_like(places, dtype=torch.float32).scatter(
@@ -352,6 +378,9 @@ class LabelInfluence(Result):
         I (the mean over orders) is regressed on each kernel's own pair part; fitted on one half of the sets and measured on the
         other, both ways: R² = 1 − Σ (I − fitted)² / Σ I², about 0, with its interval between sets. It can be below 0.
         Does not show: that the model computes the kernel; kernels that are alike explain alike.
+
+        Raises: ResultError: no two prompts share their demonstrations, or there is one set alone; no kernel, or one of
+                another shape.
         """
         if not self.shares_sets:
             raise ResultError(
@@ -364,6 +393,20 @@ class LabelInfluence(Result):
                 'kernels must name at least one, such as {"same class": similarity}; got none.',
                 code="not-comparable",
             )
+        if len(self.demo_set.unique()) < 2:
+            raise ResultError(
+                "kernels are fitted on one half of the demonstration sets and measured on the other; all of these prompts are "
+                "of one set. Draw prompts with task.prompts(..., sets=32).",
+                code="not-comparable",
+            )
+        shape = (len(self.prompts), self.prompts.demos)
+        for name, kernel in kernels.items():
+            if kernel.shape != shape:
+                raise ResultError(
+                    f"a kernel must have a weight for each of {shape[0]} prompts and {shape[1]} demonstrations; {name!r} has "
+                    f"shape {tuple(kernel.shape)}.",
+                    code="not-comparable",
+                )
         target = torch.stack([self.pair(scale, order) for order in range(len(self.places))]).mean(0)
         parts = {name: pair_part(kernel.double(), self.demo_set) for name, kernel in kernels.items()}
         half = first_half(self.demo_set, seed=self.seed)
@@ -536,7 +579,7 @@ class LabelInfluence(Result):
             {
                 name: f"{self.additivity(scale, name).r2.value:.2f}"
                 for name in get_args(Pattern)
-                if name in self.patterns
+                if any(point["pattern"] == name for point in points)
             },
             title=f"Do single effects add up? R² {found.r2}, slope {found.slope}",
             of=self.run.about,
@@ -553,23 +596,25 @@ class LabelInfluence(Result):
         if share.high < LEAST_LABELS:
             return f"No dependence on labels: they make {share} of the spread of the label scores."
         parts = []
-        if best.value < LEAST_ADDITIVE and not best.high >= LEAST_ADDITIVE:
+        if best.high < LEAST_ADDITIVE:
             parts.append(f"Not additive: sums of single effects give R² {best} of joint ones")
         elif kernel.found == "real":
             parts.append(
                 "Kernel regression: labels add up, weighted by pairs of test input and demonstration"
             )
         else:
-            parts.append(self._habit())
+            known = kernel.found == "none" or (kernel.found == "tiny" and kernel.across.high < MUCH)
+            parts.append(self._habit(known=known))
         parts.append(self._kernel_words(kernel))
         return f"{'; '.join(parts)}."
 
-    def _habit(self) -> str:
+    def _habit(self, *, known: bool) -> str:
+        """What labels that add up are weighted by, if not by pairs; `known`: whether that could be seen."""
         for place, name in ((-1, "last"), (0, "first")):
             share = self.at_place(place)
-            if share.value > MOST_AT_ONE_PLACE and share.low > 2 / self.prompts.demos:
+            if share.value > MOST_AT_ONE_PLACE and not share.low <= 2 / self.prompts.demos:
                 return f"Habit of the {name} label: its place has {share} of the influence"
-        return "Even vote: labels add up, and hardly by what the test input is"
+        return "Even vote: labels add up, and hardly by what the test input is" if known else "Labels add up"
 
     def _kernel_words(self, kernel: KernelPart) -> str:
         match kernel.found:
@@ -581,9 +626,8 @@ class LabelInfluence(Result):
                     "regression to locate on this task"
                 )
             case "tiny":
-                return (
-                    f"the kernel part is real and tiny, {kernel.across} of the variance (p = {kernel.p:.2g})"
-                )
+                what = "real and tiny" if kernel.across.high < MUCH else "real, and its size is not known"
+                return f"the kernel part is {what}, {kernel.across} of the variance (p = {kernel.p:.2g})"
         return f"the kernel part is {kernel.across} of the variance (p = {kernel.p:.2g})"
 
     @checked

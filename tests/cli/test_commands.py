@@ -379,8 +379,8 @@ def test_other_edges_from_the_command_line(tmp_path, capsys):
     assert not (tmp_path / "w").exists()
 
 
-def influence(out, *more):
-    small = ("--prompts", 24, "--sets", 8, "--demos", 4, "--device", "cpu", "--no-progress")
+def influence(out, *more, prompts=24, demos=4):
+    small = ("--prompts", prompts, "--sets", 8, "--demos", demos, "--device", "cpu", "--no-progress")
     return run("influence", "--out", out, *small, *more)
 
 
@@ -389,11 +389,11 @@ def test_influence_then_show(tmp_path, capsys, monkeypatch):
     out = tmp_path / "influence"
     with monkeypatch.context() as patch:
         before = interrupt_after(patch, 2)
-        assert influence(out) == 130
+        assert influence(out, prompts=48, demos=8) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         resumed = interrupt_after(patch, None)
-        assert influence(out) == 0
+        assert influence(out, prompts=48, demos=8) == 0
     assert before
     assert not before & resumed, "what had been finished was not run again"
     printed = capsys.readouterr().out
@@ -402,7 +402,7 @@ def test_influence_then_show(tmp_path, capsys, monkeypatch):
     accuracy, verdict = found.accuracy.verdict(), found.verdict()
     assert printed.index(f"\n{accuracy}\nTaskAccuracy(") < printed.index(verdict) < printed.index("\nL2H1")
     model, task = load_model("mini", "cpu"), load_task("topics")
-    prompts = task.prompts(model, demos=4, count=24, seed=0, sets=8)
+    prompts = task.prompts(model, demos=8, count=48, seed=0, sets=8)
     expected = icl_kernel_lens.label_influence(model, prompts, progress=False)
     assert found.summary().equals(expected.summary())
     fit = HeadScores.load(out / "fit.safetensors")
@@ -411,8 +411,8 @@ def test_influence_then_show(tmp_path, capsys, monkeypatch):
     assert pd.read_csv(out / "summary.csv")["value"].tolist() == pytest.approx(
         expected.summary()["value"].tolist()
     )
-    assert len(pd.read_csv(out / "influence.csv")) == 2 * 24 * 4
-    assert pd.read_csv(out / "profile.csv")["place"].tolist() == [0, 1, 2, 3] * 2
+    assert len(pd.read_csv(out / "influence.csv")) == 2 * 48 * 8
+    assert pd.read_csv(out / "profile.csv")["place"].tolist() == [*range(8)] * 2
     assert pd.read_csv(out / "heads.csv")["head"][0] == "L2H1"
     page = html.unescape((out / "report.html").read_text())
     assert page.index(accuracy) < page.index(verdict) < page.index("Which heads follow it?")
@@ -429,7 +429,7 @@ def test_influence_then_show(tmp_path, capsys, monkeypatch):
     assert not any(line.startswith("L1H") for line in shown.splitlines()), "--top 1"
     assert {name: (out / name).read_bytes() for name in drawn} == drawn
     assert names(out) == {*COMMANDS["influence"].files, "manifest.json"}
-    assert influence(out, "--orders", 3) == 1
+    assert influence(out, "--orders", 3, prompts=48, demos=8) == 1
     assert "orders=3, pooling=label now" in capsys.readouterr().err
 
 

@@ -96,6 +96,13 @@ def test_others_prompts_and_prompts_of_their_own_are_refused(measured, mini):
     influence, evidence = measured
     with pytest.raises(ResultError, match="same prompts and the same model"):
         influence_fidelity(influence, replace(evidence, prompts=evidence.prompts.select(range(95, -1, -1))))
+    with pytest.raises(ResultError, match="draws must be at least 1"):
+        influence_fidelity(influence, evidence, draws=0)
+    regrouped = replace(evidence.prompts, demo_set=torch.arange(96) % 16)
+    with pytest.raises(ResultError, match="agree in which prompts share"):
+        influence_fidelity(influence, replace(evidence, prompts=regrouped))
+    with pytest.raises(ResultError, match="must be a reading of this model"):
+        influence_fidelity(influence, replace(evidence, label_scores=evidence.label_scores * 1.5))
     alone = load_task("topics").prompts(mini, demos=4, count=6, seed=0)
     with pytest.raises(ResultError, match="no two of these prompts share one"):
         influence_fidelity(label_influence(mini, alone, progress=False), read(mini, alone, progress=False))

@@ -201,6 +201,16 @@ def test_of_many_labels_a_sample_is_replaced(tiny):
     close(found.replaced[0, 0, 2, at], scores_by_hand(hf, many, 0, [*own[:2], int(at), *own[3:]]))
 
 
+def test_one_label_alone_is_no_joint_replacement(mini):
+    prompts = load_task("topics").prompts(mini, demos=3, count=8, sets=4, seed=0)
+    found = label_influence(mini, prompts, progress=False)
+    changed = (found.pattern_labels != prompts.demo_labels).sum(-1)
+    assert bool((changed[~found.joint.isnan().any(-1)] >= 2).all())
+    assert str(found.additivity(pattern="half").r2) == "nan"
+    assert found.additivity().r2.value == found.additivity().r2.value
+    assert "half" not in str(found.additivity_figure().spec())
+
+
 def test_whole_labels_are_scored_too(mini):
     task = load_task("topics")
     options = {"demos": 4, "count": 4, "sets": 2, "seed": 0}
@@ -238,6 +248,8 @@ def test_what_cannot_be_measured_is_refused(tiny):
     with pytest.raises(PromptError, match="orders must be at least 1"):
         label_influence(model, uneven_prompts(), orders=0, progress=False)
     prompts = uneven_prompts()
+    with pytest.raises(PromptError, match=r"prompts 0 and 1 \(set 0\) differ"):
+        label_influence(model, replace(prompts, demo_set=torch.zeros(5, dtype=torch.long)), progress=False)
     moved = replace(prompts, tokens=prompts.tokens + 1)
     with pytest.raises(PromptError, match="every demonstration shows its class's label"):
         label_influence(model, moved, progress=False)

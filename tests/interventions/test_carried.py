@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from architectures import hf_model
@@ -10,8 +12,8 @@ from interventions.test_coverage import long_labels
 from models.left_as_found import build, same, state
 from support import needs_hooked, shared_prompts
 
-from icl_kernel_lens import carried_influence, label_influence, load, load_task
-from icl_kernel_lens.errors import PromptError, ResultError
+from icl_kernel_lens import PromptSet, carried_influence, label_influence, load, load_task
+from icl_kernel_lens.errors import PromptError, ResultError, RunError
 
 LAYERS = 3
 
@@ -150,10 +152,30 @@ def test_some_prompts_are_those_of_all(tiny, tmp_path):
     assert some.coords() == {"prompt": [4, 1]}
     again = carried_influence(model, influence, prompts=[4, 1], checkpoint=tmp_path / "kept", progress=False)
     assert torch.equal(again.values, some.values)
+    fewer = replace(influence, replaced=influence.replaced.clone())
+    fewer.replaced[..., 2, :] = torch.nan
+    with pytest.raises(RunError, match="replacements="):
+        carried_influence(model, fewer, prompts=[4, 1], checkpoint=tmp_path / "kept", progress=False)
     loaded = load(some.save(tmp_path / "carried.safetensors"))
     assert torch.equal(loaded.values, some.values)
     assert repr(loaded) == repr(some)
     assert set(some.to_dataframe().columns) >= {"prompt", "layer", "head", "demo", "values"}
+
+
+def test_prompts_that_begin_alike_may_have_other_label_words(tiny):
+    """No demonstration shows the second class, whose word differs: prompt for prompt as when each is measured alone."""
+    model, _ = tiny("gpt2", "bridge")
+    tokens = torch.randint(30, 60, (1, 14), generator=torch.Generator().manual_seed(0)).expand(2, -1).clone()
+    at, words = torch.tensor([[3, 7, 11]]).expand(2, -1), torch.tensor([[10, 20], [10, 25]])
+    prompts = PromptSet.from_tokens(tokens.scatter(1, at, 10), at, torch.zeros_like(at), words)
+    whole = carried_influence(
+        model, label_influence(model, prompts, orders=1, progress=False), progress=False
+    )
+    for number in range(2):
+        influence = label_influence(model, prompts.select([number]), orders=1, progress=False)
+        alone = carried_influence(model, influence, progress=False)
+        torch.testing.assert_close(whole.values[[number]], alone.values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(whole.together[[number]], alone.together, atol=1e-5, rtol=0)
 
 
 def test_the_model_is_left_as_it_was():
@@ -169,6 +191,8 @@ def test_what_cannot_be_patched_is_refused(tiny, mini):
     influence = label_influence(model, shared_prompts(), orders=1, progress=False)
     with pytest.raises(ResultError, match="influence must be of this model"):
         carried_influence(mini, influence, progress=False)
+    with pytest.raises(ResultError, match="another checkpoint"):
+        carried_influence(model, replace(influence, scores=2 * influence.scores), progress=False)
     with pytest.raises(ResultError, match="one of the model's"):
         carried_influence(model, influence, heads=["L9H9"], progress=False)
     with pytest.raises(PromptError, match="offset"):

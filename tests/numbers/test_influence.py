@@ -12,6 +12,7 @@ from icl_kernel_lens.numbers.influence import (
     Estimate,
     additivity,
     exchanged,
+    exchanged_demos,
     fit,
     label_pull,
     negative_again,
@@ -123,6 +124,23 @@ def test_exchanged_sums_are_those_of_permutations_within_sets():
     kinds = {bool(torch.allclose(row, as_is)) for row in few}
     assert kinds == {True, False}
     assert all(torch.allclose(row, as_is) or torch.allclose(row, swapped) for row in few)
+
+
+def test_exchanged_demonstrations_are_exchanged_alike_for_all_inputs_of_a_set():
+    one, two = draw(PROMPTS, DEMOS), draw(PROMPTS, DEMOS, seed=1)
+    found = exchanged_demos(one, two, SETS, draws=600, seed=2)
+    assert float(found[0]) == pytest.approx(float((one * two).sum()))
+    few, both = torch.tensor([0, 0, 0]), slice(0, 3)
+    sums = exchanged_demos(one[both, :2], two[both, :2], few, draws=40, seed=2)
+    as_is, swapped = (float((one[both, :2] * two[both, :2][:, order]).sum()) for order in ([0, 1], [1, 0]))
+    assert {round(float(x), 6) for x in sums} == {round(as_is, 6), round(swapped, 6)}
+    blank = one.clone()
+    blank[:, 1] = torch.nan
+    kept = [0, 2, 3, 4]
+    torch.testing.assert_close(
+        exchanged_demos(blank, blank, SETS, draws=9, seed=1),
+        exchanged_demos(one[:, kept], one[:, kept], SETS, draws=9, seed=1),
+    )
 
 
 def test_tails_count_the_observed_draw_and_the_best_of_all_cells():

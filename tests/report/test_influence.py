@@ -87,6 +87,13 @@ def test_no_head_is_ranked_without_a_kernel_part(kernel, tmp_path):
     assert "No head is ranked" not in page
 
 
+def test_what_could_not_be_measured_is_not_called_absent(kernel, tmp_path):
+    influence, evidence, fit = made(made_influence(kernel, sets=12, orders=1), kernel)
+    page = seen(write_influence_report(tmp_path / "r.html", evidence, influence, fit))
+    assert "whether there is a kernel part is not known" in page
+    assert "nothing that a head could follow" not in page
+
+
 def test_text_of_data_is_text(tmp_path):
     influence, evidence, fit = made(hostile(), kernel_of())
     path = write_influence_report(tmp_path / "r.html", evidence, influence, fit)

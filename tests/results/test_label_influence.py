@@ -162,6 +162,81 @@ def test_kernels_are_compared_on_sets_held_out(real):
     assert table.loc["together", "r2"] > 0.98
     with pytest.raises(ResultError, match="at least one"):
         found.compares({})
+    with pytest.raises(ResultError, match=r"'short' has shape \(3, 8\)"):
+        found.compares({"short": draw(3, 8)})
+    with pytest.raises(ResultError, match="all of these prompts are of one set"):
+        made_influence(sets=1).compares({"itself": kernel_of()})
+
+
+def test_shares_of_places_leave_out_what_was_not_replaced():
+    whole = made_influence()
+    some = replace(whole, replaced=whole.replaced.clone())
+    some.replaced[:, ::2, -1] = torch.nan
+    mean = some.influence().double().nanmean(0)
+    assert bool((mean > 0).all())
+    assert float(mean[-1]) == pytest.approx(float(whole.influence()[1::2, -1].double().mean()))
+    for place in (0, -1):
+        assert some.at_place(place).value == pytest.approx(float(mean[place] / mean.abs().sum()))
+    with pytest.raises(ResultError, match="from 0 to 3, or from the last, −1, to −4; got 4"):
+        some.at_place(4)
+    with pytest.raises(ResultError, match="orders 0 to 1; got order 2"):
+        some.influence(order=2)
+
+
+def test_a_habit_whatever_the_gain(real):
+    """All of it at the last place, by gains that differ wildly between sets: its share is 1, and sure."""
+    gain = (1.5 * draw(16, seed=3)).exp()[real.demo_set]
+    last = torch.zeros(8)
+    last[-1] = 1
+    found = scored(
+        real,
+        vote(
+            real, lambda order: gain[:, None] * (places(real, order, last) + 0.02 * draw(48, 8, seed=order))
+        ),
+    )
+    share = found.at_place(-1)
+    assert share.low > 0.9
+    assert found.verdict().startswith("Habit of the last label")
+
+
+def test_what_place_and_test_input_do_is_no_kernel_part(real):
+    """Some test inputs lean on late places, others on early ones: in no order does it hang on the demonstration."""
+    slope = torch.linspace(-1, 1, 8)
+    called = 0
+    for trial in range(20):
+        lean = draw(48, 1, seed=trial)
+        given = replace(
+            real,
+            places=torch.stack(
+                [
+                    torch.arange(8).expand(48, -1),
+                    draw(16, 8, seed=100 + trial).argsort(1).argsort(1)[real.demo_set],
+                ]
+            ),
+            seed=trial,
+        )
+        noise = [0.1 * draw(48, 8, seed=1000 + 2 * trial + order) for order in range(2)]
+        found = scored(
+            given, vote(given, lambda o, g=given, n=noise, u=lean: 1 + u * places(g, o, slope) + n[o])
+        )
+        called += found.kernel_part().found != "none"
+    assert called <= 4, "5 % of 20 is 1; four or more have a probability below 2 %"
+
+
+def test_a_kernel_of_unknown_size_is_said_to_be_so(real):
+    """Three of sixteen sets have one."""
+    kernel = 2 * draw(48, 8, seed=3).exp() * (real.demo_set < 3)[:, None]
+    place = torch.linspace(0, 3, 8)
+    found = scored(
+        real,
+        vote(real, lambda order: kernel + places(real, order, place) + 0.3 * draw(48, 8, seed=50 + order)),
+    )
+    part = found.kernel_part()
+    assert part.found == "tiny"
+    assert part.across.low < 0.01
+    assert part.across.high > 0.05
+    assert "its size is not known" in found.verdict()
+    assert "Even vote" not in found.verdict()
 
 
 def test_summary_and_frames_say_it_all(real):
@@ -181,6 +256,7 @@ def test_without_shared_sets_or_orders_it_says_why(mini):
     alone = label_influence(mini, task.prompts(mini, demos=4, count=9, seed=0), progress=False)
     assert alone.kernel_part().undefined is Reason.NO_SHARED_SETS
     assert "undetermined" in alone.verdict()
+    assert "Even vote" not in alone.verdict(), "the test input never varied alone"
     one = label_influence(
         mini, task.prompts(mini, demos=4, count=8, sets=4, seed=0), orders=1, progress=False
     )
