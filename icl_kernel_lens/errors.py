@@ -477,6 +477,11 @@ CODES: dict[str, Entry] = {
         "A tensor of another shape or type, or a value out of range.",
         "Make it with the function that computes it.",
     ),
+    "influence-of-others": Entry(
+        "The label influence is of another model, or of other weights under the same name.",
+        "It was measured earlier, on something else.",
+        "Measure it again: label_influence(model, prompts).",
+    ),
     "evidence-of-others": Entry(
         "The evidence is of other prompts or of another model.",
         "It was read earlier, from something else.",

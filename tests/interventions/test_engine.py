@@ -285,11 +285,11 @@ def test_a_run_that_does_not_fit_is_halved(tiny, monkeypatch):
     prompts, sizes, run = uneven_prompts(count=1), [], engine.run_variants
     expected = knock_out(model, prompts, progress=False)
 
-    def scarce(adapter, tokens, at, count, *rest):
+    def scarce(adapter, tokens, at, count, *rest, **more):
         sizes.append(count)
         if count > 7:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return run(adapter, tokens, at, count, *rest)
+        return run(adapter, tokens, at, count, *rest, **more)
 
     monkeypatch.setattr(engine, "run_variants", scarce)
     found = knock_out(model, prompts, progress=False)

@@ -69,9 +69,9 @@ def test_no_more_is_run_than_the_search_needs(monkeypatch):
     rows: list[int] = []
     original = engine.run_variants
 
-    def counting(adapter, tokens, at, count, *more):
+    def counting(adapter, tokens, at, count, *more, **named):
         rows.append(count)
-        return original(adapter, tokens, at, count, *more)
+        return original(adapter, tokens, at, count, *more, **named)
 
     monkeypatch.setattr(engine, "run_variants", counting)
     model, prompts = label_reader("label"), reader_prompts(PROMPTS)

@@ -11,7 +11,6 @@ from support import has_hooked_transformer, shared_prompts, uneven_prompts
 
 from icl_kernel_lens import (
     Criteria,
-    HeadRanking,
     corrupt,
     head_vote,
     in_context_accuracy,
@@ -24,6 +23,7 @@ from icl_kernel_lens import (
 from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.locate import search
 from icl_kernel_lens.locate.search import check_sets, split_in_halves
+from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import PlantedHead
 
