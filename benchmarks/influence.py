@@ -14,24 +14,20 @@ Cases take turns (`measure.py`); ratios are medians of rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import icl_kernel_lens as ikl
 from benchmarks import measure
-from benchmarks.real import forward
-from benchmarks.tables import Table, environment
+from benchmarks.real import forward, pretrained
+from benchmarks.tables import Table, save
 from icl_kernel_lens.influence.measure import Plan, label_influence
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run.runner import tokens_to_run
-from studies.fetch import cache_folder, fetch
-from studies.sources import add_data_option, find_task
+from studies.sources import add_data_option
 
 DEMOS, SETS, EACH, CARRIED = 16, 2, 8, 2
 
@@ -100,27 +96,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for influence.md and influence.json")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    from transformers import AutoModelForCausalLM
-
-    file = fetch("smollm2", cache_folder())
-    model, task = ikl.load_model(file), find_task("sst2", given.data)
-    hf = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    model, hf, task = pretrained(given.data)
     prompts: Any = task.prompts(model, demos=DEMOS, count=SETS * EACH, sets=SETS, seed=0)
     tables = [tokens(model, prompts)]
     print(tables[0].text(), flush=True)
     tables.append(passes(model, hf, prompts, given.rounds))
     print(tables[1].text())
     if given.out:
-        about = environment()
-        says = "; ".join(f"{name} {value}" for name, value in about.items())
-        title = f"# Label influence: SmolLM2-135M (Q4_1), sst2, {DEMOS} demonstrations\n\n{says}"
-        text = "\n\n".join([title, *(table.markdown() for table in tables)])
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "influence.md").write_text(text + "\n")
-        found = {"environment": about, "tables": [table.to_dict() for table in tables]}
-        (given.out / "influence.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        title = f"Label influence: SmolLM2-135M (Q4_1), sst2, {DEMOS} demonstrations"
+        save(given.out, "influence", title, tables)
 
 
 if __name__ == "__main__":

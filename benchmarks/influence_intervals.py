@@ -6,7 +6,7 @@ Influence of simulated models: a profile by place, salience of demonstrations, a
 noise in each order, in doses from none to most of it; heavy-tailed, as real influence is. A trial has 32 demonstration sets of
 8 test inputs and 8 demonstrations. The truth of each number is its value on 20,000 sets.
 
-    coverage   share of trials whose 95 % interval holds the truth
+    coverage   share of trials whose 95 % interval holds the truth; one that is not known holds nothing, and no width is given
     p ≤ α      share of trials without a pair kernel in which the best of `HEADS` heads is called at α
     power      share of trials in which a head of correlation 0.3 within sets is called at 0.05, alone
 """
@@ -81,7 +81,7 @@ def numbers(one: Tensor, two: Tensor, member: Tensor, source: torch.Generator) -
     observed = SATURATES * torch.tanh(summed / SATURATES)
     vectors = [torch.stack([x, -x], -1) for x in (observed, summed)]
     added = additivity(vectors[0], vectors[1], member)
-    share = (one[:, -1], one.double().mean(0).abs().sum() * torch.ones(len(one), dtype=torch.float64))
+    share = (one[:, -1], (one * one.mean(0).sign()).sum(1))
     return {
         "label part": Estimate(float(one.sum(1).mean()), float(low), float(high)),
         "kernel part within an order": ratio_estimate(within, whole, member),

@@ -15,7 +15,6 @@ The forward passes unembed the last position alone. Cases take turns (`measure.p
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -26,14 +25,26 @@ import torch
 
 import icl_kernel_lens as ikl
 from benchmarks import measure
-from benchmarks.tables import Table, environment
+from benchmarks.tables import Table, save
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run import progress
+from icl_kernel_lens.tasks.task import Task
 from studies.fetch import cache_folder, fetch
 from studies.sources import add_data_option, find_task
 
 DEMOS, FRESH, SETS, EACH = 16, 8, 4, 8
 LOCATE_SETS, LOCATE_PROMPTS, MINUTES = 32, 256, 6
+
+
+def pretrained(data: Path | None) -> tuple[Any, Any, Task]:
+    """SmolLM2, the same weights in Hugging Face's own code (sdpa), and sst2."""
+    from transformers import AutoModelForCausalLM
+
+    file = fetch("smollm2", cache_folder())
+    hf = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+    return ikl.load_model(file), hf, find_task("sst2", data)
 
 
 def forward(hf: Any, rows: list[torch.Tensor]) -> Callable[[], None]:
@@ -127,30 +138,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for real.md and real.json")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    from transformers import AutoModelForCausalLM
-
-    file = fetch("smollm2", cache_folder())
-    model, task = ikl.load_model(file), find_task("sst2", given.data)
-    hf = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    model, hf, task = pretrained(given.data)
     tables = [reading(model, hf, task, given.rounds)]
     print(tables[0].text(), flush=True)
     if given.locate:
         tables.append(locating(model, task))
         print(tables[1].text())
     if given.out:
-        about = environment()
-        says = "; ".join(f"{name} {value}" for name, value in about.items())
-        text = "\n\n".join(
-            [
-                f"# SmolLM2-135M (Q4_1), sst2, {DEMOS} demonstrations\n\n{says}",
-                *(t.markdown() for t in tables),
-            ]
-        )
-        (given.out / "real.md").write_text(text + "\n")
-        found = {"environment": about, "tables": [table.to_dict() for table in tables]}
-        (given.out / "real.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        save(given.out, "real", f"SmolLM2-135M (Q4_1), sst2, {DEMOS} demonstrations", tables)
 
 
 if __name__ == "__main__":

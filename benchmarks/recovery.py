@@ -11,7 +11,6 @@ model's largest influence (1 logit, where that is less).
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.planted import mixed_plan
-from benchmarks.tables import Table, environment
+from benchmarks.tables import Table, save
 from icl_kernel_lens import carried_influence, label_influence
 from icl_kernel_lens.numbers.influence import pair_part
 from icl_kernel_lens.worlds.planted.model import PlantedModel
@@ -52,7 +51,7 @@ def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="folder for recovery.md and recovery.json")
+    parser.add_argument("--out", type=Path, help="folder for closed_forms.md and closed_forms.json")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_grad_enabled(False)
@@ -72,14 +71,7 @@ def main() -> None:
     )
     print(table.text())
     if given.out:
-        about = environment()
-        says = "; ".join(f"{name} {value}" for name, value in about.items())
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "recovery.md").write_text(
-            f"# What is measured is what was planted\n\n{says}\n\n{table.markdown()}\n"
-        )
-        found = {"environment": about, "tables": [table.to_dict()], "models": every}
-        (given.out / "recovery.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        save(given.out, "closed_forms", "What is measured is what was planted", [table], models=every)
 
 
 if __name__ == "__main__":

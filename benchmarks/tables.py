@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -50,6 +51,19 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def save(folder: Path, name: str, title: str, tables: Sequence[Table], **more: Any) -> None:
+    """Write tables with what they ran on as NAME.md and NAME.json, the latter with `more`."""
+    about = environment()
+    says = "; ".join(f"{key} {value}" for key, value in about.items())
+    text = "\n\n".join([f"# {title}\n\n{says}", *(table.markdown() for table in tables)])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    found = {"environment": about, "tables": [table.to_dict() for table in tables], **more}
+    (folder / f"{name}.json").write_text(
+        json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _processor() -> str:

@@ -183,7 +183,7 @@ class Plan:
             ]
         )
         shifts = range(1, prompts.labels) if not even else ()
-        apart = [stacked([shift_labels(prompts, by, adapter.model)]) for by in shifts]
+        apart = [shift_labels(prompts, by, adapter.model) for by in shifts]
         sizes = tuple(map(len, blocks))
         return replace(plan, parts=(relabelled_prompts, *apart), rows=rows, sizes=sizes)
 
@@ -206,7 +206,7 @@ class Plan:
         for joined, labels in zip(self.joined, self.pattern_labels, strict=True):
             yield block(0, numbers[joined], labels[joined])
 
-    def taken_apart(self, found: list[Float[Tensor, "row label"]]) -> dict[str, Tensor]:
+    def taken_apart(self, found: list[Float[Tensor, "_ label"]]) -> dict[str, Tensor]:
         """The label scores of every relabelling, in the shapes of the result."""
         blocks = iter(found[0][self.rows].split(self.sizes))
         orders, count, labels = len(self.every), len(self.prompts), self.prompts.labels

@@ -25,10 +25,9 @@ from torch import Tensor
 from icl_kernel_lens import fields
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
-from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.interventions.engine import EffectPath, Intervention, PerVariant, run_cells
 from icl_kernel_lens.interventions.validate import HeadList, check_heads, check_intervened
-from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
+from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.attention import scores_of_keys
 from icl_kernel_lens.numbers.influence import label_pull
@@ -93,7 +92,7 @@ def carried_influence(
     numbers = torch.arange(len(influence.prompts)) if prompts is None else torch.tensor(list(prompts))
     check_intervened(some, "model")
     check_offsets(some, offsets)
-    _check_model(influence, adapter)
+    influence.check_of(adapter)
     every = [HeadRef(layer, h) for layer in attention_layers(adapter) for h in range(adapter.shape.heads)]
     refs = every if heads is None else sorted(check_heads(adapter, heads))
     put = ~influence.replaced[0, numbers].isnan().any(-1)
@@ -108,7 +107,7 @@ def carried_influence(
             checkpoint=place and place / at,
             progress=progress,
         )
-        _check_scores(influence, numbers, found.numbers["base_label_scores"])
+        influence.check_scores(numbers, found.numbers["base_label_scores"])
         changed = found.numbers["label_scores"].unflatten(1, (len(sets), some.demos, -1))
         return edges.pulled(found.numbers["base_label_scores"], changed), found.run
 
@@ -133,30 +132,6 @@ def carried_influence(
         offsets=edges.offsets,
         run=replace(info, prompts=some.info),
     )
-
-
-def _check_model(influence: LabelInfluence, adapter: ModelAdapter) -> None:
-    theirs = (influence.run.model, influence.run.kind, influence.run.layers, influence.run.heads)
-    if theirs != (adapter.name, adapter.kind, adapter.shape.layers, adapter.shape.heads):
-        raise ResultError(
-            f"influence must be of this model, {adapter.name} ({adapter.kind}); it is of {influence.run.model} "
-            f"({influence.run.kind}). Measure it: label_influence(model, prompts).",
-            code="influence-of-others",
-        )
-
-
-def _check_scores(
-    influence: LabelInfluence, numbers: Int[Tensor, " some"], found: Float[Tensor, "some label"]
-) -> None:
-    """Refuse influence that is of other weights under the same name."""
-    whole = influence.scores[0]
-    off = float((whole[numbers] - found).abs().mean() / whole.std().clamp(min=1e-12))
-    if off > (0.01 if influence.run.dtype == "float32" else 0.1):
-        raise ResultError(
-            f"influence must be of this model; its label scores differ from the model's by {off:.0%} of their spread. Is it of "
-            "another checkpoint? Measure it anew: label_influence(model, prompts).",
-            code="influence-of-others",
-        )
 
 
 @dataclass(frozen=True)

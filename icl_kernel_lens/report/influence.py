@@ -25,7 +25,7 @@ ADDS = (
 )
 FITS = (
     "Each head's kernel weights beside the model's own kernel, within demonstration sets, so that the test input alone varies; "
-    "what place, demonstration and gain do is out of both. p family: the probability that the best of all heads fits as well "
+    "what all test inputs of a set have in common, by place, demonstration or gain, is out of both. p family: the probability that the best of all heads fits as well "
     "with test inputs exchanged within sets. other order: the fit to the influence under another order of the same "
     "demonstrations, which place cannot explain."
 )

@@ -25,6 +25,18 @@ SLACK = 0.05
 """By which half precision's rounding may leave attention's range."""
 
 
+def other_weights(
+    known: Float[Tensor, "prompt label"],
+    numbers: Int[Tensor, " some"],
+    found: Float[Tensor, "some label"],
+    run: RunInfo,
+) -> float | None:
+    """How far label scores of some prompts are from those known, over the spread of these; None: no further than rounding."""
+    spread = known.std() if known.numel() > 1 else known.abs().max()
+    off = float((known[numbers] - found).abs().mean() / spread.clamp(min=1e-12))
+    return off if off > (0.01 if run.dtype == "float32" else 0.1) else None
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Evidence(Result):
     """Per prompt and head, the answer position's attention on the demonstrations; and the answers.
@@ -130,9 +142,8 @@ class Evidence(Result):
 
         Raises: ResultError.
         """
-        spread = self.label_scores.std() if self.label_scores.numel() > 1 else self.label_scores.abs().max()
-        off = float((self.label_scores[numbers] - found).abs().mean() / spread.clamp(min=1e-12))
-        if off > (0.01 if self.run.dtype == "float32" else 0.1):
+        off = other_weights(self.label_scores, numbers, found, self.run)
+        if off is not None:
             raise ResultError(
                 f"evidence must be a reading of this model; its label scores differ from the model's by {off:.0%} of "
                 "their spread. Is it of another checkpoint, or of other settings? Leave evidence= out, or read these "

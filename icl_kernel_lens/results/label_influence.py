@@ -19,6 +19,7 @@ from icl_kernel_lens.charts.figure import Figure
 from icl_kernel_lens.charts.influence import additivity_figure, influence_figure, prompt_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
+from icl_kernel_lens.models.adapter import ModelAdapter
 from icl_kernel_lens.numbers.groups import first_half, numbered
 from icl_kernel_lens.numbers.influence import (
     Additivity,
@@ -42,7 +43,7 @@ from icl_kernel_lens.numbers.votes import normalised
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken
-from icl_kernel_lens.results.evidence import Evidence
+from icl_kernel_lens.results.evidence import Evidence, other_weights
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 
@@ -201,6 +202,52 @@ class LabelInfluence(Result):
     def shares_sets(self) -> bool:
         """Whether any prompts share their demonstrations, so that the test input alone varies."""
         return bool((numbered(self.demo_set).bincount() > 1).any())
+
+    def check_of(self, adapter: ModelAdapter) -> None:
+        """Refuse to stand for another model.
+
+        Raises: ResultError.
+        """
+        theirs = (adapter.name, adapter.kind, adapter.shape.layers, adapter.shape.heads)
+        if (self.run.model, self.run.kind, self.run.layers, self.run.heads) != theirs:
+            raise ResultError(
+                f"influence must be of this model, {adapter.name} ({adapter.kind}); it is of {self.run.model} "
+                f"({self.run.kind}). Measure it: label_influence(model, prompts).",
+                code="influence-of-others",
+            )
+
+    def check_scores(self, numbers: Int[Tensor, " some"], found: Float[Tensor, "some label"]) -> None:
+        """Refuse to stand for other weights under the same name, which give other label scores.
+
+        Raises: ResultError.
+        """
+        if (off := other_weights(self.scores[0], numbers, found, self.run)) is not None:
+            raise ResultError(
+                f"influence must be of this model; its label scores differ from the model's by {off:.0%} of their spread. Is it "
+                "of another checkpoint? Measure it anew: label_influence(model, prompts).",
+                code="influence-of-others",
+            )
+
+    def check_evidence(self, evidence: Evidence) -> None:
+        """Refuse evidence of other prompts, another model or other weights, or that shares its sets otherwise.
+
+        Raises: ResultError.
+        """
+        mine, theirs = ((r.model, r.kind, r.revision, r.layers, r.heads) for r in (self.run, evidence.run))
+        if not self.prompts.same_as(evidence.prompts) or mine != theirs:
+            raise ResultError(
+                f"influence and evidence must be of the same prompts and the same model; they are of {len(self.prompts)} "
+                f"prompts of {self.run.model} and {len(evidence.prompts)} of {evidence.run.model}. Read these prompts: "
+                "read(model, influence.prompts).",
+                code="evidence-of-others",
+            )
+        if not torch.equal(numbered(self.demo_set), numbered(evidence.prompts.demo_set)):
+            raise ResultError(
+                "influence and evidence must agree in which prompts share demonstrations; their demo_set differ. Read "
+                "influence.prompts.",
+                code="evidence-of-others",
+            )
+        evidence.check_scores(torch.arange(len(evidence.prompts)), self.scores[0])
 
     # --- what is measured of it ---------------------------------------------------------------------------------------
 
@@ -506,14 +553,7 @@ class LabelInfluence(Result):
                 EvidenceMissing: it was read without this pooling.
         """
         refs = HeadRef.each(heads)
-        mine, theirs = ((r.model, r.kind, r.revision) for r in (self.run, evidence.run))
-        if not self.prompts.same_as(evidence.prompts) or mine != theirs:
-            raise ResultError(
-                f"weights are shown beside the influence on the same prompts in the same model; the evidence is of "
-                f"{len(evidence.prompts)} prompts of {evidence.run.model}, the influence of {len(self.prompts)} of "
-                f"{self.run.model}. Read these prompts: read(model, influence.prompts).",
-                code="evidence-of-others",
-            )
+        self.check_evidence(evidence)
         if not 0 <= prompt < len(self.prompts):
             raise ResultError(
                 f"there are prompts 0 to {len(self.prompts) - 1}; got prompt {prompt}.", code="number-range"
@@ -612,7 +652,7 @@ class LabelInfluence(Result):
         """What labels that add up are weighted by, if not by pairs; `known`: whether that could be seen."""
         for place, name in ((-1, "last"), (0, "first")):
             share = self.at_place(place)
-            if share.value > MOST_AT_ONE_PLACE and not share.low <= 2 / self.prompts.demos:
+            if share.value > MOST_AT_ONE_PLACE and share.low > 2 / self.prompts.demos:
                 return f"Habit of the {name} label: its place has {share} of the influence"
         return "Even vote: labels add up, and hardly by what the test input is" if known else "Labels add up"
 

@@ -14,6 +14,7 @@ from support import needs_hooked, shared_prompts, uneven_prompts, verified_other
 
 from icl_kernel_lens import (
     PromptSet,
+    Task,
     corrupt,
     in_context_accuracy,
     label_influence,
@@ -24,6 +25,7 @@ from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.influence import measure
 from icl_kernel_lens.influence.measure import Plan, influence_cost
 from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.prompts.corrupt_labels import shift_labels
 from icl_kernel_lens.run.runner import tokens_to_run
 
 
@@ -169,6 +171,34 @@ def test_labels_of_other_lengths_are_not_put_in_and_the_notes_say_so(mini):
     put = measure.interchangeable(uneven)
     assert not put[..., 2].any()
     assert put[..., :2].any(-1).all()
+
+
+def test_labels_of_unequal_length_in_prompts_from_text(mini):
+    """Two of three classes take each other's place; all are shifted together in prompts that are written anew."""
+    texts = ("plea lawyer judge later", "comet lunar silver", "chord melody opera again")
+    rows = [
+        {"text": f"{text} {more}", "label": i}
+        for text in texts
+        for more in ("rose", "pine")
+        for i in range(3)
+    ]
+    task = Task.from_records(rows, name="uneven", label_words=("gray", "rose", "silver moss"))
+    prompts = task.prompts(mini, demos=4, count=4, sets=2)
+    assert prompts.label_lengths[0].tolist() == [1, 1, 2]
+    found = label_influence(mini, prompts, progress=False)
+    long = prompts.demo_labels == 2
+    assert long.any()
+    assert found.values[long].isnan().all()
+    assert found.values[~long].isfinite().all()
+    assert f"{int(long.sum())} of 16 demonstrations have none" in found.notes[0]
+    for by in (1, 2):
+        anew = shift_labels(prompts, by, mini)
+        assert not torch.equal(anew.lengths, prompts.lengths)
+        for number in range(4):
+            end = int(anew.lengths[number])
+            with torch.no_grad():
+                logits = mini(anew.tokens[number : number + 1, :end], return_type="logits")[0, -1]
+            close(found.shifted[number, by], logits[anew.label_tokens[number]])
 
 
 def test_of_many_labels_a_sample_is_replaced(tiny):

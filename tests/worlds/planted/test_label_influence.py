@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from support import needs_hooked
+from support import has_hooked_transformer, needs_hooked
 from worlds.planted.plans import best_kind, decoys, gaussian
 
 from benchmarks.planted import mixed_plan
@@ -144,8 +144,8 @@ def test_a_kernels_influence_is_its_weights():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_measured_is_the_closed_form(seed):
-    """Heads of any role and dose, in worlds with separators, trailing tokens, noise and norms."""
-    plan = mixed_plan(seed)
+    """Heads of any role and dose, in worlds with separators, trailing tokens and noise, with norms and without."""
+    plan = mixed_plan(seed, norm=None if has_hooked_transformer() else True)
     prompts = plan.prompts(count=6, tests_per_set=3, seed=seed)
     model = PlantedModel.of(plan, best_kind()).model
     found = label_influence(model, prompts, progress=False)
