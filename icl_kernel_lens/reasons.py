@@ -57,13 +57,18 @@ class Reason(str, Enum):
     NOT_FROM_TEXT = "not_from_text", "the prompts were made from token ids or loaded"
     # why a head is of no clearer class
     NOT_SINGLED_OUT = "not_singled_out", "the choosing half gave no reason to look"
-    SHIFT_UNEXPLAINED = (
-        "shift_unexplained",
-        "its weights move with the labels, and follow neither words nor answers by much",
+    NOT_AMONG_MOST = (
+        "not_among_most",
+        "more heads were singled out than are measured, and others fitted or cost more",
     )
-    VOTES_UNSURE = "votes_unsure", "more prompts must say whether it votes"
+    NO_CLASS_FITS = "no_class_fits", "all was measured, and no class has these answers"
+    FIT_UNSURE = "fit_unsure", "more prompts must say whether its weights follow the model's own kernel"
+    SWAP_UNSURE = "swap_unsure", "more prompts must say whether its weights go with swapped inputs"
+    LOOKS_UNSURE = "looks_unsure", "more prompts must say whether its weights change with the test input"
+    TRANSPORT_UNSURE = "transport_unsure", "more prompts must say whether its values carry labels"
+    CUTS_UNSURE = "cuts_unsure", "its cuts disagree, or more prompts must say what they cost"
+    ECHO_UNSURE = "echo_unsure", "more prompts must say whether it decides by what heads below it wrote"
     INPUTS_UNSURE = "inputs_unsure", "more prompts must say whether its weights follow the inputs"
-    MATTERS_UNSURE = "matters_unsure", "more prompts must say whether the answer needs it"
     # kernel regression in the theory, per prompt and number of demonstrations
     NO_DEMOS = "no_demos", "no demonstrations"
     OUTSIDE = "outside", "an input is impossible or outside the design"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import ResultError
-from icl_kernel_lens.numbers.groups import numbered
+from icl_kernel_lens.numbers.identification import next_of_set
 from icl_kernel_lens.numbers.influence import DRAWS, exchanged, fit, pair_part, tail
 from icl_kernel_lens.numbers.votes import normalised
 from icl_kernel_lens.reasons import Reason
@@ -82,7 +80,7 @@ def influence_fidelity(
     }
     if len(influence.places) > 1:
         companions["other_order"] = fit(mine, influence.pair(scale, 1)).correlation
-    control = fit(mine, theirs[_next_of_set(prompts.demo_set)]).by_prompt
+    control = fit(mine, theirs[next_of_set(prompts.demo_set)]).by_prompt
     scores = score_heads(
         evidence,
         pooling,
@@ -113,12 +111,3 @@ def _check(influence: LabelInfluence, evidence: Evidence, draws: int) -> None:
             "Draw prompts with task.prompts(..., sets=32), so that each set has several test inputs.",
             code="not-comparable",
         )
-
-
-def _next_of_set(demo_set: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:
-    """The next prompt of each prompt's set, the first one after the last."""
-    found = torch.arange(len(demo_set))
-    for group in range(int(numbered(demo_set).max()) + 1):
-        members = (numbered(demo_set) == group).nonzero()[:, 0]
-        found[members] = members.roll(-1)
-    return found

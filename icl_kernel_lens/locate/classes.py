@@ -1,9 +1,8 @@
-"""Decides what every head is: the rule of each class, on the numbers that `measure.py` makes."""
+"""Decides what every head is: the rule of each condition and of each class, on the numbers that are measured elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isnan
 
 import torch
 from jaxtyping import Float
@@ -11,34 +10,120 @@ from torch import Tensor
 
 from icl_kernel_lens.results.criteria import Criteria, HeadClass
 
+PerHead = Float[Tensor, "layer head"]
+INPUT, PLACE = -0.5, 0.5
+"""Slopes of swapped inputs: weights go mostly with the input below the first, mostly with the place above the second."""
+FLAT = 0.05
+"""Total variation; weights that are no further from equal ones, or from what they are at each place, are so."""
+
+
+def answered(columns: Mapping[str, PerHead], slope_of_model: float, criteria: Criteria) -> dict[str, PerHead]:
+    """The six conditions: 1 holds, 0 does not, −1 holds of the opposite, NaN undetermined; see `conditions.py`."""
+    low, high = ({n: columns[f"{n}_{end}"] for n in MEASURED} for end in ("low", "high"))
+    effect, fit, shift = criteria.effect, criteria.fit, criteria.shift
+    bound = slope_of_model + criteria.slope
+    cuts = ("zeroed", "renormalised", "mean_replaced")
+
+    def carried(names: tuple[str, ...]) -> PerHead:
+        """Whether all of these shares are of interest, of none, or of interest on the other side."""
+        lows, highs = (torch.stack([of[name] for name in names]) for of in (low, high))
+        found = told((lows > effect).all(0), ((lows > -effect) & (highs < effect)).all(0))
+        return torch.where((highs < -effect).all(0), -1.0, found)
+
+    return {
+        "fits": told((low["fit"] > fit) & (columns["fit_p"] <= criteria.false_discovery), high["fit"] < fit),
+        "with_input": told(high["swap_slope"] < bound, low["swap_slope"] > bound),
+        "looks": told(low["input_shift"] > shift, high["input_shift"] < shift),
+        "transports": carried(("transport",)),
+        "needed": carried(cuts),
+        "no_echo": told(low["beyond_half_fit"] > 0, high["beyond_half_fit"] < 0),
+    }
+
+
+MEASURED = (
+    *("fit", "swap_slope", "input_shift", "transport", "zeroed", "renormalised", "mean_replaced"),
+    "beyond_half_fit",
+)
+"""The numbers that conditions go by."""
+
+
+def told(yes: Tensor, no: Tensor) -> PerHead:
+    """1 yes, 0 no, NaN neither."""
+    return torch.where(yes, 1.0, torch.where(no, 0.0, torch.nan))
+
 
 def classify(
-    columns: Mapping[str, Float[Tensor, "layer head"]], selected: Mapping[str, Tensor], criteria: Criteria
+    columns: Mapping[str, PerHead],
+    selected: Mapping[str, Tensor],
+    criteria: Criteria,
+    *,
+    kernel_part: bool,
+    cancelling: Mapping[tuple[int, int], bool] | None = None,
 ) -> list[HeadClass]:
-    """Say every head's class, in order of layer and head (see `HeadClass`)."""
+    """Say every head's class, in order of layer and head (see `HeadClass`).
+
+    Without a kernel part of the model, heads read labels or are neither. `cancelling`: heads whose part another's undoes.
+    """
     looked_at = torch.stack(list(selected.values())).any(0).flatten().tolist()
+    wanted = torch.stack([selected[name] for name in ("votes", "matters", "fit")]).any(0).flatten().tolist()
+    width = next(iter(selected.values())).shape[1]
     flat = {name: values.flatten().tolist() for name, values in columns.items()}
+    rule = _class if kernel_part else _without_kernel_part
+    undone = cancelling or {}
     return [
-        _class({name: values[at] for name, values in flat.items()}, criteria) if seen else "neither"
+        rule(
+            {name: values[at] for name, values in flat.items()} | {"wanted": wanted[at]},
+            criteria,
+            undone.get((at // width, at % width), False),
+        )
+        if seen
+        else "neither"
         for at, seen in enumerate(looked_at)
     ]
 
 
-def _class(head: Mapping[str, float], criteria: Criteria) -> HeadClass:
+def _without_kernel_part(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadClass:
+    """What can be said of a head where the model's answer has no kernel part."""
+    if not head["wanted"]:
+        return "neither"
+    if abs(head["transports"]) == 1:
+        return "reads labels"
+    return "neither" if head["transports"] == 0 else "undetermined"
+
+
+def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadClass:
     """The first class whose rule holds."""
-    votes, invariant, matters = head["votes"], head["invariant"], head["matters"]
+    fits, looks, no_echo = head["fits"] == 1, head["looks"] == 1, head["no_echo"]
+    transports, needed, invariant = head["transports"], head["needed"], head["invariant"]
+    low, high = head["swap_slope_low"], head["swap_slope_high"]
     moved = invariant == 0 and head["label_attention"] >= criteria.label_attention
-    kernel = votes == 1 and invariant == 1
-    # Not measured: in the choosing half the answer did not need it.
-    unmeasured = isnan(head["logit_diff_drop"])
+    stays, goes = low > PLACE, high < INPUT
+    before = head["behind_slope_high"] < INPUT
+    follows = fits and looks and no_echo == 1
+    carries = follows and transports == 1 and needed == 1
+    by_place = head["place_shift_high"] < FLAT
+    nothing = transports == 0
+    effect = criteria.effect
+    zeroed = (head["lead_zeroed_low"] > effect) or (head["lead_zeroed_high"] < -effect)
+    unzeroed = head["lead_zeroed_low"] > -effect and head["lead_zeroed_high"] < effect
+    elsewhere = head["lead_renormalised_low"] > effect or head["lead_renormalised_high"] < -effect
+    mixed = invariant == 0 or head["with_input"] == 0 or low > INPUT
     rules: dict[HeadClass, bool] = {
-        "echo": moved and head["echo_low"] > criteria.follows,
+        "misbound": looks and before and transports != 0,
+        "addressing": looks and stays and invariant != 0 and transports != 0 and not fits,
+        "cancelling": follows and undone,
+        "kernel head": carries and head["with_input"] == 1 and invariant == 1 and not mixed,
+        "echo": (fits and no_echo == 0) or (moved and not follows and head["echo_low"] > criteria.follows),
+        "pair kernel": carries and mixed,
         "word preference": moved
         and any(head[name] > criteria.follows for name in ("words_low", "preferred_low")),
-        "kernel head": kernel and matters == 1,
-        "shadow": kernel and matters == 0,
-        "driver": abs(matters) == 1 and (votes == 0 or invariant == 0 or matters == -1),
-        "neither": votes == 0 and (matters == 0 or unmeasured),
+        "label-blind": nothing and zeroed,
+        "sink": nothing and unzeroed and elsewhere,
+        "shadow": follows and nothing and needed == 0,
+        "salience": head["looks"] == 0 and goes and abs(transports) == 1,
+        "recency": by_place and head["uneven_low"] > FLAT and abs(transports) == 1,
+        "driver": abs(transports) == 1 and (head["fits"] == 0 or transports == -1 or head["looks"] == 0),
+        "neither": nothing or not head["wanted"],
         "undetermined": True,
     }
     return next(name for name, holds in rules.items() if holds)

@@ -171,15 +171,21 @@ def report(
     drop: PerPrompt,
     equal_mass: PerPrompt,
     base: Float[Tensor, " prompt"],
+    identified: Mapping[str, PerHead],
     criteria: Criteria,
 ) -> tuple[dict[str, PerHead], tuple[str, ...]]:
-    """Compute the columns of a ranking (`results.head_ranking.COLUMNS`), and each head's strongest control."""
+    """Compute the columns of a ranking (`results.head_ranking.COLUMNS`), and each head's strongest control.
+
+    `identified` are those that hold heads against the model's own kernel (`identify.py`).
+    """
     sets = fidelity.demo_set
-    votes, strongest = _vote_columns(fidelity, selected["votes"] | selected["matters"], criteria)
+    votes, strongest = _vote_columns(
+        fidelity, selected["votes"] | selected["matters"] | selected["fit"], criteria
+    )
     drops = _drop_columns(drop, equal_mass, base, sets, criteria)
-    found = votes | _weight_columns(fidelity, criteria) | drops
+    found = votes | _weight_columns(fidelity, criteria) | drops | dict(identified)
     found |= _verdicts(found, _interval(fidelity.beyond_words(criteria), sets, criteria), criteria)
-    wide = ("p", "logit_diff_drop_p")
+    wide = ("p", "logit_diff_drop_p", "fit_p")
     return {n: found[n].double() if n.startswith(wide) else found[n].float() for n in COLUMNS}, strongest
 
 
@@ -260,8 +266,8 @@ def _verdicts(
     q, effect, least = criteria.false_discovery, criteria.effect, criteria.least_label_shift
     low, high = columns["logit_diff_drop_low"], columns["logit_diff_drop_high"]
     beyond = columns["beyond_equal_mass_low"]
-    # Where no edges of equal mass could be cut, there is nothing to be beyond.
-    sure = (columns["logit_diff_drop_p_adjusted"] <= q) & ((beyond > 0) | beyond.isnan())
+    # Where no edges of equal mass could be cut, the comparison was not made, and is not passed.
+    sure = (columns["logit_diff_drop_p_adjusted"] <= q) & (beyond > 0)
     matters = _verdict(yes=sure & (low > effect), no=(low > -effect) & (high < effect))
     return {
         "votes": _verdict(

@@ -17,21 +17,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
-from icl_kernel_lens.axes import HeadRef, Pooling
+from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError, ResultError
-from icl_kernel_lens.evidence.reading import read
 from icl_kernel_lens.interventions.cuts import knock_out
 from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
+from icl_kernel_lens.locate.conditions import pooling_of, read_edges, shares_sets
 from icl_kernel_lens.locate.edges import CELLS, LABEL, PROMPTS, LabelEdges, choose_edges, named
+from icl_kernel_lens.locate.identify import Identification, candidates, expected_identification
 from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_layers
 from icl_kernel_lens.numbers.groups import first_half
 from icl_kernel_lens.numbers.intervals import sets_for
 from icl_kernel_lens.prompts.corruptions import corrupt
+from icl_kernel_lens.prompts.crossed import check_crossed
 from icl_kernel_lens.prompts.label_edges import check_offsets
 from icl_kernel_lens.prompts.promptset import PromptSet
-from icl_kernel_lens.results.criteria import Criteria
+from icl_kernel_lens.results.criteria import KERNEL_CLASSES, Criteria, HeadClass
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.label_part import Offsets
@@ -47,7 +49,7 @@ ENOUGH = 32
 """Demonstration sets a half should have; `FEWEST` it must have."""
 SELECTED = 32
 """Heads that are expected to be measured again, for the estimate of time."""
-STEPS = ("edges", "read", "accuracy", "reread", "choosing", "reporting")
+STEPS = ("edges", "read", "accuracy", "reread", "choosing", "kernel", "reporting")
 
 
 @checked
@@ -105,6 +107,8 @@ def locate_heads(
     criteria = criteria or Criteria()
     _check_request(model, prompts, evidence, accuracy, offsets)
     first, second = split_in_halves(prompts.demo_set, seed=seed)
+    if not shares_sets(prompts, (first, second)):
+        check_crossed(prompts)
     permuted = corrupt(prompts, "permute_labels", seed=seed)
     place = {step: None if checkpoint is None else Path(checkpoint) / step for step in STEPS}
     expected = expected_work(as_adapter(model), prompts, offsets, evidence=evidence, accuracy=accuracy)
@@ -113,7 +117,7 @@ def locate_heads(
             model, prompts, first, seed=seed, checkpoint=place["edges"], progress=progress
         )
         evidence = _whole(model, prompts, evidence, edges.offsets, place["read"], progress)
-        reread = _read(model, permuted, edges.offsets, place["reread"], progress)
+        reread = read_edges(model, permuted, edges.offsets, place["reread"], progress)
         accuracy = accuracy or in_context_accuracy(
             model,
             prompts,
@@ -122,19 +126,40 @@ def locate_heads(
             checkpoint=place["accuracy"],
             progress=progress,
         )
-        chosen = Fidelity.of(evidence, reread, first, seed, _pooling(edges.offsets))
+        chosen = Fidelity.of(evidence, reread, first, seed, pooling_of(edges.offsets))
         cuts = _Cuts(model, edges.offsets, seed, progress)
         effect, base, scores = cuts.of_every_head(prompts.select(first.tolist()), place["choosing"])
         evidence.check_scores(first, scores)
         selected, choosing = select(chosen, -effect, base, criteria)
+        own = Identification.of(
+            model,
+            prompts,
+            (first, second),
+            evidence,
+            accuracy,
+            offsets=edges.offsets,
+            criteria=criteria,
+            seed=seed,
+            checkpoint=place["kernel"],
+            progress=progress,
+        )
+        selected["fit"], fits = own.fitting()
+        choosing |= fits
         drop, equal_mass, base = cuts.of_some(prompts.select(second.tolist()), selected, place["reporting"])
-    found = Fidelity.of(evidence, reread, second, seed + 10, _pooling(edges.offsets))
-    columns, strongest = report(found, selected, drop, equal_mass, base, criteria)
-    classes = classify(columns, selected, criteria)
-    others = torch.tensor([name != "kernel head" for name in classes]).reshape(drop.shape[1:])
+        identified = own.of_heads(candidates(selected, choosing["fit"], choosing["logit_diff_drop"]))
+        found = Fidelity.of(evidence, reread, second, seed + 10, pooling_of(edges.offsets))
+        columns, strongest = report(found, selected, drop, equal_mass, base, identified.columns, criteria)
+        names = classify(
+            columns, selected, criteria, kernel_part=own.kernel_part, cancelling=identified.cancelling
+        )
+        classes: dict[HeadRef, HeadClass] = {
+            HeadRef(*divmod(at, drop.shape[2])): name for at, name in enumerate(names)
+        }
+        joint = own.together([head for head, name in classes.items() if name in KERNEL_CLASSES])
+    others = torch.tensor([name not in KERNEL_CLASSES for name in names]).reshape(drop.shape[1:])
     effect = drop.masked_fill(others, 0).sum(2)
     return HeadRanking(
-        classes={HeadRef(*divmod(at, drop.shape[2])): name for at, name in enumerate(classes)},
+        classes=classes,
         band=find_band(effect, base, found.demo_set, criteria.band_share, level=criteria.level, seed=seed),
         columns=columns,
         strongest=strongest,
@@ -148,9 +173,15 @@ def locate_heads(
         offsets=edges.offsets,
         criteria=criteria,
         accuracy=accuracy,
+        influence=own.influence,
+        slope_of_model=identified.slope_of_model,
+        joint=joint,
         run=evidence.run,
         settings=_settings(prompts, chosen, edges, seed),
-        notes=_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria, effect, edges),
+        notes=(
+            *_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria, effect, edges),
+            *identified.notes,
+        ),
     )
 
 
@@ -253,25 +284,13 @@ def expected_work(
         once,
         *([once / 2] if accuracy is None else []),
         *cuts,
+        expected_identification(adapter, prompts),
     ]
 
 
 def _edges(offsets: Sequence[int] | None) -> LabelEdges | None:
     """Those that were given."""
     return None if offsets is None else LabelEdges(tuple(sorted(offsets)), "they were given", True)
-
-
-def _pooling(offsets: Offsets) -> Pooling:
-    """The weights that go with these edges."""
-    return "label" if offsets == LABEL else "edges"
-
-
-def _read(
-    model: Any, prompts: PromptSet, offsets: Offsets, checkpoint: Path | None, progress: bool
-) -> Evidence:
-    """A reading whose weights are of these edges."""
-    keep: dict[str, Any] = {"keep": ("label",)} if offsets == LABEL else {"keep": (), "offsets": offsets}
-    return read(model, prompts, **keep, checkpoint=checkpoint, progress=progress)
 
 
 def _whole(
@@ -287,7 +306,7 @@ def _whole(
         "label" in evidence.weights if offsets == LABEL else evidence.offsets == offsets
     )
     if evidence is None or not there:
-        evidence = _read(model, prompts, offsets, checkpoint, progress)
+        evidence = read_edges(model, prompts, offsets, checkpoint, progress)
     return replace(evidence, prompts=prompts)
 
 
@@ -313,7 +332,7 @@ class _Cuts:
         Float[Tensor, "prompt layer head"], Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"]
     ]:
         """Per prompt: the drop without the label edges of each selected head, that without equal mass, the base."""
-        selected = why["votes"] | why["matters"]
+        selected = why["votes"] | why["matters"] | why["fit"]
         # Without any, one head is run all the same, for the base; its effect is not kept.
         heads = [HeadRef(*head) for head in selected.nonzero().tolist()]
         heads = heads or [HeadRef(attention_layers(as_adapter(self.model))[0], 0)]

@@ -21,7 +21,7 @@ def exchange_inputs(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
     sources = []
     moved = 0
     for prompt, group in enumerate(prompts.demo_set.tolist()):
-        layouts, places = _inputs(prompts, prompt)
+        layouts, places = inputs_of(prompts, prompt)
         inputs = [prompts.tokens[prompt, row].tolist() for row in places]
         alike: dict[tuple[int, ...], list[int]] = {}
         for demo, layout in enumerate(layouts):
@@ -55,7 +55,7 @@ def exchange_inputs(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
     return prompts.rearranged(where, episodes=episodes), what
 
 
-def _inputs(prompts: PromptSet, prompt: int) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+def inputs_of(prompts: PromptSet, prompt: int) -> tuple[list[tuple[int, ...]], list[list[int]]]:
     """The layout of each demonstration's input, which exchanged ones must share, and the positions of its tokens."""
     ids, roles = prompts.tokens[prompt].tolist(), prompts.roles[prompt].tolist()
     spans = prompts.demo_spans[prompt].tolist()
@@ -78,7 +78,7 @@ def replace_test_input(prompts: PromptSet, seed: int) -> tuple[PromptSet, str]:
     rng = random.Random(f"replace_test_input/{seed}")
     donors = []
     for prompt, tail in enumerate(tails):
-        shown = [[tokens[prompt][at] for at in row] for row in _inputs(prompts, prompt)[1]]
+        shown = [[tokens[prompt][at] for at in row] for row in inputs_of(prompts, prompt)[1]]
         same = [p for p in alike[len(tail)] if p != prompt]
         fit = [p for p in same if tails[p] != tail and texts[p] not in shown]
         if not fit:

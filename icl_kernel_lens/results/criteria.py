@@ -9,18 +9,46 @@ from typing import Literal, get_args
 from icl_kernel_lens.arguments import check_fields
 from icl_kernel_lens.errors import ResultError
 
-HeadClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither", "undetermined"]
-"""What a head is, by the intervals of three questions (see `locate_heads`)."""
+HeadClass = Literal[
+    "kernel head",
+    "pair kernel",
+    "cancelling",
+    "shadow",
+    "echo",
+    "salience",
+    "addressing",
+    "misbound",
+    "recency",
+    "label-blind",
+    "sink",
+    "word preference",
+    "driver",
+    "reads labels",
+    "neither",
+    "undetermined",
+]
+"""What a head is, by the intervals of its conditions (see `locate_heads`)."""
 CLASS_MEANS: Mapping[HeadClass, str] = {
-    "kernel head": "votes, its weights follow the inputs, and the answer needs its label edges",
-    "shadow": "votes, its weights follow the inputs, and the answer does not need them",
-    "driver": "the answer needs its label edges, or (drop below 0) is held back by them, and it is no kernel head",
-    "echo": "its weights follow the model's answer",
+    "kernel head": "its weights follow the model's own kernel and go with the inputs, and its values carry labels to the answer",
+    "pair kernel": "as a kernel head, but its weights go with more than the input: with the label beside it, or with its place",
+    "cancelling": "one of two kernels that carry opposite parts, and next to nothing together",
+    "shadow": "its weights follow the model's own kernel, and it carries no labels to the answer",
+    "echo": "its weights follow the answer that heads below it formed",
+    "salience": "its weights go with the demonstrations' inputs, whatever the test input is",
+    "addressing": "the test input picks a place, and its weights stay there when inputs are swapped",
+    "misbound": "its weights on a label go with the input of the demonstration before it",
+    "recency": "its weights go by place alone, and are uneven",
+    "label-blind": "the answer needs its label edges, which carry something else than the labels",
+    "sink": "the answer changes when its attention on labels must go elsewhere, not when it is taken away",
     "word preference": "its weights follow the label words",
+    "driver": "its values carry labels to the answer, or (below 0) against it, and it is none of the above",
+    "reads labels": "its values carry labels to the answer, and the model has no kernel part that it could be part of",
     "neither": "none of these, or nothing in the choosing half gave reason to measure it",
-    "undetermined": "intervals too wide to say",
+    "undetermined": "intervals too wide to say, or a condition could not be measured",
 }
 """Of each class. neither: also every head that the choosing half gave no reason to look at."""
+KERNEL_CLASSES: tuple[HeadClass, ...] = ("kernel head", "pair kernel")
+"""Those that carry a kernel regression."""
 HEAD_CLASSES: tuple[HeadClass, ...] = get_args(HeadClass)
 
 
@@ -31,7 +59,13 @@ class Criteria:
     margin: float = 0.05
     """A head votes if its agreement is further than this above its strongest control; fraction of prompts."""
     effect: float = 0.05
-    """A head matters if cutting its label edges costs more than this share of the logit difference."""
+    """A head matters if its label edges carry more than this share: of the label part, and of the logit difference."""
+    fit: float = 0.1
+    """Weights follow the model's own kernel if their correlation with it is above this."""
+    slope: float = 0.25
+    """Weights go with swapped inputs if the slope of their log ratio is less than this above that of the model's own kernel."""
+    shift: float = 0.02
+    """Total variation; weights that change less with the test input do not look at it."""
     label_shift: float = 0.5
     """Weights follow the inputs if permuted labels shift them by less than this share of what words would carry."""
     least_label_shift: float = 0.02

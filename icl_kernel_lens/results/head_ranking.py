@@ -21,7 +21,16 @@ from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.numbers.intervals import RATE, sets_for
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.base import Result, broken, head_table, long_form
-from icl_kernel_lens.results.criteria import CLASS_MEANS, HEAD_CLASSES, Band, Criteria, HeadClass
+from icl_kernel_lens.results.criteria import (
+    CLASS_MEANS,
+    HEAD_CLASSES,
+    KERNEL_CLASSES,
+    Band,
+    Criteria,
+    HeadClass,
+)
+from icl_kernel_lens.results.joint_effects import JointEffect, interactions, shapley
+from icl_kernel_lens.results.label_influence import LabelInfluence
 from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 
@@ -58,35 +67,97 @@ COLUMNS: Mapping[str, str] = {
     "equal_mass_drop": "the drop without other edges of the same head and as much attention",
     "equal_mass_covers": "share of the logit difference in prompts where such edges could be cut",
     "beyond_equal_mass_low": "lower end of the interval of the difference between the two drops; NaN: too few such prompts",
+    "fit": "correlation of the weights' pair part with that of the model's own kernel (condition 1)",
+    "fit_low": "lower end of its interval",
+    "fit_high": "upper end",
+    "fit_p": "probability that the best of the heads measured fits as well with test inputs exchanged within sets",
+    "other_order": "the fit to the kernel under another order of the same demonstrations",
+    "other_order_low": "lower end of its interval",
+    "other_order_high": "upper end",
+    "swap_slope": "−1: weights go with inputs that are swapped; +1: they stay with the place (condition 2)",
+    "swap_slope_low": "lower end of its interval",
+    "swap_slope_high": "upper end",
+    "behind_slope": "the same of the demonstrations behind those swapped: −1 where weights go with the input before",
+    "behind_slope_low": "lower end of its interval",
+    "behind_slope_high": "upper end",
+    "input_shift": "total variation of the weights between test inputs of a set (condition 3)",
+    "input_shift_low": "lower end of its interval",
+    "input_shift_high": "upper end",
+    "place_shift": "total variation from what the weights are at each place on average",
+    "place_shift_low": "lower end of its interval",
+    "place_shift_high": "upper end",
+    "uneven": "total variation from equal weights",
+    "uneven_low": "lower end of its interval",
+    "uneven_high": "upper end",
+    "transport": "share of the label part that is gone with its values averaged over relabellings (condition 4)",
+    "transport_low": "lower end of its interval",
+    "transport_high": "upper end",
+    "zeroed": "share of the label part that is gone without its label edges, not renormalised (condition 5)",
+    "zeroed_low": "lower end of its interval",
+    "zeroed_high": "upper end",
+    "renormalised": "the same, renormalised",
+    "renormalised_low": "lower end of its interval",
+    "renormalised_high": "upper end",
+    "mean_replaced": "the same, every edge bringing the mean of all",
+    "mean_replaced_low": "lower end of its interval",
+    "mean_replaced_high": "upper end",
+    "lead_zeroed": "share of the answer's lead that is gone without its label edges, not renormalised",
+    "lead_zeroed_low": "lower end of its interval",
+    "lead_zeroed_high": "upper end",
+    "lead_renormalised": "the same, renormalised",
+    "lead_renormalised_low": "lower end of its interval",
+    "lead_renormalised_high": "upper end",
+    "fit_cut_below": "the fit with the label edges of all earlier layers cut (condition 6)",
+    "fit_cut_below_low": "lower end of its interval",
+    "fit_cut_below_high": "upper end",
+    "beyond_half_fit": "that fit minus half of the uncut one",
+    "beyond_half_fit_low": "lower end of its interval",
+    "beyond_half_fit_high": "upper end",
+    "fits": "condition 1: 1 holds, 0 does not, NaN undetermined or not measured",
+    "with_input": "condition 2",
+    "looks": "condition 3",
+    "transports": "condition 4; −1: against the label part",
+    "needed": "condition 5; −1: against the label part",
+    "no_echo": "condition 6",
     "votes": "1 yes, 0 no, NaN undetermined",
     "invariant": "1: its weights follow the inputs; 0 no, NaN undetermined",
     "matters": "1 yes, −1 yes but against the answer, 0 no, NaN undetermined or not measured",
 }
 """What each column of a ranking is."""
-SELECTED = ("votes", "label_shift", "matters")
+IDENTIFYING = tuple(COLUMNS)[tuple(COLUMNS).index("fit") : tuple(COLUMNS).index("votes")]
+"""Those of them that hold a head against the model's own kernel; NaN for heads that were not so measured."""
+CONDITIONS = ("fits", "with_input", "looks", "transports", "needed", "no_echo")
+"""The six that all hold of a kernel head."""
+SELECTED = ("votes", "label_shift", "matters", "fit")
 """Why a head was measured again."""
 DESCRIBED = [
-    "head",
-    "class",
-    "agreement",
-    "control",
-    "margin_low",
-    "margin_high",
-    "label_shift",
-    "word_bound_shift",
-    "logit_diff_drop",
-    "logit_diff_drop_low",
-    "logit_diff_drop_high",
+    *(
+        "head",
+        "class",
+        "fit",
+        "fit_low",
+        "other_order",
+        "swap_slope",
+        "input_shift",
+        "transport",
+        "transport_low",
+    ),
+    *("transport_high", "zeroed", "fit_cut_below", "label_shift", "logit_diff_drop", "agreement", "control"),
 ]
 """What a ranking's description shows of its table."""
-CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted")
-"""Of the choosing half, beside the tests: the largest p-value, adjusted; the drop as a share, and its p-value."""
-UNSURE = {
-    "votes": (Reason.VOTES_UNSURE, "margin", "margin"),
+CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted", "fit", "fit_p")
+"""Of the choosing half, beside the tests: the largest p-value, adjusted; the drop as a share, and its p-value; the fit to the
+model's own kernel, and the probability that the best of all heads fits so well by chance."""
+UNSURE: Mapping[str, tuple[Reason, str, str]] = {
+    "fits": (Reason.FIT_UNSURE, "fit", "fit"),
+    "with_input": (Reason.SWAP_UNSURE, "swap_slope", "slope"),
+    "looks": (Reason.LOOKS_UNSURE, "input_shift", "shift"),
+    "transports": (Reason.TRANSPORT_UNSURE, "transport", "effect"),
+    "needed": (Reason.CUTS_UNSURE, "zeroed", "effect"),
+    "no_echo": (Reason.ECHO_UNSURE, "beyond_half_fit", "fit"),
     "invariant": (Reason.INPUTS_UNSURE, "label_shift", "least_label_shift"),
-    "matters": (Reason.MATTERS_UNSURE, "logit_diff_drop", "effect"),
 }
-"""The three questions: what is said where the answer is NaN, the number it hangs on, and the smallest of interest."""
+"""The questions a class hangs on: what is said where the answer is NaN, the number it goes by, and the smallest of interest."""
 
 
 class HeadClasses(dict[HeadRef, HeadClass]):
@@ -182,6 +253,12 @@ class HeadRanking(Result):
     accuracy: TaskAccuracy
     """Whether there is anything to explain, on all prompts given, both halves: what is said first."""
     run: RunInfo
+    influence: LabelInfluence
+    """The model's own kernel, on some of the prompts, or on prompts crossed from them."""
+    slope_of_model: float
+    """Of swapped inputs, of the model's own kernel: what `swap_slope` is held against; NaN: not measured."""
+    joint: tuple[JointEffect, ...] = ()
+    """What the located heads carry, each and together."""
     offsets: tuple[int, ...] = (0,)
     """Which tokens' edges count as a label's, by their distance from it; 0 the label itself."""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -227,11 +304,11 @@ class HeadRanking(Result):
 
     @property
     def heads(self) -> tuple[HeadRef, ...]:
-        """The confirmed kernel heads, the largest effect first."""
-        return self.of("kernel head")
+        """The located heads, kernel heads and pair kernels, the largest part of the labels first."""
+        return self.of("kernel head") + self.of("pair kernel")
 
     def of(self, name: HeadClass) -> tuple[HeadRef, ...]:
-        """The heads of one class, the largest effect first, as in `table()`."""
+        """The heads of one class, in the order of `table()`."""
         if name not in HEAD_CLASSES:
             raise ResultError(f"classes are {', '.join(HEAD_CLASSES)}; got {name!r}.", code="unknown-choice")
         table = self.table()
@@ -240,7 +317,7 @@ class HeadRanking(Result):
     def table(self) -> pd.DataFrame:
         """One row a head: its class, why if that is not all, and every number of the reporting half (`COLUMNS`).
 
-        Kernel heads first, then the largest effects.
+        Kernel heads and pair kernels first, then those that carry most of the label part, then the largest effects.
         """
         about = {
             "class": list(self.classes.values()),
@@ -250,11 +327,12 @@ class HeadRanking(Result):
         frame.insert(list(frame).index("control") + 1, "strongest_control", self.strongest)
         order = pd.DataFrame(
             {
-                "kernel": frame["class"] == "kernel head",
+                "kernel": frame["class"].isin(KERNEL_CLASSES),
+                "part": frame["transport"].abs().fillna(-1),
                 "size": frame["logit_diff_drop"].abs().fillna(-1),
                 "margin": frame["margin"],
             }
-        ).sort_values(["kernel", "size", "margin"], ascending=False, kind="stable")
+        ).sort_values(["kernel", "part", "size", "margin"], ascending=False, kind="stable")
         return frame.loc[order.index].reset_index(drop=True)
 
     def notable(self) -> pd.DataFrame:
@@ -271,8 +349,10 @@ class HeadRanking(Result):
             return (Reason.NOT_SINGLED_OUT,)
         if name == "neither":
             return ()
+        if self.columns["transport"][at].isnan():
+            return (Reason.NOT_AMONG_MOST,)
         unknown = tuple(why for column, (why, *_) in UNSURE.items() if self.columns[column][at].isnan())
-        return unknown or (Reason.SHIFT_UNEXPLAINED,)
+        return unknown or (Reason.NO_CLASS_FITS,)
 
     def why(self, head: Head | str) -> str:
         """A head's class, what it means or what kept the head from a clearer one, and what was measured, in words.
@@ -284,7 +364,15 @@ class HeadRanking(Result):
         article = {"neither": "", "undetermined": "", "echo": "an "}.get(name, "a ")
         wanted = {why: self._wanted(at, *of) for why, *of in UNSURE.values()}
         means = "; ".join(f"{why}{wanted.get(why, '')}" for why in self.reasons(at)) or CLASS_MEANS[name]
-        measured = ("agreement", "control", "label_shift", "word_bound_shift", "logit_diff_drop")
+        measured = (
+            "fit",
+            "swap_slope",
+            "input_shift",
+            "transport",
+            "zeroed",
+            "label_shift",
+            "logit_diff_drop",
+        )
         known = {of: float(self.columns[of][at]) for of in measured}
         numbers = ", ".join(f"{of.replace('_', ' ')} {x:.3f}" for of, x in known.items() if x == x)
         return f"{at} is {article}{name}: {means}" + (f" ({numbers})" if numbers else "")
@@ -296,6 +384,35 @@ class HeadRanking(Result):
             return ""
         sets = sets_for(reach, len(self.demo_set.unique()), within, self.criteria.level)
         return f" (about {sets} sets a half for ± {within:g})"
+
+    def joint_table(self) -> pd.DataFrame:
+        """One row a set of located heads: the share of the label part that is gone with what they carry, with its interval.
+
+        `shapley`: a single head's mean part over all orders of taking heads out; `interaction`: of two, what both carry beyond
+        the sum of each; NaN where not every subset was measured.
+        """
+        parts, pairs = shapley(self.joint), interactions(self.joint)
+        nan = float("nan")
+        return pd.DataFrame(
+            [
+                {
+                    "heads": " ".join(map(str, one.heads)),
+                    "share": one.value,
+                    "low": one.low,
+                    "high": one.high,
+                    "shapley": parts.get(one.heads[0], nan) if len(one.heads) == 1 else nan,
+                    "interaction": pairs.get(one.heads, nan) if len(one.heads) == 2 else nan,  # pyright: ignore[reportArgumentType]
+                }
+                for one in self.joint
+            ],
+            columns=["heads", "share", "low", "high", "shapley", "interaction"],
+        )
+
+    def together(self) -> str:
+        """What the located heads carry of the label part, all and each."""
+        whole = max(self.joint, key=lambda one: len(one.heads))
+        each = ", ".join(f"{one.heads[0]} {one.value:.2f}" for one in self.joint if len(one.heads) == 1)
+        return f"together they carry {whole.value:.2f} [{whole.low:.2f}, {whole.high:.2f}] of the label part (alone: {each})"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long form of the reporting half: prompt (its number among those given), layer, head, class, agreement, and in
@@ -364,6 +481,18 @@ class HeadRanking(Result):
     def __repr__(self) -> str:
         return f"{self.accuracy.opening()}\n{self.describe(8)}"
 
+    def verdict(self) -> str:
+        """One sentence: what the model's own kernel is, and which heads carry it."""
+        kernel = self.influence.kernel_part()
+        if kernel.found == "none" or kernel.undefined is not None:
+            readers = len(self.of("reads labels"))
+            heads = f"Of the heads it is said only whether they read labels: {readers} do"
+        else:
+            small = "tiny" if kernel.found == "tiny" else "real"
+            names = ", ".join(map(str, self.heads)) or "no head surely does"
+            heads = f"The kernel part is {small}; it is carried by: {names}"
+        return f"{self.influence.verdict()} {heads}."
+
     def describe(self, top: int) -> str:
         """The located heads, the band, how many heads are of each class, and what must be said beside them."""
         prompts, layers, heads = self.agreement.shape
@@ -372,7 +501,10 @@ class HeadRanking(Result):
             f"HeadRanking({self.run.about}: {layers} layers × {heads} heads; chosen on "
             f"{self.settings.get('choosing', '?')}, reported on {prompts} prompts in {len(self.demo_set.unique())} "
             "demonstration sets)",
-            "  kernel heads: " + (", ".join(map(str, self.heads)) or "none"),
+            f"  {self.verdict()}",
+            "  kernel heads: " + (", ".join(map(str, self.of("kernel head"))) or "none"),
+            *([f"  pair kernels: {', '.join(map(str, pairs))}"] if (pairs := self.of("pair kernel")) else []),
+            *([f"  {self.together()}"] if self.joint else []),
             *([f"  band: {self.band}"] if self.band else []),
             "  " + ", ".join(f"{count[name]} {name}" for name in HEAD_CLASSES if count[name]),
         ]

@@ -6,7 +6,7 @@ Whatever is said of heads begins with it (`TaskAccuracy.opening`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
@@ -97,6 +97,17 @@ class TaskAccuracy(Result):
                 "prompts? Leave accuracy= out, or measure it with in_context_accuracy(model, prompts).",
                 code="accuracy-of-others",
             )
+
+    def of_some(self, numbers: Int[Tensor, " some"], prompts: PromptSet) -> TaskAccuracy:
+        """The accuracy on some of the prompts: those `numbers`, which are `prompts`."""
+        return replace(
+            self,
+            correct={name: right[numbers] for name, right in self.correct.items()},
+            rules={name: given[numbers] for name, given in self.rules.items()},
+            demo_set=self.demo_set[numbers],
+            digest=prompts.digest(),
+            run=replace(self.run, prompts=prompts.info),
+        )
 
     def mean(self) -> dict[str, float]:
         """Accuracy under each condition."""

@@ -1,0 +1,204 @@
+"""Takes what heads bring from labels out of the answer, in several ways and under every relabelling of the demonstrations.
+
+Π are the cyclic shifts of the classes, the own labels among them. In the answer's row of a head, with A the weights, v the
+values, and S the tokens of the label edges, in the run of each relabelling:
+
+    zeroed         z' = z − Σ_{s∈S} A(s) v_s
+    renormalised   A' = softmax of the scores without S
+    mean_replaced  z' = z + Σ_{s∈S} A(s) (m − v_s)          m: the mean of v over S and Π
+    transport      z' = z + Σ_{s∈S} A(s) (v̄_s − v_s)        v̄_s: the mean of v_s over Π
+
+so that transport leaves the weights as they are and takes away what the values say of the labels, and that alone. What is left
+of the label part is t' = s'(own labels) − mean over Π of s', with everything above recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.interventions.coverage import Relabelled
+from icl_kernel_lens.interventions.engine import Intervention, PerVariant, run_cells
+from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
+from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.numbers.rows import cut
+from icl_kernel_lens.prompts.label_edges import label_keys
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.run.variants import Changes, Row, RowChange, Seen, kept_at, run_on
+
+Way = Literal["zeroed", "renormalised", "mean_replaced", "transport"]
+"""How a head's label edges are taken out; equations at the head of this module."""
+WAYS: tuple[Way, ...] = get_args(Way)
+
+
+class Routes(NamedTuple):
+    """Label scores with the label edges of sets of heads taken out, under every relabelling; the own labels come first."""
+
+    scores: Float[Tensor, "relabelling prompt set way label"]
+    uncut: Float[Tensor, "relabelling prompt label"]
+    run: RunInfo
+
+    @property
+    def part(self) -> Float[Tensor, "prompt label"]:
+        """t, with nothing taken out."""
+        return self.uncut[0] - self.uncut.mean(0)
+
+    @property
+    def left(self) -> Float[Tensor, "prompt set way label"]:
+        """t' of every set and way."""
+        return self.scores[0] - self.scores.mean(0)
+
+
+def label_routes(
+    runs: Relabelled,
+    sets: Sequence[Sequence[HeadRef]],
+    ways: Sequence[Way] = WAYS,
+    *,
+    checkpoint: Path | None,
+) -> Routes:
+    """Run every relabelling of the prompts with the label edges of each set of heads taken out in each way.
+
+    Cost: per prompt and relabelling one pass (behind shared demonstrations, of its own tokens) and a token a set and way.
+
+    Raises: ModelError: attention cannot be changed exactly.
+    """
+    values = Values(runs.adapter, runs.prompts, runs.offsets)
+    found = [
+        run_cells(
+            runs.adapter,
+            WithoutEdges.of(values, by, sets, ways),
+            batch_size=runs.batch_size,
+            checkpoint=checkpoint and checkpoint / f"shifted by {by}",
+            progress=runs.progress,
+        )
+        for by in range(len(runs.prompts))
+    ]
+    scores = torch.stack([one.numbers["label_scores"].unflatten(1, (len(sets), len(ways))) for one in found])
+    uncut = torch.stack([one.numbers["base_label_scores"] for one in found])
+    info = replace(found[0].run, prompts=runs.prompts[0].info)
+    return Routes(scores, uncut, info)
+
+
+class Values:
+    """The values at label edges under every relabelling, of each beginning that prompts share run once."""
+
+    def __init__(
+        self, adapter: InterceptableAdapter, every: Sequence[PromptSet], offsets: Sequence[int]
+    ) -> None:
+        self.adapter, self.every, self.offsets = adapter, every, tuple(offsets)
+        self._kept: dict[tuple[bytes, ...], Float[Tensor, "relabelling layer kv_head edge d_value"]] = {}
+
+    def positions(self, by: int, number: int) -> Int[Tensor, " edge"]:
+        """Where the label edges of a prompt are under a relabelling, in order."""
+        return label_keys(self.every[by], number, self.offsets).any((0, 1)).nonzero()[:, 0]
+
+    def of(self, number: int) -> Float[Tensor, "relabelling layer kv_head edge d_value"]:
+        """The values at a prompt's label edges under every relabelling."""
+        where = [self.positions(by, number) for by in range(len(self.every))]
+        tokens = [one.tokens[number, : int(at[-1]) + 1] for one, at in zip(self.every, where, strict=True)]
+        begun = tuple(t.numpy().tobytes() + at.numpy().tobytes() for t, at in zip(tokens, where, strict=True))
+        if begun not in self._kept:
+            found = [kept_at(run_on(self.adapter, t), at)[1] for t, at in zip(tokens, where, strict=True)]
+            self._kept[begun] = torch.stack(found)
+        return self._kept[begun]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithoutEdges(Intervention):
+    """Label edges of sets of heads taken out, in one relabelling."""
+
+    values: Values
+    by: int
+    """Which relabelling."""
+    ways: tuple[Way, ...]
+    masks: Bool[Tensor, "set layer head"]
+
+    @classmethod
+    def of(
+        cls, values: Values, by: int, sets: Sequence[Sequence[HeadRef]], ways: Sequence[Way]
+    ) -> WithoutEdges:
+        """Every set and way is a cell."""
+        shape, prompts = values.adapter.shape, values.every[by]
+        masks = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
+        for at, members in enumerate(sets):
+            masks[at, [h.layer for h in members], [h.head for h in members]] = True
+        places: Mapping[str, tuple[str | int, ...]] = {
+            "set": tuple(" ".join(map(str, members)) for members in sets),
+            "way": tuple(ways),
+        }
+        return cls(
+            name="label routes",
+            title="label edges taken out",
+            primitive="attention_rows",
+            prompts=prompts,
+            clean=prompts,
+            against="model",
+            places=places,
+            cells=torch.cartesian_prod(torch.arange(len(sets)), torch.arange(len(ways))).reshape(-1, 2),
+            settings={
+                "offsets": str(values.offsets),
+                "relabelled": f"{by} of {len(values.every)}",
+                "own": values.every[0].digest(),
+            },
+            values=values,
+            by=by,
+            ways=tuple(ways),
+            masks=masks,
+        )
+
+    def changes(
+        self, numbers: list[int], seen: Seen | None, prefix: Prefix | None
+    ) -> Callable[[PerVariant, PerVariant], Changes]:
+        (number,) = numbers
+        adapter, positions = self.values.adapter, self.values.positions(self.by, number)
+        keys = torch.zeros(int(self.prompts.answer_pos[number]) + 1, dtype=torch.bool)
+        keys[positions] = True
+        every = self.values.of(number)
+        own = every[self.by]
+        moved: dict[Way, Tensor] = {
+            "mean_replaced": every.mean((0, 3))[:, :, None] - own,
+            "transport": every.mean(0) - own,
+        }
+        layer_at = {layer: at for at, layer in enumerate(attention_layers(adapter))}
+        group = adapter.shape.heads // own.shape[1]
+
+        def of(cells: PerVariant, _kinds: PerVariant) -> Changes:
+            masks = self.masks[self.column("set", cells)] & (cells >= 0)[:, None, None]
+            answer = self.prompts.answer_pos[number].expand(len(cells), 1)
+            way = self.column("way", cells)
+
+            def taken(row: Row, name: Way) -> Bool[Tensor, " row"]:
+                at = self.ways.index(name) if name in self.ways else -2
+                return way.to(row.weights.device)[row.variants] == at
+
+            def change(row: Row) -> Float[Tensor, "row key"]:
+                new = row.weights.clone()
+                for name in ("zeroed", "renormalised"):
+                    mine = taken(row, name)
+                    here = keys.to(row.weights.device).expand(int(mine.sum()), -1)
+                    new[mine] = cut(
+                        row.weights[mine], row.scores[mine], here, renormalise=name == "renormalised"
+                    )
+                return new
+
+            def added(row: Row) -> Float[Tensor, "row d_value"]:
+                at = positions.to(row.weights.device)
+                found = torch.zeros(len(row.weights), own.shape[-1], device=row.weights.device)
+                for name, by_head in moved.items():
+                    mine = taken(row, name)
+                    if mine.any():
+                        there = by_head[layer_at[row.layer]].to(row.weights)[row.heads[mine] // group]
+                        found[mine] = (row.weights[mine][:, at, None] * there).sum(1)
+                return found
+
+            return Changes(rows=RowChange(masks, answer, change, added))
+
+        return of

@@ -1,0 +1,195 @@
+"""Identifies heads by the model's own kernel: measures it, picks the heads to look at, and asks them the six conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.influence.measure import label_influence
+from icl_kernel_lens.interventions.coverage import LOSE
+from icl_kernel_lens.locate.classes import answered
+from icl_kernel_lens.locate.conditions import (
+    MOST,
+    Conditions,
+    Measurement,
+    Sample,
+    pooling_of,
+    read_edges,
+)
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.criteria import Criteria
+from icl_kernel_lens.results.evidence import Evidence
+from icl_kernel_lens.results.head_ranking import IDENTIFYING
+from icl_kernel_lens.results.joint_effects import JointEffect
+from icl_kernel_lens.results.label_influence import LabelInfluence
+from icl_kernel_lens.results.task_accuracy import TaskAccuracy
+from icl_kernel_lens.run.progress import ROW
+from icl_kernel_lens.run.runner import tokens_to_run
+
+PerHead = Float[Tensor, "layer head"]
+ORDERS = 2
+MOST_TOGETHER = 6
+"""Located heads of which every subset is measured together."""
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What is known of the heads beside votes and drops."""
+
+    columns: Mapping[str, PerHead]
+    """The columns `IDENTIFYING` of a ranking."""
+    slope_of_model: float
+    cancelling: Mapping[tuple[int, int], bool]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Identification:
+    """The model's own kernel on a sample of the prompts, and how heads are held against it."""
+
+    measurement: Measurement
+    sample: Sample
+    criteria: Criteria
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        prompts: PromptSet,
+        halves: tuple[Int[Tensor, " c"], Int[Tensor, " r"]],
+        evidence: Evidence,
+        accuracy: TaskAccuracy,
+        *,
+        offsets: tuple[int, ...],
+        criteria: Criteria,
+        seed: int,
+        checkpoint: Path | None,
+        progress: bool,
+    ) -> Identification:
+        """Measure label influence on some of the prompts, or on prompts crossed from them (`Sample.of`)."""
+        sample = Sample.of(model, prompts, *halves)
+        influence = label_influence(
+            model,
+            sample.prompts,
+            orders=ORDERS,
+            accuracy=None if sample.rows is None else accuracy.of_some(sample.rows, sample.prompts),
+            seed=seed,
+            checkpoint=checkpoint and checkpoint / "influence",
+            progress=progress,
+        )
+        pooling = pooling_of(offsets)
+        if sample.rows is None:
+            reading = read_edges(
+                model, sample.prompts, offsets, checkpoint and checkpoint / "crossed", progress
+            )
+            weights = reading.pooled(pooling)
+        else:
+            weights = evidence.pooled(pooling)[sample.rows]
+        measurement = Measurement(
+            model, influence, weights, offsets, seed, criteria.level, checkpoint, progress
+        )
+        return cls(measurement, sample, criteria)
+
+    @property
+    def influence(self) -> LabelInfluence:
+        return self.measurement.influence
+
+    @property
+    def kernel_part(self) -> bool:
+        """Whether the model's answer has a kernel part: its null is rejected."""
+        return self.influence.kernel_part().found in ("real", "tiny")
+
+    def fitting(self) -> tuple[Bool[Tensor, "layer head"], dict[str, PerHead]]:
+        """Heads whose weights follow the model's own kernel in the choosing half, and the numbers that say so."""
+        r, p = self.measurement.fits_of_all(self.sample.choosing)
+        return (p <= self.criteria.candidates) & (r > 0), {"fit": r, "fit_p": p}
+
+    def of_heads(self, heads: Sequence[HeadRef]) -> Identified:
+        """The six conditions of these heads in the reporting half; and which of them undo one another."""
+        shape = tuple(self.measurement.weights.shape[1:3])
+        empty = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name in IDENTIFYING}
+        if not heads:
+            return Identified(empty, float("nan"), {}, ())
+        found = self.measurement.of(heads, self.sample.reporting)
+        columns = empty | dict(found.columns)
+        columns |= answered(columns, found.slope_of_model, self.criteria)
+        notes = [*found.notes, *self._elsewhere(found)]
+        if found.labels_read.value < LOSE:
+            columns["no_echo"] = columns["no_echo"].masked_fill(columns["no_echo"] == 1, torch.nan)
+        return Identified(columns, found.slope_of_model, self._undone(columns), tuple(notes))
+
+    def _elsewhere(self, found: Conditions) -> Iterator[str]:
+        if not found.labels_read.value >= LOSE:
+            yield (
+                f"the label edges of all heads hold {found.labels_read} of the label part: labels enter elsewhere, too, so that "
+                "an echo of what enters there is not told from a kernel"
+            )
+
+    def _undone(self, columns: Mapping[str, PerHead]) -> dict[tuple[int, int], bool]:
+        """Heads that follow the kernel and carry opposite parts, two of which together carry next to nothing."""
+        follows = columns["fits"] == 1
+        sides = [
+            [HeadRef(*h) for h in (follows & (columns["transports"] == sign)).nonzero().tolist()]
+            for sign in (1, -1)
+        ]
+        pairs = list(product(*sides))
+        if not pairs:
+            return {}
+        effect = self.criteria.effect
+        together = self.measurement.together(pairs, self.sample.reporting, "opposed")
+        undone = {}
+        for pair, share in zip(pairs, together, strict=True):
+            if share.low > -effect and share.high < effect:
+                undone |= {tuple(h): True for h in pair}
+        return undone
+
+    def together(self, heads: Sequence[HeadRef]) -> tuple[JointEffect, ...]:
+        """What the located heads carry together: of every subset of up to six of them, else of each alone and of all."""
+        heads = list(heads)
+        sizes = range(1, len(heads) + 1) if len(heads) <= MOST_TOGETHER else sorted({1, len(heads)})
+        sets = [one for size in sizes for one in combinations(heads, size)]
+        if not sets:
+            return ()
+        shares = self.measurement.together(sets, self.sample.reporting, "together")
+        return tuple(JointEffect(one, *share) for one, share in zip(sets, shares, strict=True))
+
+
+def candidates(
+    selected: Mapping[str, Bool[Tensor, "layer head"]], fit: PerHead, drop: PerHead
+) -> list[HeadRef]:
+    """At most `MOST` heads, in turns: those that fit best, and those whose cuts cost most."""
+    turns = (("fit", fit), ("cut", drop.abs()))
+    chosen = {"fit": selected["fit"], "cut": selected["votes"] | selected["matters"]}
+    ranked = []
+    for name, size in turns:
+        at = chosen[name].nonzero().tolist()
+        ranked.append(sorted(map(tuple, at), key=lambda h, of=size: -float(of[h].nan_to_num(-1.0))))
+    mixed: dict[tuple[int, int], None] = {}
+    for place in range(max(map(len, ranked), default=0)):
+        for one in ranked:
+            if place < len(one):
+                mixed[one[place]] = None
+    return sorted(HeadRef(*h) for h in list(mixed)[:MOST])
+
+
+def expected_identification(model: Any, prompts: PromptSet) -> float:
+    """About how many tokens identification runs."""
+    adapter = as_adapter(model)
+    once = float(tokens_to_run(prompts, adapter)) / len(prompts)
+    demos, others = prompts.demos, prompts.labels - 1
+    start = prompts.demo_spans[:, -1, 1].double().mean()
+    tail = float((prompts.answer_pos + 1).double().mean() - start)
+    sets = len(prompts.demo_set.unique())
+    few = min(len(prompts), 4 * sets)
+    influence = ORDERS * (few * tail * (demos * others + 1) + few / 4 * float(start) * demos * others / 2)
+    routes = prompts.labels * few / 2 * (once + ROW * 4 * MOST)
+    return influence + routes + few * (once + 3 * tail * others)

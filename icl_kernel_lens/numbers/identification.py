@@ -1,0 +1,113 @@
+"""What tells a kernel head from its impostors, in numbers: pure, on tensors.
+
+Intervals are between demonstration sets throughout.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from icl_kernel_lens.numbers.groups import numbered
+from icl_kernel_lens.numbers.influence import Estimate
+from icl_kernel_lens.numbers.intervals import cluster_t, ratio_interval
+
+Ends = tuple[Tensor, Tensor, Tensor]
+"""A number with the ends of its interval, cell by cell."""
+FLAT = 1e-6
+"""Squares of log ratios below this, on average, are rounding: weights that do not differ between demonstrations."""
+
+
+def interval(
+    values: Float[Tensor, "prompt *cell"], demo_set: Int[Tensor, " prompt"], level: float = 0.95
+) -> Ends:
+    """The mean over prompts with its interval."""
+    return values.double().nanmean(0), *cluster_t(values, demo_set, level=level)
+
+
+def share_removed(
+    left: Float[Tensor, "prompt *cell label"],
+    part: Float[Tensor, "prompt label"],
+    demo_set: Int[Tensor, " prompt"],
+    level: float = 0.95,
+) -> Ends:
+    """1 − Σ ⟨t', t⟩ / Σ ⟨t, t⟩: what of the label part t is gone in t', along t; 1 all, below 0 if it grew."""
+    t = part.double().reshape(len(part), *[1] * (left.dim() - 2), part.shape[-1])
+    product, whole = (left.double() * t).sum(-1), (t * t).sum(-1)
+    share, low, high = ratio_interval(product, whole, demo_set, level=level)
+    return 1 - share, 1 - high, 1 - low
+
+
+def drop_share(
+    scores: Float[Tensor, "prompt *cell label"],
+    uncut: Float[Tensor, "prompt label"],
+    demo_set: Int[Tensor, " prompt"],
+    level: float = 0.95,
+) -> Ends:
+    """What of the answer's lead over the mean of the other labels is gone: Σ (d − d') / Σ d."""
+    answer = uncut.argmax(-1)
+    contrast = torch.nn.functional.one_hot(answer, uncut.shape[-1]).double()
+    contrast -= (1 - contrast) / (uncut.shape[-1] - 1)
+    whole = (uncut.double() * contrast).sum(-1)
+    shaped = contrast.reshape(len(contrast), *[1] * (scores.dim() - 2), contrast.shape[-1])
+    now = (scores.double() * shaped).sum(-1)
+    before = whole.reshape(len(whole), *[1] * (now.dim() - 1))
+    return ratio_interval(before - now, before, demo_set, level=level)
+
+
+def swap_slope(
+    before: Float[Tensor, "prompt *cell demo"],
+    after: Float[Tensor, "prompt *cell demo"],
+    pairs: Int[Tensor, "prompt pair 2"],
+    demo_set: Int[Tensor, " prompt"],
+    *,
+    behind: int = 0,
+    level: float = 0.95,
+) -> Ends:
+    """Slope of the difference between the two of a pair after their inputs were swapped on that before: Σ d d' / Σ d².
+
+    +1 where values stay with the place, −1 where they go with the input. What the place does alike in all prompts is taken off
+    both: the mean at each place over prompts, before and after. `behind` compares the demonstrations so far behind the pairs
+    instead, where there are such and neither is one of a pair. NaN where values do not differ.
+    """
+    usual = (before.double().nanmean(0) + after.double().nanmean(0)) / 2
+    differ = []
+    at = (pairs + behind).clamp(0, before.shape[-1] - 1)
+    for values in (before, after):
+        left = values.double() - usual
+        index = at.flatten(1).reshape(len(at), *[1] * (left.dim() - 2), -1).expand(*left.shape[:-1], -1)
+        one, two = left.gather(-1, index).unflatten(-1, (-1, 2)).unbind(-1)
+        differ.append(one - two)
+    there = (pairs >= 0).all(-1) & (pairs + behind < before.shape[-1]).all(-1)
+    if behind:
+        taken = ((pairs + behind)[:, :, :, None, None] == pairs[:, None, None]).any((2, 3, 4))
+        there &= ~taken
+    known = there.reshape(len(there), *[1] * (before.dim() - 2), -1).expand_as(differ[0])
+    d, again = (torch.where(known, x, 0.0).nan_to_num() for x in differ)
+    size = d.square().sum(-1)
+    ends = ratio_interval((d * again).sum(-1), size, demo_set, level=level)
+    flat = size.sum(0) <= FLAT * known.double().sum((0, -1)).clamp(min=1)
+    slope, low, high = (x.masked_fill(flat, torch.nan) for x in ends)
+    return slope, low, high
+
+
+def total_variation(
+    one: Float[Tensor, "prompt *cell demo"], two: Float[Tensor, "#prompt *cell demo"]
+) -> Float[Tensor, "prompt *cell"]:
+    """½ Σ_i |w_i − w'_i|."""
+    return (one.double() - two.double()).abs().sum(-1) / 2
+
+
+def next_of_set(demo_set: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:
+    """The next prompt of each prompt's set, the first one after the last."""
+    found = torch.arange(len(demo_set))
+    for group in range(int(numbered(demo_set).max()) + 1):
+        members = (numbered(demo_set) == group).nonzero()[:, 0]
+        found[members] = members.roll(-1)
+    return found
+
+
+def estimate(ends: Ends) -> Estimate:
+    """Of a single cell."""
+    return Estimate(*map(float, ends))
