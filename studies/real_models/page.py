@@ -151,11 +151,11 @@ TABLES: Mapping[str, Callable[[Path], Table]] = {
 }
 
 
-def drawn(page: str, results: Path) -> str:
+def drawn(page: str, results: Path, tables: Mapping[str, Callable[[Path], Table]] = TABLES) -> str:
     """The page with the tables of these results."""
 
     def table(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{TABLES[found[2]](results).markdown()}\n\n<!-- end -->"
+        return f"{found[1]}\n{tables[found[2]](results).markdown()}\n\n<!-- end -->"
 
     return re.sub(r"(<!-- table: (\w+) -->).*?<!-- end -->", table, page, flags=re.DOTALL)
 

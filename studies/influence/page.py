@@ -1,0 +1,142 @@
+"""Puts the tables of the study's results into docs/kernel_part.md, between the marks that name them.
+
+python -m studies.influence.page
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.tables import Table
+from studies.influence.run import RESULTS, Cell, cells
+from studies.real_models.page import drawn
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernel_part.md"
+NAMES: Mapping[str, str] = {
+    "mini": "mini",
+    "smollm2": "SmolLM2-135M-Instruct",
+    "gemma3": "Gemma 3 270M",
+    "qwen": "Qwen2.5-Coder-0.5B-Instruct",
+}
+Row = Mapping[str, Any]
+SHOWN = 6
+"""Heads of a cell."""
+
+
+def finished(results: Path) -> list[tuple[Cell, Row]]:
+    """The cells that there are results of, in the study's order, each with its row."""
+    rows = {path.stem: json.loads(path.read_text()) for path in (results / "cells").glob("*.json")}
+    return [(cell, rows[cell.name]) for cell in cells() if cell.name in rows]
+
+
+def kernel(results: Path) -> Table:
+    """The kernel part of every cell, and what else the answer goes by."""
+    return Table(
+        "The kernel part",
+        [
+            "cell",
+            "kernel part, across orders",
+            "p",
+            "null, 95 %",
+            "within an order",
+            "additivity R²",
+            "at the last place",
+        ],
+        [
+            [
+                named(cell),
+                _ends(row, "across", 4),
+                f"{row['p']:.4f}",
+                f"{row['null']:.4f}",
+                _ends(row, "within", 3),
+                _ends(row, "additivity", 2),
+                _ends(row, "last_place", 2),
+            ]
+            for cell, row in finished(results)
+        ],
+        "Shares of the variance of label influence in log-odds, 4 test inputs of each of 32 demonstration sets, 8 demonstrations, two "
+        "orders; 95 % intervals between sets. p: the larger of the exchanges of test inputs and of demonstrations.",
+    )
+
+
+def verdicts(results: Path) -> Table:
+    """What is said of every cell."""
+    rows: list[list[object]] = [
+        [named(cell), row["accuracy"], row["verdict"]] for cell, row in finished(results)
+    ]
+    return Table("Verdicts", ["cell", "demonstrations", "kernel and heads"], rows)
+
+
+def heads(results: Path) -> Table:
+    """The heads that carry most of the label part, with their conditions."""
+
+    def rows() -> Iterator[list[object]]:
+        for cell, _ in finished(results):
+            table = pd.read_csv(results / "heads" / f"{cell.name}.csv")
+            for _, row in table[table["transport"].notna()].head(SHOWN).iterrows():
+                yield [
+                    named(cell),
+                    row["head"],
+                    row["class"],
+                    *(
+                        _ends(row, of, 2)
+                        for of in ("fit", "other_order", "swap_slope", "input_shift", "transport")
+                    ),
+                    " / ".join(f"{row[of]:.2f}" for of in ("zeroed", "renormalised", "mean_replaced")),
+                    f"{row['fit_cut_below']:.2f}",
+                ]
+
+    return Table(
+        "Heads",
+        [
+            *(
+                "cell",
+                "head",
+                "class",
+                "fit",
+                "fit to the other order",
+                "swap slope",
+                "changes with the test input",
+            ),
+            *("carries (transport)", "cuts", "fit, cut below"),
+        ],
+        list(rows()),
+        f"The {SHOWN} heads of each cell that carry most of the label part, measured on one half of the sets; 95 % intervals.",
+    )
+
+
+def named(cell: Cell) -> str:
+    """A cell in words."""
+    more = [f"{cell.template} template"] * (cell.template != "usual") + [f"seed {cell.seed}"] * (
+        cell.seed != 0
+    )
+    return ", ".join([NAMES[cell.model], cell.task, *more])
+
+
+def _ends(row: Any, name: str, digits: int) -> str:
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if value != value:
+        return "–"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+TABLES: Mapping[str, Callable[[Path], Table]] = {"kernel": kernel, "verdicts": verdicts, "heads": heads}
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    PAGE.write_text(drawn(PAGE.read_text(), given.results, TABLES))
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
