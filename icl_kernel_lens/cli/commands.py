@@ -289,30 +289,37 @@ def patch(
 
 def locate(
     target: To,
-    source: From = Source(prompts=400),  # noqa: B008 (frozen)
+    source: From = Source(prompts=256, sets=32),  # noqa: B008 (frozen)
     curves: bool = True,
     offsets: tuple[int, ...] = (),
     criteria: Criteria = Criteria(),  # noqa: B008 (frozen)
     top: int = 10,
     progress: bool = True,
 ) -> None:
-    """Find the kernel-regression heads, with statistics that can say there are none.
+    """Find the heads that carry the model's own kernel, with statistics that can say there are none.
 
-    Heads are singled out on one half of the prompts and measured on the other: how often each votes for the
-    model's answer beside its strongest control, whether its weights follow the inputs, and what the answer loses
-    without its label edges. Then, on fresh prompts (the next seed), the answer without the located heads' label
-    edges and with theirs alone, beside random sets of heads. Prints first whether there is anything to explain (as score
-    does), then the classes, the band of layers and the curves, and writes into OUT: report.html, heads.csv, ranking.*
-    and curves.* (tables, figures, and the results themselves, read by `icl-kernel-lens show OUT` or by
-    HeadRanking.load and AblationCurves.load).
+    The model's own kernel is measured first (as influence does). Where it has no part that hangs on the pair of test input and
+    demonstration, heads are only said to read labels or not. Otherwise heads are singled out on one half of the prompts,
+    and at most 32 of them are asked six questions on the other: do the weights follow the kernel as the test input alone varies, do
+    they go with swapped inputs, do they change with the test input, do the values carry labels, does the answer need the label
+    edges, and is it no echo of earlier layers? Located heads are also taken out together. Then, on fresh prompts (the next
+    seed), the answer without their label edges and with theirs alone, beside random sets of heads.
+
+    Prints first whether there is anything to explain (as score does), then the model's own kernel, the located heads and what they carry
+    together, every other head's class, the band of layers and the curves. Writes into OUT: report.html, heads.csv (a row a head:
+    its class, why, and every number with its interval), joint.csv (what sets of located heads carry; where any are), ranking.* and
+    curves.* (tables, figures, and the results themselves, read by `icl-kernel-lens show OUT` or by HeadRanking.load and
+    AblationCurves.load).
 
     icl-kernel-lens locate --out located
 
-    icl-kernel-lens locate --model gpt2 --task sst2 --prompts 400 --out located
+    icl-kernel-lens locate --model gpt2 --task sst2 --demos 8 --prompts 512 --sets 64 --out located
 
     torchrun --nproc-per-node 2 -m icl_kernel_lens locate --out located
 
-    At least 8 demonstration sets a half are needed, 32 are better; prompts do not share a set unless --sets says so.
+    Several test inputs should share their demonstrations (--sets); of each set four are measured. With --sets 0, or as many sets as
+    prompts, demonstrations are crossed with the test inputs of other prompts, where label words are the same in all. At
+    least 8 demonstration sets a half are needed, 32 are better.
     An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
 
     Args:
@@ -326,8 +333,10 @@ def locate(
         progress: Show a progress bar.
     """
     from icl_kernel_lens import ablation_curves, corrupt, locate_heads, read
+    from icl_kernel_lens.locate.conditions import shares_sets
     from icl_kernel_lens.locate.search import expected_work, split_in_halves
     from icl_kernel_lens.models.adapter import as_adapter
+    from icl_kernel_lens.prompts.crossed import check_crossed
     from icl_kernel_lens.run.progress import work
     from icl_kernel_lens.run.runner import tokens_to_run
 
@@ -338,7 +347,8 @@ def locate(
         warnings.filterwarnings("ignore", message=".*demonstration sets a half are few")
         model, task, prompts = source.load(folder.group)
         # What locating would refuse after the reading, before it.
-        split_in_halves(prompts.demo_set, seed=source.seed)
+        if not shares_sets(prompts, split_in_halves(prompts.demo_set, seed=source.seed)):
+            check_crossed(prompts)
         corrupt(prompts, "permute_labels", seed=source.seed)
         folder.begin(source.identity(model, prompts, curves=curves, offsets=offsets, criteria=criteria))
         adapter = as_adapter(model)
@@ -638,7 +648,14 @@ COMMANDS = {
         (
             Saved("accuracy"),
             Saved("evidence"),
-            Saved("ranking", "heads.csv", ("ranking.png", "ranking.svg")),
+            Saved(
+                "ranking",
+                "heads.csv",
+                ("ranking.png", "ranking.svg"),
+                also={
+                    "joint.csv": lambda ranking, _: ranking.joint_table() if ranking.joint else None,
+                },
+            ),
             Saved.whole("curves", sometimes=True),
         ),
         _say_located,

@@ -61,7 +61,7 @@ class Source:
             feed the demonstrations and half are test inputs; NAME.train.jsonl brings NAME.test.jsonl along.
         demos: Demonstrations in each prompt.
         prompts: How many prompts, each with its own test input.
-        sets: Share this many demonstration sets evenly among the prompts; None: fresh ones for each prompt.
+        sets: Share this many demonstration sets evenly among the prompts; 0 or None: fresh ones for each prompt.
         balanced: Show every class equally often (to within one).
         seed: Seed of the prompts and of all else that is drawn; the same seed gives the same prompts everywhere.
         prepend_bos: True or False to force a beginning-of-sequence token; default: what the tokenizer does.
@@ -145,7 +145,7 @@ class Source:
             "demos": self.demos,
             "count": self.prompts,
             "seed": self.seed,
-            "sets": self.sets,
+            "sets": self.sets or None,
             "balanced": self.balanced,
             "prepend_bos": self.prepend_bos,
         }

@@ -1,4 +1,4 @@
-"""Locates the heads that answer like a kernel regression: chosen on half of the prompts, confirmed on the other.
+"""Locates the heads that carry the model's own kernel: chosen on half of the prompts, measured on the other.
 
 Prompts are halved with their demonstration sets whole (`split_in_halves`), and the search may be repeated on several
 sets of prompts (`stability`).
@@ -65,30 +65,32 @@ def locate_heads(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> HeadRanking:
-    """Find the kernel-regression heads, and say of every head what it is.
+    """Find the heads that carry the model's own kernel, and say of every head what it is.
 
-    The prompts are split in two, demonstration sets whole. In the *choosing half*, for all heads:
+    The kernel is that of `label_influence`; I is its pair part. Where it has no kernel part (p > 0.05), it is only said
+    which heads read labels. The prompts are split in two, demonstration sets whole. The *choosing half* singles out, of all heads,
+    those whose weights fit I, whose votes agree with the answer (`numbers.permutations`), whose label edges the logit difference
+    needs (`knock_out`), or whose weights move with permuted labels. Of at most 32 of them the *reporting half* tells whether
 
-        votes        agreement with the model's answer, its p-value the largest of those in `numbers.permutations`;
-                     Benjamini–Hochberg over the heads, and at least some attention on labels
-        label_shift  weights that shift when the labels of every prompt are permuted (`numbers.shifts`)
-        matters      drop of the logit difference when the answer position no longer reads any label (`knock_out`)
+        fits         their weights follow I as the test input alone varies
+        with_input   their weights go with inputs that are swapped: the slope lies below that of G itself + `criteria.slope`
+        looks        their weights change with the test input
+        transports   the label part goes when their values, not their weights, are averaged over relabellings
+        needed       it goes without their label edges: zeroed, renormalised and mean-replaced
+        no_echo      more than half of the fit is left with the label edges of all earlier layers cut
 
-    What any of these singles out is measured again in the *reporting half*, tested over these alone, and cut beside other
-    edges of equal mass (but for heads singled out by their label shift alone: their class needs no cut); every number,
-    interval, class and the band come from there. Classes go by intervals against `Criteria`, the smallest effects of
-    interest:
+    each by an interval against `Criteria`, the smallest effects of interest (equations: `docs/locate.md`; rules of the classes:
+    `classes.py`). A kernel head passes all, and permuted labels do not move its weights; a *pair kernel*'s weights go with more than the
+    input. What could not be measured is not passed. `ranking.joint` says what these heads carry together; the band, the votes and the
+    drops are of the reporting half, too. Han et al. (TMLR 2025, section 5.2) take the head of the best agreement on the data it is
+    reported on; all of this is ours.
 
-        votes      the interval of agreement − strongest control lies above `criteria.margin`, and p_adjusted ≤ q
-        invariant  that of label_shift − ½ word_bound_shift lies below 0 (half of the shift if weights went with label words)
-        matters    that of the drop lies beyond `criteria.effect` of the logit difference, and of what equal mass costs
+    Prompts should share demonstration sets: `task.prompts(..., count=256, sets=32)`. Where none do, those of each half are crossed with
+    one another (`prompts.crossed`), which leaves fewer sets.
 
     What is read of a label stands at some `offsets` from it: weights are the attention there (for 0 alone, on its first
     token), and cuts are of these edges. Without `offsets`, they are the smallest set that `label_coverage` finds on 32 prompts of
-    the choosing half, which runs each once a class; where there is none, the label itself is taken, and a note says so.
-
-    Kernel head: all three. Han et al. (TMLR 2025, section 5.2) take the head of the best agreement on the data it is
-    reported on; halves, controls, invariance and the causal test are ours.
+    the choosing half; where there is none, the label itself is taken, and a note says so.
 
     What is printed begins with whether there is anything to explain (`in_context_accuracy`), measured on all prompts.
     `accuracy`, where it was measured before, and `evidence`, a reading of these prompts with the label pooling (or that of
@@ -96,12 +98,13 @@ def locate_heads(
     `checkpoint` names a folder in which finished prompts of each step are kept; the same call goes on from there.
 
     Does not show: that other heads could not take over (see `ablation_curves`); that a head is a kernel
-    on other tasks (`stability`); which features its kernel compares. Heads that share one vote so finely that each
-    carries less than `criteria.effect` are shadows here.
+    on other tasks (`stability`); which features its kernel compares. A kernel whose labels enter elsewhere than by the
+    answer's own label edges is not located, nor are heads that share one so finely that each carries less than
+    `criteria.effect`.
 
-    Raises: PromptError: fewer than 8 demonstration sets a half; labels of unequal token counts, which cannot be
-                permuted in place; prompts scored on whole labels; an offset holds no token. ModelError: attention cannot
-                be changed exactly.
+    Raises: PromptError: fewer than 8 demonstration sets a half; no sets are shared, and label words differ between prompts;
+                labels of unequal token counts, which cannot be permuted in place; prompts scored on whole labels; an
+                offset holds no token. ModelError: attention cannot be changed exactly.
             ResultError: the evidence or the accuracy is of other prompts or another model.
     """
     criteria = criteria or Criteria()
@@ -199,10 +202,10 @@ def stability(
     """`locate_heads` on several sets of prompts, by name, and how far they agree.
 
         stability(model, {
-            "seed 0": task.prompts(model, demos=16, count=400, seed=0),
-            "seed 1": task.prompts(model, demos=16, count=400, seed=1),
+            "seed 0": task.prompts(model, demos=16, count=256, sets=32, seed=0),
+            "seed 1": task.prompts(model, demos=16, count=256, sets=32, seed=1),
             "reordered": corrupt(prompts, "reorder_demos", seed=0, model=model),
-            "other task": other.prompts(model, demos=16, count=400, seed=0),
+            "other task": other.prompts(model, demos=16, count=256, sets=32, seed=0),
         })
 
     Another template is another task: `dataclasses.replace(task, template=...)`. Each ranking chooses its own `offsets`, or takes

@@ -27,7 +27,7 @@ HeadClass = Literal[
     "neither",
     "undetermined",
 ]
-"""What a head is, by the intervals of its conditions (see `locate_heads`)."""
+"""What a head is, by the intervals of its conditions (`locate_heads`); the rules: `locate/classes.py`."""
 CLASS_MEANS: Mapping[HeadClass, str] = {
     "kernel head": "its weights follow the model's own kernel and go with the inputs, and its values carry labels to the answer",
     "pair kernel": "as a kernel head, but its weights go with more than the input: with the label beside it, or with its place",
@@ -54,16 +54,19 @@ HEAD_CLASSES: tuple[HeadClass, ...] = get_args(HeadClass)
 
 @dataclass(frozen=True)
 class Criteria:
-    """The smallest effects of interest, and how sure to be: what is smaller is not looked for."""
+    """The smallest effects of interest, and how sure to be: what is smaller is not looked for.
+
+    Conditions and classes go by `effect`, `fit`, `slope`, `shift` and `label_shift`; `margin` is of votes alone.
+    """
 
     margin: float = 0.05
     """A head votes if its agreement is further than this above its strongest control; fraction of prompts."""
     effect: float = 0.05
-    """A head matters if its label edges carry more than this share: of the label part, and of the logit difference."""
+    """A head carries labels if the label part loses more than this share with it, and matters if the logit difference does."""
     fit: float = 0.1
     """Weights follow the model's own kernel if their correlation with it is above this."""
     slope: float = 0.25
-    """Weights go with swapped inputs if the slope of their log ratio is less than this above that of the model's own kernel."""
+    """Weights go with swapped inputs if their swap slope is less than this above that of the model's own kernel."""
     shift: float = 0.02
     """Total variation; weights that change less with the test input do not look at it."""
     label_shift: float = 0.5
@@ -71,17 +74,18 @@ class Criteria:
     least_label_shift: float = 0.02
     """Total variation; weights that shift less are not shifted, however even they are."""
     follows: float = 0.1
-    """Weights follow words or answers if they give them more than this share beyond the label's number."""
+    """Weights follow words or answers if they give them more than this share beyond what chance gives."""
     label_attention: float = 0.02
     """Least mean attention on label positions of a head that can vote."""
     false_discovery: float = 0.05
-    """Rate q of Benjamini & Hochberg's procedure over the candidates, in the reporting half."""
+    """Reporting half: rate q of Benjamini & Hochberg's procedure over the candidates; and the largest p of a fit, which is
+    already that of the best of all heads measured."""
     candidates: float = 0.2
-    """The same over all heads, in the choosing half, whose candidates are tested again."""
+    """The same over all heads in the choosing half, whose candidates are tested again."""
     level: float = 0.95
     """Of all intervals."""
     band_share: float = 0.9
-    """How much of the confirmed effect the band holds."""
+    """How much of the located heads' drop the band holds."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -94,7 +98,7 @@ class Criteria:
 
 @dataclass(frozen=True)
 class Band:
-    """The smallest run of layers that holds a share of the confirmed kernel heads' effect.
+    """The smallest run of layers that holds a share of the located heads' drop of the logit difference.
 
     Layers are counted from 0; relative depth is layer / (layers − 1), 0 the first layer and 1 the last.
     """

@@ -1,4 +1,4 @@
-"""Where the kernel-regression heads are: every head's class, chosen on one half of the prompts and measured on the other."""
+"""Which heads carry the model's own kernel: every head's class, chosen on one half of the prompts and measured on the other."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ COLUMNS: Mapping[str, str] = {
 IDENTIFYING = tuple(COLUMNS)[tuple(COLUMNS).index("fit") : tuple(COLUMNS).index("votes")]
 """Those of them that hold a head against the model's own kernel; NaN for heads that were not so measured."""
 CONDITIONS = ("fits", "with_input", "looks", "transports", "needed", "no_echo")
-"""The six that all hold of a kernel head."""
+"""The six that all hold of a kernel head; of a pair kernel `with_input` need not."""
 SELECTED = ("votes", "label_shift", "matters", "fit")
 """Why a head was measured again."""
 DESCRIBED = [
@@ -157,7 +157,7 @@ UNSURE: Mapping[str, tuple[Reason, str, str]] = {
     "no_echo": (Reason.ECHO_UNSURE, "beyond_half_fit", "fit"),
     "invariant": (Reason.INPUTS_UNSURE, "label_shift", "least_label_shift"),
 }
-"""The questions a class hangs on: what is said where the answer is NaN, the number it goes by, and the smallest of interest."""
+"""What a class hangs on: what is said where the answer is NaN, the number it goes by, and the smallest of interest."""
 
 
 class HeadClasses(dict[HeadRef, HeadClass]):
@@ -226,12 +226,15 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadRanking(Result):
-    """Every head's class; all numbers from the reporting half, but those under `choosing`."""
+    """Every head's class by the conditions that it passes, and what the located heads carry together.
+
+    All numbers are of the reporting half but those under `choosing`; `accuracy` and `influence` are of both halves.
+    """
 
     classes: Mapping[HeadRef, HeadClass]
     """Of every head, in order of layer and head."""
     band: Band | None
-    """None: no kernel head was confirmed, or those that were lose nothing together."""
+    """None: no head was located, or the logit difference loses nothing with those that were."""
     columns: Mapping[str, Float[Tensor, "layer head"]]
     """Numbers per head, in the order of `COLUMNS`; NaN where not measured."""
     strongest: tuple[str, ...]

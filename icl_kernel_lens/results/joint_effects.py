@@ -14,7 +14,7 @@ from icl_kernel_lens.axes import HeadRef
 class JointEffect:
     """The share of the label part that is gone with the values of some heads averaged over relabellings, weights fixed.
 
-    1 − E⟨t_S, t⟩ / E‖t‖²          t: the label part; t_S: what is left of it without the labels that heads S carry
+    v(H) = 1 − Σ ⟨t_H, t⟩ / Σ ⟨t, t⟩       t: the label part; t_H: what is left of it without the labels that heads H carry
     """
 
     heads: tuple[HeadRef, ...]

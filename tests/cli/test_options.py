@@ -11,7 +11,7 @@ from icl_kernel_lens.cli import main, options
 from icl_kernel_lens.interventions import cuts, patch
 from icl_kernel_lens.theory.presets import PRESETS
 
-PROMPTS = {"score": 200, "influence": 256, "patch": 200, "locate": 400}
+PROMPTS = {"score": 200, "influence": 256, "patch": 200, "locate": 256}
 """How many each command draws by default."""
 
 
@@ -25,6 +25,15 @@ def test_every_command_takes_the_same_model_task_prompts_and_folder(command, cap
     assert "--source" not in text
     assert "--target" not in text
     assert f"(default: {PROMPTS[command]})" in text
+
+
+@pytest.mark.parametrize(("sets", "drawn"), [(None, None), (0, None), (4, 4)])
+def test_no_sets_are_fresh_demonstrations(sets, drawn):
+    class Task:
+        def prompts(self, model, **how):
+            return how
+
+    assert options.Source(sets=sets).draw(None, Task())["sets"] == drawn
 
 
 def test_words_are_the_librarys():

@@ -53,7 +53,7 @@ def test_help_does_not_import_torch():
         [sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert out.returncode == 0, out.stderr
-    assert "Find the kernel-regression heads" in out.stdout
+    assert "Find the heads that carry the model's own kernel" in out.stdout
 
 
 def test_ctrl_c_is_said_in_one_line(tmp_path, capsys, monkeypatch):
