@@ -25,7 +25,7 @@ NAMES: Mapping[str, str] = {
     "qwen": "Qwen2.5-Coder-0.5B-Instruct",
 }
 Row = Mapping[str, Any]
-SHOWN = 6
+SHOWN = 10
 """Heads of a cell."""
 
 
