@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_kernel_lens.results.criteria import Criteria, HeadClass
+from icl_kernel_lens.results.head_ranking import MEASURED_AGAIN
 
 PerHead = Float[Tensor, "layer head"]
 INPUT, PLACE = -0.5, 0.5
@@ -65,7 +66,7 @@ def classify(
     Without a kernel part of the model, heads read labels or are neither. `cancelling`: heads whose part another's undoes.
     """
     looked_at = torch.stack(list(selected.values())).any(0).flatten().tolist()
-    wanted = torch.stack([selected[name] for name in ("votes", "matters", "fit")]).any(0).flatten().tolist()
+    wanted = torch.stack([selected[name] for name in MEASURED_AGAIN]).any(0).flatten().tolist()
     width = next(iter(selected.values())).shape[1]
     flat = {name: values.flatten().tolist() for name, values in columns.items()}
     rule = _class if kernel_part else _without_kernel_part
@@ -110,7 +111,7 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
     mixed = invariant == 0 or head["with_input"] == 0 or low > INPUT
     rules: dict[HeadClass, bool] = {
         "misbound": looks and before and transports != 0,
-        "addressing": looks and stays and invariant != 0 and transports != 0 and not fits,
+        "addressing": looks and stays and invariant != 0 and transports != 0,
         "cancelling": follows and undone,
         "kernel head": carries and head["with_input"] == 1 and invariant == 1 and not mixed,
         "echo": (fits and no_echo == 0) or (moved and not follows and head["echo_low"] > criteria.follows),

@@ -6,7 +6,7 @@ Intervals are between demonstration sets throughout.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.numbers.groups import numbered
@@ -15,6 +15,8 @@ from icl_kernel_lens.numbers.intervals import cluster_t, ratio_interval
 
 Ends = tuple[Tensor, Tensor, Tensor]
 """A number with the ends of its interval, cell by cell."""
+ROUNDING = 1e-6
+"""Of what a prompt has; a change below this share of it is rounding."""
 FLAT = 1e-6
 """Squares of log ratios below this, on average, are rounding: weights that do not differ between demonstrations."""
 
@@ -32,11 +34,14 @@ def share_removed(
     demo_set: Int[Tensor, " prompt"],
     level: float = 0.95,
 ) -> Ends:
-    """1 − Σ ⟨t', t⟩ / Σ ⟨t, t⟩: what of the label part t is gone in t', along t; 1 all, below 0 if it grew."""
+    """1 − Σ ⟨t', t⟩ / Σ ⟨t, t⟩: what of the label part t is gone in t', along t; 1 all, below 0 if it grew.
+
+    Exactly 0 where nothing changes in any prompt: that is no outcome that few sets may share by chance.
+    """
     t = part.double().reshape(len(part), *[1] * (left.dim() - 2), part.shape[-1])
     product, whole = (left.double() * t).sum(-1), (t * t).sum(-1)
     share, low, high = ratio_interval(product, whole, demo_set, level=level)
-    return 1 - share, 1 - high, 1 - low
+    return _still((product - whole).abs() <= ROUNDING * whole, (1 - share, 1 - high, 1 - low))
 
 
 def drop_share(
@@ -53,7 +58,16 @@ def drop_share(
     shaped = contrast.reshape(len(contrast), *[1] * (scores.dim() - 2), contrast.shape[-1])
     now = (scores.double() * shaped).sum(-1)
     before = whole.reshape(len(whole), *[1] * (now.dim() - 1))
-    return ratio_interval(before - now, before, demo_set, level=level)
+    gone = before - now
+    ends = ratio_interval(gone, before, demo_set, level=level)
+    size = uncut.double().abs().amax(-1).reshape(before.shape)
+    return _still(gone.abs() <= ROUNDING * size, ends)
+
+
+def _still(unchanged: Bool[Tensor, "prompt *cell"], ends: Ends) -> Ends:
+    """0 and certain where every prompt is unchanged."""
+    value, low, high = (x.masked_fill(unchanged.all(0), 0.0) for x in ends)
+    return value, low, high
 
 
 def swap_slope(
