@@ -132,7 +132,7 @@ def random_plan(seed: int, *, form: Form | None = None, norm: bool | None = None
                 role: HeadRole = "last_label" if name == "last_label_driver" else name  # pyright: ignore[reportAssignmentType]
                 for gain in (0.5, 1.0, 2.0, 4.0):
                     head = PlantedHead(*spot, role=role, gain=round(gain * total, 3), bandwidth=bandwidth)
-                    if offer(head, wanted="driver"):
+                    if offer(head, wanted=ROLES[role].what):
                         break
                 else:
                     free.add(spot)

@@ -101,6 +101,9 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
     stays, goes = low > PLACE, high < INPUT
     before = head["behind_slope_high"] < INPUT
     follows = fits and looks and no_echo == 1
+    # An echo of an answer that no label below formed keeps its fit, and gives all demonstrations of a label the same weight.
+    by_input = goes or head["fit_within_low"] > criteria.fit
+    by_label = invariant == 0 and not goes and not head["fit_within_high"] > criteria.fit
     carries = follows and transports == 1 and needed == 1
     by_place = head["place_shift_high"] < FLAT
     nothing = transports == 0
@@ -114,8 +117,9 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
         "addressing": looks and stays and invariant != 0 and transports != 0,
         "cancelling": follows and undone,
         "kernel head": carries and head["with_input"] == 1 and invariant == 1 and not mixed,
-        "echo": (fits and no_echo == 0) or (moved and not follows and head["echo_low"] > criteria.follows),
-        "pair kernel": carries and mixed,
+        "echo": (fits and (no_echo == 0 or by_label))
+        or (moved and not follows and head["echo_low"] > criteria.follows),
+        "pair kernel": carries and mixed and by_input,
         "word preference": moved
         and any(head[name] > criteria.follows for name in ("words_low", "preferred_low")),
         "label-blind": nothing and zeroed,

@@ -1,6 +1,8 @@
 """What tells a kernel head from its impostors, in numbers: pure, on tensors.
 
-Intervals are between demonstration sets throughout.
+Intervals are between demonstration sets throughout. These numbers are continuous: one that is the same in every prompt is what
+the computation does, and no outcome that few sets share by chance; its interval is the number itself. (Of rates, where all of few
+sets agree, nothing is known: see `numbers.intervals`.)
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ Ends = tuple[Tensor, Tensor, Tensor]
 """A number with the ends of its interval, cell by cell."""
 ROUNDING = 1e-6
 """Of what a prompt has; a change below this share of it is rounding."""
+SAME = 1e-9
+"""Numbers of order 1 that differ by less are the same."""
 FLAT = 1e-6
 """Squares of log ratios below this, on average, are rounding: weights that do not differ between demonstrations."""
 
@@ -25,7 +29,9 @@ def interval(
     values: Float[Tensor, "prompt *cell"], demo_set: Int[Tensor, " prompt"], level: float = 0.95
 ) -> Ends:
     """The mean over prompts with its interval."""
-    return values.double().nanmean(0), *cluster_t(values, demo_set, level=level)
+    mean = values.double().nanmean(0)
+    off = (values.double() - mean).abs() <= SAME * mean.abs().clamp(min=1)
+    return _sure(off | values.isnan(), (mean, *cluster_t(values, demo_set, level=level)))
 
 
 def share_removed(
@@ -34,14 +40,12 @@ def share_removed(
     demo_set: Int[Tensor, " prompt"],
     level: float = 0.95,
 ) -> Ends:
-    """1 − Σ ⟨t', t⟩ / Σ ⟨t, t⟩: what of the label part t is gone in t', along t; 1 all, below 0 if it grew.
-
-    Exactly 0 where nothing changes in any prompt: that is no outcome that few sets may share by chance.
-    """
+    """1 − Σ ⟨t', t⟩ / Σ ⟨t, t⟩: what of the label part t is gone in t', along t; 1 all, below 0 if it grew."""
     t = part.double().reshape(len(part), *[1] * (left.dim() - 2), part.shape[-1])
     product, whole = (left.double() * t).sum(-1), (t * t).sum(-1)
     share, low, high = ratio_interval(product, whole, demo_set, level=level)
-    return _still((product - whole).abs() <= ROUNDING * whole, (1 - share, 1 - high, 1 - low))
+    alike = (product - share * whole).abs() <= ROUNDING * whole
+    return _sure(alike, (1 - share, 1 - high, 1 - low))
 
 
 def drop_share(
@@ -61,12 +65,13 @@ def drop_share(
     gone = before - now
     ends = ratio_interval(gone, before, demo_set, level=level)
     size = uncut.double().abs().amax(-1).reshape(before.shape)
-    return _still(gone.abs() <= ROUNDING * size, ends)
+    return _sure((gone - ends[0] * before).abs() <= ROUNDING * size, ends)
 
 
-def _still(unchanged: Bool[Tensor, "prompt *cell"], ends: Ends) -> Ends:
-    """0 and certain where every prompt is unchanged."""
-    value, low, high = (x.masked_fill(unchanged.all(0), 0.0) for x in ends)
+def _sure(alike: Bool[Tensor, "prompt *cell"], ends: Ends) -> Ends:
+    """The number itself for an interval where every prompt has it."""
+    value, *both = ends
+    low, high = (torch.where(alike.all(0), value, x) for x in both)
     return value, low, high
 
 
@@ -111,6 +116,21 @@ def total_variation(
 ) -> Float[Tensor, "prompt *cell"]:
     """½ Σ_i |w_i − w'_i|."""
     return (one.double() - two.double()).abs().sum(-1) / 2
+
+
+def within_labels(
+    values: Float[Tensor, "prompt *cell demo"], demo_labels: Int[Tensor, "prompt demo"]
+) -> Float[Tensor, "prompt *cell demo"]:
+    """Values less their mean over the demonstrations of the same label in a prompt; NaN stays, and is left out of means.
+
+    0 throughout where less than `SAME` of the squares is left: weights that are a function of test input and label alone.
+    """
+    alike = (demo_labels[:, :, None] == demo_labels[:, None]).double()
+    known = (~values.isnan()).double()
+    sums, counts = (torch.einsum("p...d,pde->p...e", x, alike) for x in (values.double().nan_to_num(), known))
+    left = values.double() - sums / counts.clamp(min=1)
+    size, whole = (x.square().nansum((0, -1)) for x in (left, values.double()))
+    return torch.where((size <= SAME * whole)[..., None] & ~left.isnan(), 0.0, left)
 
 
 def next_of_set(demo_set: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:

@@ -223,9 +223,12 @@ def test_a_driver_that_decides_alone_matters():
     assert plan(PlantedHead(1, 0, "driver")).expected[1, 0] == "driver"
     assert plan(PlantedHead(1, 0, "driver", gain=0.0)).expected[1, 0] == "neither"
     assert plan(PlantedHead(1, 0, "last_label", gain=1.0)).expected[1, 0] == "recency"
-    weak = plan(PlantedHead(1, 0, "kernel", gain=0.06))
+    alone = plan(PlantedHead(1, 0, "kernel", gain=0.06))
+    assert alone.expected[1, 0] == "kernel head", "however small, it is all of the label part"
+    weak = plan(PlantedHead(1, 0, "kernel", gain=0.3), PlantedHead(1, 1, "driver", gain=4.0))
     assert weak.expected[1, 0] == "shadow"
     assert not weak.clear[1, 0]
+    assert weak.findable == ()
     assert plan(PlantedHead(1, 0, "kernel", gain=0.0)).expected[1, 0] == "shadow"
     quarter = [PlantedHead(1 + i // 2, i % 2, "kernel", gain=0.75) for i in range(4)]
     assert list(plan(*quarter, direct=0.0).expected.values()).count("kernel head") == 4
