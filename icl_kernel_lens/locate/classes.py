@@ -14,6 +14,9 @@ from icl_kernel_lens.results.head_ranking import MEASURED_AGAIN
 PerHead = Float[Tensor, "layer head"]
 INPUT, PLACE = -0.5, 0.5
 """Slopes of swapped inputs: weights go mostly with the input below the first, mostly with the place above the second."""
+HALF = 0.5
+"""Least share of a kernel's fit that must lie among demonstrations of one label, against the model's own, as of what must be left
+of it with the labels below cut."""
 FLAT = 0.05
 """Total variation; weights that are no further from equal ones, or from what they are at each place, are so."""
 
@@ -102,8 +105,8 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
     before = head["behind_slope_high"] < INPUT
     follows = fits and looks and no_echo == 1
     # An echo of an answer that no label below formed keeps its fit, and gives all demonstrations of a label the same weight.
-    by_input = goes or head["fit_within_low"] > criteria.fit
-    by_label = invariant == 0 and not goes and not head["fit_within_high"] > criteria.fit
+    by_input = goes or invariant == 1 or head["within_labels_low"] > HALF
+    by_label = not (goes or invariant == 1 or head["within_labels_high"] > HALF)
     carries = follows and transports == 1 and needed == 1
     by_place = head["place_shift_high"] < FLAT
     nothing = transports == 0
@@ -111,7 +114,10 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
     zeroed = (head["lead_zeroed_low"] > effect) or (head["lead_zeroed_high"] < -effect)
     unzeroed = head["lead_zeroed_low"] > -effect and head["lead_zeroed_high"] < effect
     elsewhere = head["lead_renormalised_low"] > effect or head["lead_renormalised_high"] < -effect
-    mixed = invariant == 0 or head["with_input"] == 0 or low > INPUT
+    # Labels move its weights; by how much, against inputs, may be open.
+    shifted = head["label_shift_low"] > criteria.least_label_shift
+    unsure = shifted and not (invariant == 1 and head["with_input"] == 1)
+    mixed = invariant == 0 or head["with_input"] == 0 or low > INPUT or unsure
     rules: dict[HeadClass, bool] = {
         "misbound": looks and before and transports != 0,
         "addressing": looks and stays and invariant != 0 and transports != 0,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.numbers.groups import numbered
-from icl_kernel_lens.numbers.influence import Estimate
+from icl_kernel_lens.numbers.influence import Estimate, pair_products
 from icl_kernel_lens.numbers.intervals import cluster_t, ratio_interval
 
 Ends = tuple[Tensor, Tensor, Tensor]
@@ -131,6 +131,30 @@ def within_labels(
     left = values.double() - sums / counts.clamp(min=1)
     size, whole = (x.square().nansum((0, -1)) for x in (left, values.double()))
     return torch.where((size <= SAME * whole)[..., None] & ~left.isnan(), 0.0, left)
+
+
+def share_within(
+    weights: Float[Tensor, "prompt *cell demo"],
+    target: Float[Tensor, "prompt demo"],
+    demo_labels: Int[Tensor, "prompt demo"],
+    demo_set: Int[Tensor, " prompt"],
+    level: float = 0.95,
+) -> Ends:
+    """How much of the fit of pair parts lies among demonstrations of the same label, against how much of the target itself.
+
+        (Σ w_in I_in / Σ w I) / (Σ I_in² / Σ I²)        x_in: x less its mean over the demonstrations of the same label
+
+    1 for weights that follow the target throughout, 0 for weights that are a function of test input and label alone: an echo, of
+    whatever answer. NaN where the target has nothing among them.
+    """
+    inside = within_labels(target, demo_labels)
+    own = inside.square().nansum() / target.double().square().nansum()
+    part = pair_products(within_labels(weights, demo_labels), inside) / own
+    whole = pair_products(weights, target)
+    share, low, high = ratio_interval(part, whole, demo_set, level=level)
+    ends = _sure((part - share * whole).abs() <= SAME * whole.abs().nanmean(0), (share, low, high))
+    value, low, high = (x.masked_fill(own == 0, torch.nan) for x in ends)
+    return value, low, high
 
 
 def next_of_set(demo_set: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:

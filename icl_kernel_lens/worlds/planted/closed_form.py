@@ -32,6 +32,7 @@ from icl_kernel_lens.worlds.planted.roles import (
     KERNEL_LIKE,
     MATTERS,
     OTHER_EDGES,
+    RELABELLED,
     ROLES,
     ROWS,
     SAMPLE,
@@ -174,7 +175,7 @@ class PlantedPlan(PlantedWorld):
         clean = forward(self, view, sinks)
         answer = clean.votes.argmax(1)
         whole = float(difference(clean.votes, answer).mean()) or 1.0
-        labels = label_shares(self, view, sinks, refs).tolist()
+        labels = label_shares(self, View(*(x[:RELABELLED] for x in view)), sinks, refs).tolist()
         shown, demo_set = self.sets
         kernel = kernel_shares(self, shown, sinks, refs, demo_set)
         rows = []

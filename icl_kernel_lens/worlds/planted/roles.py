@@ -66,7 +66,9 @@ FOLLOWS = 0.2
 
 SAMPLE = 1500
 """Prompts that classes are told by."""
-ROWS = 4096
+RELABELLED = 400
+"""Those of them that shares of the label part are told by: each is computed once a class and head."""
+ROWS = 2048
 """Prompts with a label replaced, about, that shares of the kernel part are told by."""
 EACH = 4
 """Test inputs of a demonstration set among them."""

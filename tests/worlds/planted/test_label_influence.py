@@ -199,7 +199,7 @@ def test_shares_of_the_kernel_part():
         prompts = plan.prompts(count=40, tests_per_set=4)
         refs = [h.ref for h in given]
         found = kernel_shares(plan, view_of(plan, prompts), plan.sinks, refs, prompts.demo_set)
-        assert found.share.tolist() == pytest.approx(shares, abs=0.05)
+        assert found.share.tolist() == pytest.approx(shares, abs=0.1)
         assert found.fit[0] > 0.95
         assert plan.findable == ((1, 0),)
     alone = PlantedPlan(heads[1:], **settings)
