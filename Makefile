@@ -52,7 +52,7 @@ bench: $(VENV)/.ready
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.read --out benchmarks/results
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.patch --out benchmarks/results
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.locate --only cost --out benchmarks/results
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.locate --out benchmarks/results
 
 gpu: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.gpu_all --out benchmarks/results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isnan
 from typing import Any
@@ -81,7 +81,7 @@ def random_plan(seed: int, *, form: Form | None = None, norm: bool | None = None
     def matter(judged: PlantedPlan) -> Mapping[HeadRef, Judged]:
         """What is known of the heads that can lose their class to another."""
         refs = [h.ref for h in judged.heads if h.strength or h.role in ENDANGERED]
-        return dict(zip(refs, judged.judged(judged.samples[1], refs), strict=True)) if refs else {}
+        return dict(zip(refs, judged.judged(refs), strict=True)) if refs else {}
 
     known = matter(plan)
 
@@ -132,7 +132,7 @@ def random_plan(seed: int, *, form: Form | None = None, norm: bool | None = None
                 role: HeadRole = "last_label" if name == "last_label_driver" else name  # pyright: ignore[reportAssignmentType]
                 for gain in (0.5, 1.0, 2.0, 4.0):
                     head = PlantedHead(*spot, role=role, gain=round(gain * total, 3), bandwidth=bandwidth)
-                    if offer(head, wanted="driver"):
+                    if offer(head, wanted=ROLES[role].what):
                         break
                 else:
                     free.add(spot)
@@ -234,3 +234,136 @@ def mixed_plan(seed: int, norm: bool | None = None) -> PlantedPlan:
         loudness=0.7 * loud,
         seed=seed,
     )
+
+
+def _of(
+    role: HeadRole, *, low: float = 1.5, high: float = 4.0
+) -> Callable[[random.Random, int], list[dict[str, Any]]]:
+    """One head of a role, its gain drawn between these, its bandwidth near the role's own."""
+
+    def doses(rng: random.Random, labels: int) -> list[dict[str, Any]]:
+        drawn: dict[str, Any] = {"role": role}
+        if not isnan(ROLES[role].gain):
+            drawn["gain"] = round(rng.uniform(low, high), 3)
+        if not isnan(ROLES[role].bandwidth):
+            drawn["bandwidth"] = round(ROLES[role].bandwidth * rng.uniform(0.9, 1.4), 3)
+        if role == "word_preference":
+            drawn["label"] = rng.randrange(labels)
+        if role == "pair_kernel":
+            drawn["pull"] = round(rng.choice((-1, 1)) * rng.uniform(1.0, 3.0), 3)
+        return [drawn]
+
+    return doses
+
+
+def _together(*roles: HeadRole, alike: bool = False) -> Callable[[random.Random, int], list[dict[str, Any]]]:
+    """One head of each of these roles; `alike`: of the same doses."""
+
+    def doses(rng: random.Random, labels: int) -> list[dict[str, Any]]:
+        heads = [drawn for role in roles for drawn in _of(role)(rng, labels)]
+        return [heads[0] | {"role": one["role"]} for one in heads] if alike else heads
+
+    return doses
+
+
+IMPOSTORS: Mapping[str, Callable[[random.Random, int], list[dict[str, Any]]]] = {
+    "salience": _of("salience"),
+    "addressing": _of("addressing"),
+    "misbound": _of("misbound"),
+    "label_blind": _of("label_blind"),
+    "harmful_key": _of("harmful_key"),
+    "recency": _of("recency"),
+    "last_label": _of("last_label", low=0.7, high=2.0),
+    "driver": _of("driver", low=3.0, high=7.0),
+    "uniform": _of("uniform", low=5.0, high=12.0),
+    "word_preference": _of("word_preference", low=2.0, high=5.0),
+    "echo": _of("echo", low=0.7, high=2.0),
+    "echo_in_series": _together("echo", "echo"),
+    "pair_kernel": _of("pair_kernel"),
+    "anti_kernel": _of("anti_kernel"),
+    "unread_kernel": _of("unread_kernel"),
+    "cancelled_kernel": _together("cancelled_kernel", "canceller"),
+    "opposed_kernel": _together("opposed_kernel", "opposing_kernel", alike=True),
+}
+"""What may be taken for a kernel head, by name: the heads that a plan holds of it."""
+BEHIND = ("echo", "echo_in_series", "mixture")
+"""Impostors that read what other heads wrote, and stand in later layers."""
+WITHOUT_PART = ("label_blind", "harmful_key", "unread_kernel", "cancelled_kernel", "opposed_kernel")
+"""Impostors that leave the answer without a part of the labels: where no kernel is, a driver gives it one."""
+SIZEABLE = 0.2
+"""Least share, of the label part or of the lead, of an impostor that its doses are drawn for."""
+TRIES = 200
+
+
+def impostor_plan(kind: str, seed: int, *, kernel: bool = True) -> PlantedPlan:
+    """A small model that holds a kernel head and one kind of impostor with a sizeable share, or the impostor alone.
+
+    `kind` is one of `IMPOSTORS`, or "mixture": a second kernel, which in part echoes the first. 2–4 layers of 3–4 heads, 2–4
+    labels, 6–8 demonstrations, any form; places and doses at random, drawn again until by the closed form every planted head has
+    a clear class, and kernel heads are findable.
+    """
+    rng = random.Random(f"{kind}/{seed}/{kernel}")
+    for _ in range(TRIES):
+        plan = _impostor_plan(kind, seed, rng, kernel=kernel)
+        judged = [plan.facts().set_index("head").loc[str(h.ref)] for h in plan.heads]
+        if all(_sizeable(plan, fact) for fact in judged):
+            return plan
+    raise RuntimeError(f"no plan of {kind} with clear classes in {TRIES} draws; seed {seed}")
+
+
+def _impostor_plan(kind: str, seed: int, rng: random.Random, *, kernel: bool) -> PlantedPlan:
+    labels, per_layer = rng.randint(2, 4), rng.randint(3, 4)
+    if kind == "mixture":
+        new: list[dict[str, Any]] = [
+            {"role": "kernel", "gain": round(rng.uniform(1, 3), 3), "echo_share": round(rng.random(), 3)}
+        ]
+    else:
+        new = IMPOSTORS[kind](rng, labels)
+    steps = len(new) if kind in BEHIND else 1 if kind == "cancelled_kernel" else 0
+    layers = rng.randint(max(2, 2 + steps), 4)
+    first = rng.randint(1, layers - 1 - steps)
+    free = {layer: rng.sample(range(per_layer), per_layer) for layer in range(1, layers)}
+
+    def place(layer: int, doses: dict[str, Any]) -> PlantedHead:
+        return PlantedHead(layer, free[layer].pop(), **doses)
+
+    heads = []
+    if kernel:
+        own = {"gain": round(rng.uniform(1.5, 4.0), 3), "bandwidth": round(rng.uniform(0.3, 0.5), 3)}
+        heads.append(place(first, {"role": "kernel"} | own))
+    elif kind in WITHOUT_PART:
+        heads.append(place(first, {"role": "driver", "gain": round(rng.uniform(3, 6), 3)}))
+    for number, doses in enumerate(new):
+        if kind in BEHIND:
+            layer = rng.randint(first + 1 + number, layers - len(new) + number)
+        elif kind == "cancelled_kernel":
+            layer = heads[-1].layer + 1 if number else rng.randint(1, layers - 2)
+        else:
+            layer = rng.randint(1, layers - 1)
+        if number and kind in BEHIND and layer <= heads[-1].layer:
+            layer = heads[-1].layer + 1
+        heads.append(place(layer, doses))
+    return PlantedPlan(
+        tuple(heads),
+        layers=layers,
+        heads_per_layer=per_layer,
+        labels=labels,
+        form=rng.choice(("plain", "rotary", "parallel")),
+        direct=round(rng.uniform(0.2, 2.0), 3),
+        demos=rng.randint(6, 8),
+        noise=rng.choice((0.0, 0.15)),
+        mlp_noise=rng.choice((0.0, 1.0)),
+        seed=seed,
+    )
+
+
+def _sizeable(plan: PlantedPlan, fact: Any) -> bool:
+    """Whether a head's class is clear, and it carries or costs enough to be an impostor worth the name."""
+    if fact["role"] in ("canceller", "unread_kernel", "cancelled_kernel"):
+        return True
+    if fact["role"] in ("label_blind", "harmful_key"):
+        return bool(fact["clear"] and abs(fact["effect"]) >= SIZEABLE)
+    found = abs(fact["label_share"]) >= SIZEABLE and (fact["clear"] or fact["role"] == "echo")
+    if fact["role"] == "kernel" and not plan.all_heads[HeadRef(fact["layer"], fact["index"])].echo_share:
+        return bool(found and fact["findable"])
+    return bool(found)

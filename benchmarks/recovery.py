@@ -1,11 +1,15 @@
-"""Is what is measured what was planted? Random planted models with decoys, mixtures and zero-shot answers, by closed form.
+"""Is what is measured what was planted, and is every head given its class? Random planted models, by closed form.
 
     python -m benchmarks.recovery [--models 200] [--out FOLDER]
+    python -m benchmarks.recovery --classes [--each 6] [--kinds salience echo …] [--out FOLDER]
 
-A model has fifteen heads of roles and doses drawn at random beside idle ones, in a world drawn at random (`planted.mixed_plan`):
+*Numbers*: a model has fifteen heads of roles and doses drawn at random beside idle ones, in a world drawn at random (`planted.mixed_plan`):
 separators, trailing tokens, MLPs that carry noise, norms. Every number that `label_influence` and `carried_influence` give is
 compared with its closed form, which is computed from the plan and not from the model, cell by cell; differences are over the
 model's largest influence (1 logit, where that is less).
+
+*Classes*: `locate_heads` on small models that hold a kernel head and one kind of impostor, or the impostor alone; see
+`recovery_classes.py`. A run that was interrupted goes on from what is in FOLDER.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.planted import mixed_plan
+from benchmarks.recovery_classes import KINDS, classes
 from benchmarks.tables import Table, save
 from icl_kernel_lens import carried_influence, label_influence
 from icl_kernel_lens.numbers.influence import pair_part
@@ -51,10 +56,18 @@ def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="folder for closed_forms.md and closed_forms.json")
+    parser.add_argument("--out", type=Path, help="folder for tables and numbers")
+    parser.add_argument("--classes", action="store_true", help="the classes of heads, and not the numbers")
+    parser.add_argument(
+        "--each", type=int, default=6, help="models of each kind, with and without a kernel head"
+    )
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_grad_enabled(False)
+    if given.classes:
+        classes(given.each, given.kinds, given.out)
+        return
     every = [differences(seed) for seed in range(given.models)]
     rows = [
         [

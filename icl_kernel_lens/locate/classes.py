@@ -9,10 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_kernel_lens.results.criteria import Criteria, HeadClass
+from icl_kernel_lens.results.head_ranking import MEASURED_AGAIN
 
 PerHead = Float[Tensor, "layer head"]
 INPUT, PLACE = -0.5, 0.5
 """Slopes of swapped inputs: weights go mostly with the input below the first, mostly with the place above the second."""
+HALF = 0.5
+"""Least share of a kernel's fit that must lie among demonstrations of one label, against the model's own, as of what must be left
+of it with the labels below cut."""
 FLAT = 0.05
 """Total variation; weights that are no further from equal ones, or from what they are at each place, are so."""
 
@@ -65,7 +69,7 @@ def classify(
     Without a kernel part of the model, heads read labels or are neither. `cancelling`: heads whose part another's undoes.
     """
     looked_at = torch.stack(list(selected.values())).any(0).flatten().tolist()
-    wanted = torch.stack([selected[name] for name in ("votes", "matters", "fit")]).any(0).flatten().tolist()
+    wanted = torch.stack([selected[name] for name in MEASURED_AGAIN]).any(0).flatten().tolist()
     width = next(iter(selected.values())).shape[1]
     flat = {name: values.flatten().tolist() for name, values in columns.items()}
     rule = _class if kernel_part else _without_kernel_part
@@ -100,6 +104,9 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
     stays, goes = low > PLACE, high < INPUT
     before = head["behind_slope_high"] < INPUT
     follows = fits and looks and no_echo == 1
+    # An echo of an answer that no label below formed keeps its fit, and gives all demonstrations of a label the same weight.
+    by_input = goes or invariant == 1 or head["within_labels_low"] > HALF
+    by_label = not (goes or invariant == 1 or head["within_labels_high"] > HALF)
     carries = follows and transports == 1 and needed == 1
     by_place = head["place_shift_high"] < FLAT
     nothing = transports == 0
@@ -107,14 +114,18 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
     zeroed = (head["lead_zeroed_low"] > effect) or (head["lead_zeroed_high"] < -effect)
     unzeroed = head["lead_zeroed_low"] > -effect and head["lead_zeroed_high"] < effect
     elsewhere = head["lead_renormalised_low"] > effect or head["lead_renormalised_high"] < -effect
-    mixed = invariant == 0 or head["with_input"] == 0 or low > INPUT
+    # Labels move its weights; by how much, against inputs, may be open.
+    shifted = head["label_shift_low"] > criteria.least_label_shift
+    unsure = shifted and not (invariant == 1 and head["with_input"] == 1)
+    mixed = invariant == 0 or head["with_input"] == 0 or low > INPUT or unsure
     rules: dict[HeadClass, bool] = {
         "misbound": looks and before and transports != 0,
-        "addressing": looks and stays and invariant != 0 and transports != 0 and not fits,
+        "addressing": looks and stays and invariant != 0 and transports != 0,
         "cancelling": follows and undone,
         "kernel head": carries and head["with_input"] == 1 and invariant == 1 and not mixed,
-        "echo": (fits and no_echo == 0) or (moved and not follows and head["echo_low"] > criteria.follows),
-        "pair kernel": carries and mixed,
+        "echo": (fits and (no_echo == 0 or by_label))
+        or (moved and not follows and head["echo_low"] > criteria.follows),
+        "pair kernel": carries and mixed and by_input,
         "word preference": moved
         and any(head[name] > criteria.follows for name in ("words_low", "preferred_low")),
         "label-blind": nothing and zeroed,

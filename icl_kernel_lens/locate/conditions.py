@@ -1,6 +1,7 @@
 """Measures the six conditions of a kernel head, for some heads, on prompts whose influence is known.
 
     fit           its normalised weights follow I, the pair part of the model's own kernel
+    within_labels they do so among demonstrations of the same label, where an echo of any answer is even
     with_input    its weights go with the inputs when those of two demonstrations of different classes are swapped
     looks         its weights change when the test input does
     transports    its values carry part of the label part: averaged over relabellings, weights fixed, it is gone
@@ -33,6 +34,7 @@ from icl_kernel_lens.numbers.identification import (
     interval,
     next_of_set,
     share_removed,
+    share_within,
     swap_slope,
     total_variation,
 )
@@ -157,8 +159,11 @@ class Measurement:
         other = torch.full_like(r.by_prompt, torch.nan)
         if len(self.influence.places) > 1:
             other = fit(w, self.influence.pair(order=1)[numbers]).by_prompt
+        # Weights that are the same for all test inputs follow nothing.
+        flat = w.square().nansum((0, -1)) <= 1e-18
         return {
-            "fit": self._mean(r.by_prompt, prompts),
+            "fit": self._mean(r.by_prompt.masked_fill(flat, 0.0), prompts),
+            "within_labels": share_within(w, target, prompts.demo_labels, prompts.demo_set, self.level),
             "fit_p": (p,),
             "other_order": self._mean(other, prompts),
         }

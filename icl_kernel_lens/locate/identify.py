@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.evidence.reading import answer
 from icl_kernel_lens.influence.measure import label_influence
 from icl_kernel_lens.interventions.coverage import LOSE
 from icl_kernel_lens.interventions.label_routes import WAYS
@@ -20,12 +21,16 @@ from icl_kernel_lens.locate.classes import answered
 from icl_kernel_lens.locate.conditions import (
     EACH,
     MOST,
+    SETS,
     Conditions,
     Measurement,
     Sample,
     pooling_of,
     read_edges,
 )
+from icl_kernel_lens.numbers.intervals import ratio_mean, student_tail
+from icl_kernel_lens.numbers.permutations import benjamini_hochberg
+from icl_kernel_lens.prompts.corrupt_labels import shift_labels
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.prompts.swapped import MOST_PAIRS
 from icl_kernel_lens.results.criteria import Criteria
@@ -113,6 +118,47 @@ class Identification:
         r, p = self.measurement.fits_of_all(self.sample.choosing)
         return (p <= self.criteria.candidates) & (r > 0), {"fit": r, "fit_p": p}
 
+    def carrying(
+        self,
+        prompts: PromptSet,
+        choosing: Int[Tensor, " some"],
+        cut: Float[Tensor, "some layer head label"],
+        uncut: Float[Tensor, "some label"],
+    ) -> tuple[Bool[Tensor, "layer head"], dict[str, PerHead]]:
+        """Heads whose cut takes part of the label part with it in the choosing half, by share and p-value.
+
+            Σ ⟨s − s', t⟩ / Σ ⟨t, t⟩        s' without the label edges of the head, under the prompts' own labels alone
+
+        What else the edges bring does not go with t, and drops out on average. A head can carry labels to the answer without
+        raising the model's own answer: its vote and that answer need not agree.
+        """
+        where, part = self._label_part(prompts, choosing)
+        moved = uncut[where, None, None].double() - cut[where].double()
+        shares = (moved * part[:, None, None].double()).sum(-1), part.double().square().sum(-1)
+        share, error, used = ratio_mean(*shares, prompts.demo_set[choosing[where]])
+        p = student_tail((share.abs() / error).nan_to_num(), used - 1) * 2
+        p = benjamini_hochberg(p.clamp(max=1).masked_fill(share.isnan(), torch.nan).flatten())
+        p = p.reshape(share.shape)
+        chosen = (p <= self.criteria.candidates) & (share.abs() >= self.criteria.effect / 2)
+        return chosen, {"label_part": share, "label_part_p_adjusted": p}
+
+    def _label_part(
+        self, prompts: PromptSet, choosing: Int[Tensor, " some"]
+    ) -> tuple[Int[Tensor, " few"], Float[Tensor, "few label"]]:
+        """Which of the choosing half's prompts, and their label parts: those of the sample, where it is of these prompts."""
+        if self.sample.rows is not None:
+            shifted = self.influence.shifted[self.sample.choosing]
+            where = torch.searchsorted(choosing, self.sample.rows[self.sample.choosing])
+            return where, shifted[:, 0] - shifted.mean(1)
+        where = torch.arange(min(len(choosing), EACH * SETS))
+        few, made = prompts.select(choosing[where].tolist()), self.measurement
+        runs = [few, *(shift_labels(few, by, made.model) for by in range(1, few.labels))]
+        scores = [
+            answer(made.model, run, checkpoint=made.place(f"shifted by {by}"), progress=made.progress)
+            for by, run in enumerate(runs)
+        ]
+        return where, scores[0] - torch.stack(scores).mean(0)
+
     def of_heads(self, heads: Sequence[HeadRef]) -> Identified:
         """The six conditions of these heads in the reporting half; and which of them undo one another."""
         shape = tuple(self.measurement.weights.shape[1:3])
@@ -166,11 +212,12 @@ class Identification:
 
 
 def candidates(
-    selected: Mapping[str, Bool[Tensor, "layer head"]], fit: PerHead, drop: PerHead
+    selected: Mapping[str, Bool[Tensor, "layer head"]], fit: PerHead, drop: PerHead, part: PerHead
 ) -> list[HeadRef]:
-    """At most `MOST` heads, in turns: those that fit best, and those whose cuts cost most."""
-    turns = (("fit", fit), ("cut", drop.abs()))
-    chosen = {"fit": selected["fit"], "cut": selected["votes"] | selected["matters"]}
+    """At most `MOST` heads, in turns: those that fit best, those that carry most of the labels, those whose cuts cost most."""
+    turns = (("fit", fit), ("carries", part.abs()), ("cut", drop.abs()))
+    chosen = {name: selected[name] for name in ("fit", "carries")}
+    chosen["cut"] = selected["votes"] | selected["matters"]
     ranked = []
     for name, size in turns:
         at = chosen[name].nonzero().tolist()

@@ -29,7 +29,7 @@ from icl_kernel_lens.numbers.intervals import (
 from icl_kernel_lens.numbers.votes import credit, hard_vote, kernel_regression, normalised
 from icl_kernel_lens.results.criteria import Band, Criteria
 from icl_kernel_lens.results.evidence import Evidence
-from icl_kernel_lens.results.head_ranking import COLUMNS
+from icl_kernel_lens.results.head_ranking import COLUMNS, MEASURED_AGAIN
 
 FEWEST = 8
 """Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
@@ -180,7 +180,7 @@ def report(
     """
     sets = fidelity.demo_set
     votes, strongest = _vote_columns(
-        fidelity, selected["votes"] | selected["matters"] | selected["fit"], criteria
+        fidelity, torch.stack([selected[name] for name in MEASURED_AGAIN]).any(0), criteria
     )
     drops = _drop_columns(drop, equal_mass, base, sets, criteria)
     found = votes | _weight_columns(fidelity, criteria) | drops | dict(identified)

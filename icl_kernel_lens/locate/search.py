@@ -35,7 +35,7 @@ from icl_kernel_lens.prompts.label_edges import check_offsets
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.criteria import KERNEL_CLASSES, Criteria, HeadClass
 from icl_kernel_lens.results.evidence import Evidence
-from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.head_ranking import MEASURED_AGAIN, HeadRanking
 from icl_kernel_lens.results.label_part import Offsets
 from icl_kernel_lens.results.patch_effects import PatchEffects
 from icl_kernel_lens.results.run_info import RunInfo
@@ -69,8 +69,8 @@ def locate_heads(
 
     The kernel is that of `label_influence`; I is its pair part. Where it has no kernel part (p > 0.05), it is only said
     which heads read labels. The prompts are split in two, demonstration sets whole. The *choosing half* singles out, of all heads,
-    those whose weights fit I, whose votes agree with the answer (`numbers.permutations`), whose label edges the logit difference
-    needs (`knock_out`), or whose weights move with permuted labels. Of at most 32 of them the *reporting half* tells whether
+    those whose weights fit I, whose cut takes part of the label part with it, whose votes agree with the answer
+    (`numbers.permutations`), whose label edges the logit difference needs (`knock_out`), or whose weights move with permuted labels. Of at most 32 of them the *reporting half* tells whether
 
         fits         their weights follow I as the test input alone varies
         with_input   their weights go with inputs that are swapped: the slope lies below that of G itself + `criteria.slope`
@@ -131,7 +131,8 @@ def locate_heads(
         )
         chosen = Fidelity.of(evidence, reread, first, seed, pooling_of(edges.offsets))
         cuts = _Cuts(model, edges.offsets, seed, progress)
-        effect, base, scores = cuts.of_every_head(prompts.select(first.tolist()), place["choosing"])
+        cut = cuts.of_every_head(prompts.select(first.tolist()), place["choosing"])
+        effect, base, scores = cut.effect(), cut.base, cut.base_label_scores
         evidence.check_scores(first, scores)
         selected, choosing = select(chosen, -effect, base, criteria)
         own = Identification.of(
@@ -147,9 +148,12 @@ def locate_heads(
             progress=progress,
         )
         selected["fit"], fits = own.fitting()
-        choosing |= fits
+        assert cut.label_scores is not None  # cuts are runs, whose scores are kept
+        selected["carries"], parts = own.carrying(prompts, first, cut.label_scores, scores)
+        choosing |= fits | parts
         drop, equal_mass, base = cuts.of_some(prompts.select(second.tolist()), selected, place["reporting"])
-        identified = own.of_heads(candidates(selected, choosing["fit"], choosing["logit_diff_drop"]))
+        ranked = (choosing[name] for name in ("fit", "logit_diff_drop", "label_part"))
+        identified = own.of_heads(candidates(selected, *ranked))
         found = Fidelity.of(evidence, reread, second, seed + 10, pooling_of(edges.offsets))
         columns, strongest = report(found, selected, drop, equal_mass, base, identified.columns, criteria)
         names = classify(
@@ -325,12 +329,9 @@ class _Cuts:
     seed: int
     progress: bool
 
-    def of_every_head(
-        self, prompts: PromptSet, checkpoint: Path | None
-    ) -> tuple[Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"], Float[Tensor, "prompt label"]]:
-        """Per prompt: the effect of each head's cut, the base, the label scores."""
-        cut = self._cut(prompts, checkpoint, controls=False)
-        return cut.effect(), cut.base, cut.base_label_scores
+    def of_every_head(self, prompts: PromptSet, checkpoint: Path | None) -> PatchEffects:
+        """The cut of each head, without controls."""
+        return self._cut(prompts, checkpoint, controls=False)
 
     def of_some(
         self, prompts: PromptSet, why: Mapping[str, Bool[Tensor, "layer head"]], checkpoint: Path | None
@@ -338,7 +339,7 @@ class _Cuts:
         Float[Tensor, "prompt layer head"], Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"]
     ]:
         """Per prompt: the drop without the label edges of each selected head, that without equal mass, the base."""
-        selected = why["votes"] | why["matters"] | why["fit"]
+        selected = torch.stack([why[name] for name in MEASURED_AGAIN]).any(0)
         # Without any, one head is run all the same, for the base; its effect is not kept.
         heads = [HeadRef(*head) for head in selected.nonzero().tolist()]
         heads = heads or [HeadRef(attention_layers(as_adapter(self.model))[0], 0)]

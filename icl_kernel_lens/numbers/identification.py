@@ -1,20 +1,26 @@
 """What tells a kernel head from its impostors, in numbers: pure, on tensors.
 
-Intervals are between demonstration sets throughout.
+Intervals are between demonstration sets throughout. These numbers are continuous: one that is the same in every prompt is what
+the computation does, and no outcome that few sets share by chance; its interval is the number itself. (Of rates, where all of few
+sets agree, nothing is known: see `numbers.intervals`.)
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.numbers.groups import numbered
-from icl_kernel_lens.numbers.influence import Estimate
+from icl_kernel_lens.numbers.influence import Estimate, pair_products
 from icl_kernel_lens.numbers.intervals import cluster_t, ratio_interval
 
 Ends = tuple[Tensor, Tensor, Tensor]
 """A number with the ends of its interval, cell by cell."""
+ROUNDING = 1e-6
+"""Of what a prompt has; a change below this share of it is rounding."""
+SAME = 1e-9
+"""Numbers of order 1 that differ by less are the same."""
 FLAT = 1e-6
 """Squares of log ratios below this, on average, are rounding: weights that do not differ between demonstrations."""
 
@@ -23,7 +29,9 @@ def interval(
     values: Float[Tensor, "prompt *cell"], demo_set: Int[Tensor, " prompt"], level: float = 0.95
 ) -> Ends:
     """The mean over prompts with its interval."""
-    return values.double().nanmean(0), *cluster_t(values, demo_set, level=level)
+    mean = values.double().nanmean(0)
+    off = (values.double() - mean).abs() <= SAME * mean.abs().clamp(min=1)
+    return _sure(off | values.isnan(), (mean, *cluster_t(values, demo_set, level=level)))
 
 
 def share_removed(
@@ -36,7 +44,8 @@ def share_removed(
     t = part.double().reshape(len(part), *[1] * (left.dim() - 2), part.shape[-1])
     product, whole = (left.double() * t).sum(-1), (t * t).sum(-1)
     share, low, high = ratio_interval(product, whole, demo_set, level=level)
-    return 1 - share, 1 - high, 1 - low
+    alike = (product - share * whole).abs() <= ROUNDING * whole
+    return _sure(alike, (1 - share, 1 - high, 1 - low))
 
 
 def drop_share(
@@ -53,7 +62,17 @@ def drop_share(
     shaped = contrast.reshape(len(contrast), *[1] * (scores.dim() - 2), contrast.shape[-1])
     now = (scores.double() * shaped).sum(-1)
     before = whole.reshape(len(whole), *[1] * (now.dim() - 1))
-    return ratio_interval(before - now, before, demo_set, level=level)
+    gone = before - now
+    ends = ratio_interval(gone, before, demo_set, level=level)
+    size = uncut.double().abs().amax(-1).reshape(before.shape)
+    return _sure((gone - ends[0] * before).abs() <= ROUNDING * size, ends)
+
+
+def _sure(alike: Bool[Tensor, "prompt *cell"], ends: Ends) -> Ends:
+    """The number itself for an interval where every prompt has it."""
+    value, *both = ends
+    low, high = (torch.where(alike.all(0), value, x) for x in both)
+    return value, low, high
 
 
 def swap_slope(
@@ -97,6 +116,45 @@ def total_variation(
 ) -> Float[Tensor, "prompt *cell"]:
     """½ Σ_i |w_i − w'_i|."""
     return (one.double() - two.double()).abs().sum(-1) / 2
+
+
+def within_labels(
+    values: Float[Tensor, "prompt *cell demo"], demo_labels: Int[Tensor, "prompt demo"]
+) -> Float[Tensor, "prompt *cell demo"]:
+    """Values less their mean over the demonstrations of the same label in a prompt; NaN stays, and is left out of means.
+
+    0 throughout where less than `SAME` of the squares is left: weights that are a function of test input and label alone.
+    """
+    alike = (demo_labels[:, :, None] == demo_labels[:, None]).double()
+    known = (~values.isnan()).double()
+    sums, counts = (torch.einsum("p...d,pde->p...e", x, alike) for x in (values.double().nan_to_num(), known))
+    left = values.double() - sums / counts.clamp(min=1)
+    size, whole = (x.square().nansum((0, -1)) for x in (left, values.double()))
+    return torch.where((size <= SAME * whole)[..., None] & ~left.isnan(), 0.0, left)
+
+
+def share_within(
+    weights: Float[Tensor, "prompt *cell demo"],
+    target: Float[Tensor, "prompt demo"],
+    demo_labels: Int[Tensor, "prompt demo"],
+    demo_set: Int[Tensor, " prompt"],
+    level: float = 0.95,
+) -> Ends:
+    """How much of the fit of pair parts lies among demonstrations of the same label, against how much of the target itself.
+
+        (Σ w_in I_in / Σ w I) / (Σ I_in² / Σ I²)        x_in: x less its mean over the demonstrations of the same label
+
+    1 for weights that follow the target throughout, 0 for weights that are a function of test input and label alone: an echo, of
+    whatever answer. NaN where the target has nothing among them.
+    """
+    inside = within_labels(target, demo_labels)
+    own = inside.square().nansum() / target.double().square().nansum()
+    part = pair_products(within_labels(weights, demo_labels), inside) / own
+    whole = pair_products(weights, target)
+    share, low, high = ratio_interval(part, whole, demo_set, level=level)
+    ends = _sure((part - share * whole).abs() <= SAME * whole.abs().nanmean(0), (share, low, high))
+    value, low, high = (x.masked_fill(own == 0, torch.nan) for x in ends)
+    return value, low, high
 
 
 def next_of_set(demo_set: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:

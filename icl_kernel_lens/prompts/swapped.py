@@ -19,8 +19,9 @@ MOST_PAIRS = 3
 def swap_inputs(prompts: PromptSet, seed: int) -> tuple[PromptSet, Int[Tensor, "prompt pair 2"]]:
     """Up to three pairs of demonstrations a prompt with their inputs swapped, the same in prompts of one set; and these pairs.
 
-    The two of a pair have different labels and inputs, of the same layout (equally many tokens, among others). −1 where a prompt
-    has fewer pairs; prompts that share a number in `demo_set` show the same demonstrations.
+    The two of a pair have different labels and inputs, of the same layout (equally many tokens, among others). Where there is such
+    a choice, the two demonstrations behind the first pair are in no pair, so that weights which go with the input before can be
+    seen there. −1 where a prompt has fewer pairs; prompts that share a number in `demo_set` show the same demonstrations.
     """
     where = torch.arange(prompts.tokens.shape[1]).repeat(len(prompts), 1)
     found = torch.full((len(prompts), MOST_PAIRS, 2), -1)
@@ -29,10 +30,18 @@ def swap_inputs(prompts: PromptSet, seed: int) -> tuple[PromptSet, Int[Tensor, "
         shown = [prompts.tokens[number, at].tolist() for at in places]
         labels = prompts.demo_labels[number].tolist()
         order = random.Random(f"swap_inputs/{seed}/{group}").sample(range(prompts.demos), prompts.demos)
+        alike = [
+            (a, b)
+            for a, b in combinations(order, 2)
+            if labels[a] != labels[b] and shown[a] != shown[b] and layouts[a] == layouts[b]
+        ]
+        last = prompts.demos - 1
         free, pairs = set(order), []
-        for a, b in combinations(order, 2):
-            differ = labels[a] != labels[b] and shown[a] != shown[b]
-            if {a, b} <= free and differ and layouts[a] == layouts[b] and len(pairs) < MOST_PAIRS:
+        for a, b in (pair for pair in alike if abs(pair[0] - pair[1]) > 1 and last not in pair):
+            pairs, free = [(a, b)], free - {a, b, a + 1, b + 1}
+            break
+        for a, b in alike:
+            if {a, b} <= free and len(pairs) < MOST_PAIRS:
                 pairs.append((a, b))
                 free -= {a, b}
         for at, (a, b) in enumerate(pairs):

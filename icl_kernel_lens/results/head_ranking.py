@@ -71,6 +71,9 @@ COLUMNS: Mapping[str, str] = {
     "fit_low": "lower end of its interval",
     "fit_high": "upper end",
     "fit_p": "probability that the best of the heads measured fits as well with test inputs exchanged within sets",
+    "within_labels": "how much of its fit lies among demonstrations of one label, against the model's own kernel: 0 for an echo",
+    "within_labels_low": "lower end of its interval",
+    "within_labels_high": "upper end",
     "other_order": "the fit to the kernel under another order of the same demonstrations",
     "other_order_low": "lower end of its interval",
     "other_order_high": "upper end",
@@ -128,8 +131,10 @@ IDENTIFYING = tuple(COLUMNS)[tuple(COLUMNS).index("fit") : tuple(COLUMNS).index(
 """Those of them that hold a head against the model's own kernel; NaN for heads that were not so measured."""
 CONDITIONS = ("fits", "with_input", "looks", "transports", "needed", "no_echo")
 """The six that all hold of a kernel head; of a pair kernel `with_input` need not."""
-SELECTED = ("votes", "label_shift", "matters", "fit")
+SELECTED = ("votes", "label_shift", "matters", "fit", "carries")
 """Why a head was measured again."""
+MEASURED_AGAIN = ("votes", "matters", "fit", "carries")
+"""Those of them for which it is cut again, and held against the model's own kernel."""
 DESCRIBED = [
     *(
         "head",
@@ -145,9 +150,13 @@ DESCRIBED = [
     *("transport_high", "zeroed", "fit_cut_below", "label_shift", "logit_diff_drop", "agreement", "control"),
 ]
 """What a ranking's description shows of its table."""
-CHOOSING = ("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted", "fit", "fit_p")
+CHOOSING = (
+    *("p", "p_adjusted", "logit_diff_drop", "logit_diff_drop_p_adjusted", "fit", "fit_p"),
+    *("label_part", "label_part_p_adjusted"),
+)
 """Of the choosing half, beside the tests: the largest p-value, adjusted; the drop as a share, and its p-value; the fit to the
-model's own kernel, and the probability that the best of all heads fits so well by chance."""
+model's own kernel, and the probability that the best of all heads fits so well by chance; what of the label part goes with the
+head's label edges, and its p-value."""
 UNSURE: Mapping[str, tuple[Reason, str, str]] = {
     "fits": (Reason.FIT_UNSURE, "fit", "fit"),
     "with_input": (Reason.SWAP_UNSURE, "swap_slope", "slope"),

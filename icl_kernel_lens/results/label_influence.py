@@ -54,6 +54,8 @@ UNITS: Mapping[Scale, str] = {"log_odds": "logits", "probability": "probability"
 Pattern = Literal["pair", "half", "all"]
 """Which labels are replaced together: those of two demonstrations, of half of them, or of all."""
 
+ROUNDING = 1e-9
+"""Of the square of G; a pair part below this share of it is rounding, in which exchanges see differences all the same."""
 LEAST_KERNEL = 0.01
 """The smallest kernel part of interest: below it, heads carry next to nothing of the answer's dependence on labels."""
 MUCH = 0.05
@@ -372,6 +374,9 @@ class LabelInfluence(Result):
             ).mean(0)
             for way in (exchanged, exchanged_demos)
         ]
+        size_of_all = sum(float(self.influence(scale, order).double().square().nansum()) for order in orders)
+        if not own.nansum() > ROUNDING * size_of_all / len(pairs):
+            return KernelPart(within, across, 0.0, 1.0)
         point = max(float((draws[1:] / size).quantile(0.95)) for draws in nulls)
         return KernelPart(within, across, point, max(float(tail(draws)) for draws in nulls))
 

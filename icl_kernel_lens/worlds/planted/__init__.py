@@ -13,8 +13,8 @@ reads and writes in `wires.py`. A separator may follow each label, and a token t
 
 Every attention weight, logit and knock-out effect, the influence of each label and what of it goes through each head
 have a closed form here (`PlantedPlan.weights`, `.logits`, `.effects`, `.influence`, `.label_part`, `.carried`),
-computed from the world and not from the model. `expected` is the class of `locate_heads` that each head has by that
-closed form, `kinds` what it is by what its weights go with and what it writes.
+computed from the world and not from the model. `expected` is the class that each head has by that closed form: what it is by what its
+weights go with and what it writes.
 
 Norms are divided out in the weights (`write.py` says how); what remains is float32 rounding. With `loudness` a norm
 does something, which the closed form counts; `mlp_noise` gives layers random MLPs, which change nothing that is read.
@@ -23,14 +23,13 @@ Does not show: what trained models do, where heads are neither exact nor alone i
 
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
 from icl_kernel_lens.worlds.planted.model import PlantedModel, planted_model
-from icl_kernel_lens.worlds.planted.roles import ROLES, HeadRole, PlantedClass, PlantedHead, PlantedKind
+from icl_kernel_lens.worlds.planted.roles import ROLES, HeadRole, PlantedClass, PlantedHead
 
 __all__ = [
     "ROLES",
     "HeadRole",
     "PlantedClass",
     "PlantedHead",
-    "PlantedKind",
     "PlantedModel",
     "PlantedPlan",
     "planted_model",

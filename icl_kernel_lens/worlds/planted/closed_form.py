@@ -9,28 +9,35 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.worlds.planted.check import check_plan
-from icl_kernel_lens.worlds.planted.label_influence import Factor, carried, influence, label_part
+from icl_kernel_lens.worlds.planted.label_influence import (
+    Factor,
+    carried,
+    influence,
+    kernel_shares,
+    label_part,
+    label_shares,
+)
 from icl_kernel_lens.worlds.planted.layers import Change, forward
 from icl_kernel_lens.worlds.planted.roles import (
     CLEAR,
-    FINDABLE,
-    KERNELS,
+    EACH,
+    FOLLOWS,
+    KERNEL_LIKE,
     MATTERS,
     OTHER_EDGES,
-    PERMUTATIONS,
+    RELABELLED,
     ROLES,
+    ROWS,
     SAMPLE,
-    HeadRole,
     PlantedClass,
     PlantedHead,
-    PlantedKind,
 )
 from icl_kernel_lens.worlds.planted.view import View, view_of
 from icl_kernel_lens.worlds.planted.world import PlantedWorld
@@ -50,8 +57,9 @@ class Judged:
     gain: float
     bandwidth: float
     effect: float
-    agreement: float
-    control: float
+    label_share: float
+    kernel_share: float
+    fit: float
     findable: bool
     expected: PlantedClass
     clear: bool
@@ -63,14 +71,6 @@ def difference(scores: Tensor, answer: Tensor) -> Tensor:
     return own - (scores.sum(1) - own) / (scores.shape[1] - 1)
 
 
-def agreement_with(weights: Tensor, labels: Tensor, answer: Tensor) -> Tensor:
-    """How often each head's vote is the answer; ties count in part. Weights are (prompt, head, demo)."""
-    votes = weights @ labels
-    tops = (votes >= votes.amax(-1, keepdim=True) - 1e-9).double()
-    hit = tops.gather(-1, answer[:, None, None].expand(-1, tops.shape[1], 1)).squeeze(-1)
-    return (hit / tops.sum(-1)).mean(0)
-
-
 def echoes(weights: Tensor, labels: Tensor, answer: Tensor) -> bool:
     """Whether labels that equal the answer have at least twice the weight of any other, in nine prompts of ten."""
     same = labels.gather(-1, answer[:, None, None].expand(-1, labels.shape[1], 1)).squeeze(-1) > 0
@@ -80,33 +80,26 @@ def echoes(weights: Tensor, labels: Tensor, answer: Tensor) -> bool:
     return bool((least >= 2 * most).double().mean() >= 0.9)
 
 
-def simple_explanations(labels: Tensor, answer: Tensor) -> float:
-    """The best agreement with the answer of anything that looks at no input."""
-    alone = torch.zeros(len(labels), 3, labels.shape[1], dtype=torch.float64)
-    alone[:, 0], alone[:, 1, 0], alone[:, 2, -1] = 1.0, 1.0, 1.0  # label prior, first and last label
-    commonest = float(answer.bincount().max() / len(answer))
-    return max(commonest, float(agreement_with(alone, labels, answer).max()))
+def expected_class(head: PlantedHead, label_share: float, effect: float) -> PlantedClass:
+    """What a head is that carries this share of the label part and costs this share of the lead when it is cut.
+
+    A kernel that carries nothing is a shadow, whatever it would have written; any other head that carries nothing is neither.
+    """
+    what = "echo" if head.echo_share > 0.5 else ROLES[head.role].what
+    if what in ("echo", "word preference", "neither"):
+        return what
+    share = effect if what in ("label-blind", "sink") else label_share
+    if abs(share) >= MATTERS or (head.role in OTHER_EDGES and head.strength > 0):
+        return what
+    return "shadow" if what in KERNEL_LIKE else "neither"
 
 
-def expected_class(role: HeadRole, effect: float) -> PlantedClass:
-    """The class that `locate_heads` must give a role at this effect, as a share of the clean logit difference."""
-    if role == "echo":
-        return "echo"
-    if role == "word_preference":
-        return "word preference"
-    matters = abs(effect) >= MATTERS
-    if role in KERNELS:
-        return "kernel head" if matters else "shadow"
-    return "driver" if matters else "neither"
-
-
-def expected_kind(head: PlantedHead, effect: float) -> PlantedKind:
-    """What a head is at this effect; without one, a kernel is a shadow and a head that only votes is nothing."""
-    kind = "echo" if head.echo_share > 0.5 else ROLES[head.role].kind
-    matters = abs(effect) >= MATTERS or (head.role in OTHER_EDGES and head.strength > 0)
-    if matters or kind in ("echo", "word preference", "sink", "neither"):
-        return kind
-    return "shadow" if kind in ("kernel head", "pair kernel", "shadow") else "neither"
+def _clear(expected: PlantedClass, label_share: float, effect: float, follows: float) -> bool:
+    """Whether no threshold is near: of what matters, and of following the model's own kernel, where there is one."""
+    if expected in ("word preference", "echo"):
+        return True
+    near = effect if expected in ("label-blind", "sink") else label_share
+    return not CLEAR[0] < abs(near) < CLEAR[1] and not (expected in KERNEL_LIKE and follows < FOLLOWS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,43 +157,35 @@ class PlantedPlan(PlantedWorld):
         """The part of `influence` that goes through each head's own edge to the label, by its key, value or both."""
         return carried(self, self._view(prompts, offset), self.sinks, factor, offset)
 
-    def facts(self, prompts: PromptSet | None = None) -> pd.DataFrame:
-        """Of every head, by the closed form: effect, agreement, best simple explanation, class, and if it is clear.
+    def facts(self) -> pd.DataFrame:
+        """Of every head, by the closed form: what it carries, its class, and whether that is clear.
 
-        `effect` is the share of the mean clean logit difference that goes as the head's label edges are cut;
-        `agreement` how often the head's vote is the model's answer; `control` the largest of the same for the
-        label prior, the last label, the first demonstration, always the commonest answer, and the head's own
-        weights on permuted labels. `clear`: no threshold is near, and echoes follow the answer. `findable`: see `FINDABLE`, effect ≥ `MATTERS`.
+        `effect`: the share of the mean clean logit difference that goes as the head's label edges are cut; `label_share`: of the
+        label part, as its values are averaged over relabellings; `kernel_share`: of the pair part of label influence that it
+        carries; `fit`: correlation of its weights with that pair part. `clear`: no threshold is near, and echoes follow the
+        answer. `findable`: a kernel head or pair kernel with both shares at least `MATTERS`.
         """
         import pandas as pd
 
-        view = self.samples[1] if prompts is None else view_of(self, prompts)
-        return pd.DataFrame([asdict(judged) for judged in self.judged(view, tuple(self.all_heads))])
+        return pd.DataFrame([asdict(judged) for judged in self.judged(tuple(self.all_heads))])
 
-    def judged(self, view: View, refs: Sequence[HeadRef]) -> list[Judged]:
+    def judged(self, refs: Sequence[HeadRef]) -> list[Judged]:
         """See `facts`."""
-        clean = forward(self, view, self.sinks, idle=any(self.all_heads[ref].role == "idle" for ref in refs))
+        view, sinks = self.samples[1], self.sinks
+        clean = forward(self, view, sinks)
         answer = clean.votes.argmax(1)
         whole = float(difference(clean.votes, answer).mean()) or 1.0
-        weights = torch.stack([clean.weights[ref] for ref in refs], 1)
-        agreement = agreement_with(weights, view.labels, answer)
-        g = torch.Generator().manual_seed(0)
-        chance = torch.zeros_like(agreement)
-        for _ in range(PERMUTATIONS):
-            order = torch.rand(view.labels.shape[:2], generator=g).argsort(-1)
-            permuted = view.labels.take_along_dim(order[..., None], 1)
-            chance += agreement_with(weights, permuted, answer) / PERMUTATIONS
-        control = chance.clamp(min=simple_explanations(view.labels, answer))
+        labels = label_shares(self, View(*(x[:RELABELLED] for x in view)), sinks, refs).tolist()
+        shown, demo_set = self.sets
+        kernel = kernel_shares(self, shown, sinks, refs, demo_set)
         rows = []
         for i, ref in enumerate(refs):
             head, effect = self.all_heads[ref], 0.0
             if head.strength:
-                cut = forward(self, view, self.sinks, Change((ref,))).votes
+                cut = forward(self, view, sinks, Change((ref,))).votes
                 effect = 1 - float(difference(cut, answer).mean()) / whole
-            votes = bool(agreement[i] - control[i] >= FINDABLE)
-            clear = not CLEAR[0] < abs(effect) < CLEAR[1] or head.role == "word_preference"
-            if head.role == "echo":
-                clear = echoes(weights[:, i], view.labels, answer)
+            expected = expected_class(head, labels[i], effect)
+            follows, carries = float(kernel.fit[i]), float(kernel.share[i])
             rows.append(
                 Judged(
                     head=str(ref),
@@ -210,11 +195,15 @@ class PlantedPlan(PlantedWorld):
                     gain=head.strength,
                     bandwidth=head.width,
                     effect=effect,
-                    agreement=float(agreement[i]),
-                    control=float(control[i]),
-                    findable=votes and effect >= MATTERS and head.role == "kernel",
-                    expected=expected_class(head.role, effect),
-                    clear=clear and (votes or head.role not in KERNELS),
+                    label_share=labels[i],
+                    kernel_share=carries,
+                    fit=follows,
+                    findable=expected in ("kernel head", "pair kernel")
+                    and labels[i] >= MATTERS
+                    and carries >= MATTERS,
+                    expected=expected,
+                    clear=_clear(expected, labels[i], effect, follows)
+                    and (head.role != "echo" or echoes(clean.weights[ref], view.labels, answer)),
                 )
             )
         return rows
@@ -223,19 +212,13 @@ class PlantedPlan(PlantedWorld):
     def _known(self) -> Mapping[HeadRef, Judged]:
         """`facts` of the heads that do anything."""
         refs = [ref for ref, head in self.all_heads.items() if head.role != "idle"]
-        return dict(zip(refs, self.judged(self.samples[1], refs), strict=True))
+        return dict(zip(refs, self.judged(refs), strict=True))
 
     @property
     def expected(self) -> Mapping[HeadRef, PlantedClass]:
-        """The class of every head."""
+        """What every head is, by what its weights go with and what it writes."""
         known = self._known
         return {ref: known[ref].expected if ref in known else "neither" for ref in self.all_heads}
-
-    @property
-    def kinds(self) -> Mapping[HeadRef, PlantedKind]:
-        """What every head is, by what its weights go with and what it writes."""
-        effects = {ref: known.effect for ref, known in self._known.items()}
-        return {ref: expected_kind(head, effects.get(ref, 0.0)) for ref, head in self.all_heads.items()}
 
     @property
     def clear(self) -> Mapping[HeadRef, bool]:
@@ -251,7 +234,7 @@ class PlantedPlan(PlantedWorld):
         """One row a head: what it does, the class that a locator must give it, and why."""
         import pandas as pd
 
-        expected, kinds, clear = self.expected, self.kinds, self.clear
+        expected, clear = self.expected, self.clear
         effects = {ref: self._known[ref].effect for ref, head in self.all_heads.items() if head.strength}
         losses = {
             ref: f"without its label edges {e:.0%} of the logit difference goes" for ref, e in effects.items()
@@ -264,7 +247,6 @@ class PlantedPlan(PlantedWorld):
                 "bandwidth": head.width,
                 "effect": effects.get(ref, 0.0),
                 "expected": expected[ref],
-                "kind": kinds[ref],
                 "clear": clear[ref],
                 "why": f"{ROLES[head.role].does}; {losses.get(ref, 'no effect')}",
             }
@@ -282,6 +264,13 @@ class PlantedPlan(PlantedWorld):
         return view_of(self, prompts)
 
     @cached_property
+    def sets(self) -> tuple[View, Int[Tensor, " prompt"]]:
+        """What shares of the kernel part are told by: test inputs that share demonstrations, and which do."""
+        count = ROWS // (self.demos * (self.labels - 1)) // EACH * EACH
+        drawn = self.prompts(count=min(256, max(8 * EACH, count)), tests_per_set=EACH, seed=246_802)
+        return view_of(self, drawn), drawn.demo_set
+
+    @cached_property
     def samples(self) -> tuple[View, View]:
         """What sinks are set by, and what classes are told by."""
         drawn = self.prompts(count=200, seed=123_456), self.prompts(count=SAMPLE, seed=987_654)
@@ -290,7 +279,7 @@ class PlantedPlan(PlantedWorld):
     def with_heads(self, *more: PlantedHead) -> PlantedPlan:
         """The same plan with more heads; what depends on the world alone is not computed again."""
         longer = replace(self, heads=(*self.heads, *more))
-        for name in ("features", "classes", "samples"):
+        for name in ("features", "classes", "samples", "sets"):
             longer.__dict__[name] = getattr(self, name)
         return longer
 

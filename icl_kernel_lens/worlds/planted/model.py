@@ -11,7 +11,7 @@ from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.planted_build import Form, Kind, build, default_kind
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
-from icl_kernel_lens.worlds.planted.roles import PlantedClass, PlantedHead, PlantedKind
+from icl_kernel_lens.worlds.planted.roles import PlantedClass, PlantedHead
 from icl_kernel_lens.worlds.planted.write import written
 
 if TYPE_CHECKING:
@@ -47,13 +47,8 @@ class PlantedModel:
 
     @property
     def expected(self) -> Mapping[HeadRef, PlantedClass]:
-        """The class that a locator must give each head; where `clear` is False, either side of a threshold."""
+        """What each head is, which a locator must say; where `clear` is False, either side of a threshold."""
         return self.plan.expected
-
-    @property
-    def kinds(self) -> Mapping[HeadRef, PlantedKind]:
-        """What every head is, by what its weights go with and what it writes."""
-        return self.plan.kinds
 
     @property
     def clear(self) -> Mapping[HeadRef, bool]:

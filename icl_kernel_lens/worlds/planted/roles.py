@@ -9,9 +9,7 @@ from typing import Literal, NamedTuple
 
 from icl_kernel_lens.axes import HeadRef
 
-PlantedClass = Literal["kernel head", "shadow", "driver", "echo", "word preference", "neither"]
-"""Classes of `locate_heads`."""
-PlantedKind = Literal[
+PlantedClass = Literal[
     "kernel head",
     "pair kernel",
     "shadow",
@@ -27,7 +25,7 @@ PlantedKind = Literal[
     "cancelling",
     "neither",
 ]
-"""What a head is by what its weights go with and what it writes. `locate_heads` will take these for its classes."""
+"""What a head is by what its weights go with and what it writes: those classes of `locate_heads` that can be planted."""
 HeadRole = Literal[
     "kernel",
     "unread_kernel",
@@ -60,16 +58,20 @@ HeadRole = Literal[
 ]
 
 MATTERS = 0.10
-"""Smallest share of the clean logit difference that a head must carry to matter."""
+"""Smallest share that a head must carry to matter: of the label part, and of the kernel part to be findable."""
 CLEAR = (0.05, 0.15)
 """Shares below the first and above the second are clear of `MATTERS`, sampling error and all."""
-FINDABLE = 0.25
-"""A findable kernel head agrees with the model's answer this much oftener than the best simple explanation."""
+FOLLOWS = 0.2
+"""Weights whose correlation with the model's own kernel is at least this clearly follow it."""
 
 SAMPLE = 1500
 """Prompts that classes are told by."""
-PERMUTATIONS = 4
-"""Of a prompt's labels, for the agreement that weights have with permuted labels."""
+RELABELLED = 400
+"""Those of them that shares of the label part are told by: each is computed once a class and head."""
+ROWS = 2048
+"""Prompts with a label replaced, about, that shares of the kernel part are told by."""
+EACH = 4
+"""Test inputs of a demonstration set among them."""
 
 BOS = 1
 FIRST_LABEL = 2
@@ -90,10 +92,10 @@ VOTE_UNIT = 1 / 64
 
 
 class RoleWords(NamedTuple):
-    """What a role does, in words; what it is where it matters; its default gain and bandwidth (NaN: has none)."""
+    """What a role does, in words; its class where it matters; its default gain and bandwidth (NaN: has none)."""
 
     does: str
-    kind: PlantedKind
+    what: PlantedClass
     gain: float = math.nan
     bandwidth: float = math.nan
 
@@ -156,6 +158,15 @@ ROLES: Mapping[HeadRole, RoleWords] = {
 }
 KERNELS = ("kernel", "unread_kernel", "cancelled_kernel", "opposed_kernel")
 """Roles that vote by a kernel of the inputs, from the answer position to the labels."""
+KERNEL_LIKE: tuple[PlantedClass, ...] = (
+    "kernel head",
+    "pair kernel",
+    "shadow",
+    "cancelling",
+    "label-blind",
+    "sink",
+)
+"""Classes of heads whose weights are a kernel of the inputs, whatever they write."""
 OTHER_EDGES = ("after_kernel", "early_kernel")
 """Kernels that read labels by other edges than those from the answer position to the labels."""
 PULL = 2.0

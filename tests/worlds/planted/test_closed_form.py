@@ -197,11 +197,11 @@ def test_every_head_has_a_class_and_the_table_says_why():
     for head in plan.all_heads.values():
         fact = facts.loc[str(head.ref)]
         assert fact["effect"] == pytest.approx(float(share[head.layer, head.head] / whole), abs=0.05)
-    assert facts.loc["L1H0", "agreement"] - facts.loc["L1H0", "control"] > 0.25
     assert facts.loc["L1H0", "findable"]
     assert not facts.loc["L1H1", "findable"]
     assert plan.findable == ((1, 0), (2, 1))
-    assert facts.loc["L2H3", "agreement"] < 0.1, "an anti-kernel's own vote is wrong"
+    assert facts.loc["L2H3", "fit"] < -0.5, "an anti-kernel goes by the labels of unlike inputs"
+    assert facts.loc["L2H3", "label_share"] > 0.05
     table = plan.table()
     assert plan.clear[3, 0]
     dull = everything(heads=tuple(replace(h, bandwidth=9.0) if h.role == "echo" else h for h in plan.heads))
@@ -222,10 +222,13 @@ def test_a_driver_that_decides_alone_matters():
 
     assert plan(PlantedHead(1, 0, "driver")).expected[1, 0] == "driver"
     assert plan(PlantedHead(1, 0, "driver", gain=0.0)).expected[1, 0] == "neither"
-    assert plan(PlantedHead(1, 0, "last_label", gain=1.0)).expected[1, 0] == "driver"
-    weak = plan(PlantedHead(1, 0, "kernel", gain=0.06))
+    assert plan(PlantedHead(1, 0, "last_label", gain=1.0)).expected[1, 0] == "recency"
+    alone = plan(PlantedHead(1, 0, "kernel", gain=0.06))
+    assert alone.expected[1, 0] == "kernel head", "however small, it is all of the label part"
+    weak = plan(PlantedHead(1, 0, "kernel", gain=0.3), PlantedHead(1, 1, "driver", gain=4.0))
     assert weak.expected[1, 0] == "shadow"
     assert not weak.clear[1, 0]
+    assert weak.findable == ()
     assert plan(PlantedHead(1, 0, "kernel", gain=0.0)).expected[1, 0] == "shadow"
     quarter = [PlantedHead(1 + i // 2, i % 2, "kernel", gain=0.75) for i in range(4)]
     assert list(plan(*quarter, direct=0.0).expected.values()).count("kernel head") == 4

@@ -11,10 +11,15 @@ from support import has_hooked_transformer, needs_hooked
 from worlds.planted.plans import best_kind, decoys, gaussian
 
 from benchmarks.planted import mixed_plan
-from icl_kernel_lens import carried_influence, label_influence, read
+from icl_kernel_lens import HeadRef, carried_influence, label_influence, read
+from icl_kernel_lens.interventions.coverage import Relabelled
+from icl_kernel_lens.interventions.label_routes import label_routes
+from icl_kernel_lens.numbers.identification import share_removed
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
+from icl_kernel_lens.worlds.planted.label_influence import kernel_shares, label_shares
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import FIRST_LABEL, PlantedHead
+from icl_kernel_lens.worlds.planted.view import view_of
 
 
 def relabelled(prompts, labels):
@@ -157,3 +162,45 @@ def test_what_is_measured_is_the_closed_form(seed):
     for factor in ("both", "values", "keys"):
         parts = carried_influence(model, found, carrier=factor, progress=False)
         torch.testing.assert_close(parts.values.double(), plan.carried(prompts, factor), **close)
+
+
+def test_shares_of_the_label_part_are_what_relabelled_values_take():
+    """Each head's values averaged over the shifts, weights fixed, with everything above recomputed; as runs say."""
+    plan = PlantedPlan(
+        (
+            PlantedHead(1, 0, "kernel", gain=2.0),
+            PlantedHead(1, 1, "salience", gain=2.0),
+            PlantedHead(2, 0, "echo", gain=1.0),
+        ),
+        layers=3,
+        heads_per_layer=3,
+        labels=3,
+        direct=0.5,
+        demos=6,
+    )
+    prompts = plan.prompts(count=12, tests_per_set=4)
+    model = PlantedModel.of(plan, best_kind()).model
+    runs = Relabelled.of(model, prompts, (0,), "model", progress=False)
+    routes = label_routes(runs, [[h.ref] for h in plan.heads], ("transport",), checkpoint=None)
+    measured = share_removed(routes.left, routes.part, prompts.demo_set)[0][:, 0]
+    view, refs = view_of(plan, prompts), [h.ref for h in plan.heads]
+    closed = label_shares(plan, view, plan.sinks, refs)
+    torch.testing.assert_close(measured, closed, atol=1e-4, rtol=0)
+    assert closed.min() > 0.05
+    assert label_shares(plan, view, plan.sinks, [HeadRef(1, 2)]) == 0, "an idle head"
+
+
+def test_shares_of_the_kernel_part():
+    """A lone kernel carries all and is followed; a head whose weights ignore the test input carries none."""
+    heads = PlantedHead(1, 0, "kernel", gain=2.0), PlantedHead(1, 1, "salience", gain=2.0)
+    settings = {"layers": 2, "heads_per_layer": 3, "labels": 3, "demos": 6}
+    for given, shares in ((heads[:1], [1.0]), (heads, [1.0, 0.0])):
+        plan = PlantedPlan(given, **settings)
+        prompts = plan.prompts(count=40, tests_per_set=4)
+        refs = [h.ref for h in given]
+        found = kernel_shares(plan, view_of(plan, prompts), plan.sinks, refs, prompts.demo_set)
+        assert found.share.tolist() == pytest.approx(shares, abs=0.1)
+        assert found.fit[0] > 0.95
+        assert plan.findable == ((1, 0),)
+    alone = PlantedPlan(heads[1:], **settings)
+    assert alone.facts()["kernel_share"].isna().all(), "no kernel part to carry"

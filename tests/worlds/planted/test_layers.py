@@ -99,7 +99,7 @@ def test_opposed_kernels_matter_alone_and_together_do_nothing():
     effects = plan.effects(prompts).mean(0)
     assert effects[1, 0] < -1
     assert effects[1, 1] > 1
-    assert [plan.kinds[h.ref] for h in pair] == ["cancelling", "cancelling"]
+    assert [plan.expected[h.ref] for h in pair] == ["cancelling", "cancelling"]
 
 
 def test_cuts_of_a_harmful_key_disagree():
@@ -110,10 +110,10 @@ def test_cuts_of_a_harmful_key_disagree():
     assert plan.carried(prompts)[:, 1, 1].abs().max() < 1e-9
 
 
-def test_every_kind():
+def test_every_class():
     """What a head is where it matters, and where it does not."""
     settings = {"layers": 3, "heads_per_layer": 6, "separator": True, "trailing": True, "direct": 0.2}
-    kinds = {
+    classes = {
         "kernel": "kernel head",
         "pair_kernel": "pair kernel",
         "after_kernel": "kernel head",
@@ -124,18 +124,22 @@ def test_every_kind():
         "harmful_key": "sink",
         "recency": "recency",
         "driver": "driver",
+        "anti_kernel": "driver",
         "echo": "echo",
         "last_label": "recency",
         "uniform": "driver",
     }
-    for role, kind in kinds.items():
-        found = [one(PlantedHead(1, 0, role, gain=gain), **settings).kinds[1, 0] for gain in (6.0, 0.0)]
-        unread = {"kernel head": "shadow", "pair kernel": "shadow", "echo": "echo", "sink": "sink"}
-        assert found == [kind, unread.get(kind, "neither")], role
+    unread = dict.fromkeys(("kernel head", "pair kernel", "label-blind", "sink"), "shadow") | {"echo": "echo"}
+    for role, name in classes.items():
+        heads = PlantedHead(1, 0, role, gain=9.0), PlantedHead(1, 0, role, gain=0.0)
+        found = [
+            one(head, PlantedHead(1, 1, "driver", gain=2.0), **settings).expected[1, 0] for head in heads
+        ]
+        assert found == [name, unread.get(name, "neither")], role
     mostly = [PlantedHead(1, i, "kernel", echo_share=d) for i, d in enumerate((0.2, 0.8))]
     plan = one(*mostly, PlantedHead(1, 2, "early_kernel"), PlantedHead(2, 0, "mover"), **settings)
-    assert [plan.kinds[1, i] for i in range(3)] == ["kernel head", "echo", "kernel head"]
-    assert list(plan.table()["kind"]) == list(plan.kinds.values())
+    assert [plan.expected[1, i] for i in range(3)] == ["kernel head", "echo", "kernel head"]
+    assert list(plan.table()["expected"]) == list(plan.expected.values())
 
 
 def test_tokens_after_labels_are_asked_for_where_they_are():
