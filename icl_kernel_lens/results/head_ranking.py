@@ -466,13 +466,15 @@ class HeadRanking(Result):
         return {f"selected_{name}": chosen for name, chosen in self.selected.items()}
 
     def figure(self) -> Figure:
-        """Fidelity against causal effect, one point a head, coloured by class; beside it the effect over the layers."""
-        band, criteria = self.band, self.criteria
+        """Fit to the model's own kernel against what its values carry of the label part, one point a head, coloured by class;
+        beside it the effect over the layers."""
+        band, criteria, fits = self.band, self.criteria, self.choosing["fit"]
+        rows = self.table().to_dict("records")
         return ranking_figure(
-            self.table().to_dict("records"),
+            [row | {"choosing_fit": float(fits[HeadRef.of(row["head"])])} for row in rows],
             of=self.run.about,
             prompts=len(self.agreement),
-            margin=criteria.margin,
+            fit=criteria.fit,
             effect=criteria.effect,
             level=criteria.level,
             band=band and asdict(band) | {"where": band.where, "depth": band.depth_words},
