@@ -319,7 +319,7 @@ def _strip(drawn: int, count: int, layers: int, across: Place) -> alt.Chart:
 
 
 def _no_band(layers: int, located: int) -> alt.LayerChart:
-    text = "no band: nothing is lost without them" if located else "no kernel head located"
+    text = "no band: nothing is lost without them" if located else "no head located"
     nothing = alt.Chart(alt.InlineData(values=[{"text": text}]))
     return alt.layer(nothing.mark_text(fontSize=13, color="#555").encode(text="text:N")).properties(
         width=230,

@@ -469,9 +469,10 @@ class HeadRanking(Result):
         """Fit to the model's own kernel against what its values carry of the label part, one point a head, coloured by class;
         beside it the effect over the layers."""
         band, criteria, fits = self.band, self.criteria, self.choosing["fit"]
-        rows = self.table().to_dict("records")
+        table = self.table()
+        table["choosing_fit"] = [float(fits[HeadRef.of(head)]) for head in table["head"]]
         return ranking_figure(
-            [row | {"choosing_fit": float(fits[HeadRef.of(row["head"])])} for row in rows],
+            table.to_dict("records"),
             of=self.run.about,
             prompts=len(self.agreement),
             fit=criteria.fit,

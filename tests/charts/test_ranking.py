@@ -208,11 +208,11 @@ def test_the_band_beside_it():
 def test_without_a_located_head_the_figure_says_so():
     found = ranking(classes={(0, 1): "driver"})
     words = texts(found.figure().svg())
-    assert "no kernel head located" in words
+    assert "no head located" in words
     assert "The band: none of the 4 layers" in words
     lost = replace(ranking(), band=None)
     words = texts(lost.figure().svg())
-    assert "no kernel head located" not in words, "there is one, and no band of it"
+    assert "no head located" not in words, "there is one, and no band of it"
     assert "no band: nothing is lost without them" in words
 
 
