@@ -491,9 +491,8 @@ class HeadRanking(Result):
             readers = len(self.of("reads labels"))
             heads = f"Of the heads it is said only whether they read labels: {readers} do"
         else:
-            small = "tiny" if kernel.found == "tiny" else "real"
-            names = ", ".join(map(str, self.heads)) or "no head surely does"
-            heads = f"The kernel part is {small}; it is carried by: {names}"
+            names = ", ".join(map(str, self.heads)) or "no head surely"
+            heads = f"The kernel part is carried by: {names}"
         return f"{self.influence.verdict()} {heads}."
 
     def describe(self, top: int) -> str:
