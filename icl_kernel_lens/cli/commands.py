@@ -289,7 +289,7 @@ def patch(
 
 def locate(
     target: To,
-    source: From = Source(prompts=400),  # noqa: B008 (frozen)
+    source: From = Source(prompts=400, sets=100),  # noqa: B008 (frozen)
     curves: bool = True,
     offsets: tuple[int, ...] = (),
     criteria: Criteria = Criteria(),  # noqa: B008 (frozen)
@@ -298,9 +298,9 @@ def locate(
 ) -> None:
     """Find the kernel-regression heads, with statistics that can say there are none.
 
-    Heads are singled out on one half of the prompts and measured on the other: how often each votes for the
-    model's answer beside its strongest control, whether its weights follow the inputs, and what the answer loses
-    without its label edges. Then, on fresh prompts (the next seed), the answer without the located heads' label
+    Heads are singled out on one half of the prompts and held on the other against the model's own kernel, which is how far
+    each demonstration's label pulls the answer: do a head's weights follow it, go with the inputs, change with the test input;
+    do its values carry labels to the answer; is what it carries needed; and does it do so without heads below it? Then, on fresh prompts (the next seed), the answer without the located heads' label
     edges and with theirs alone, beside random sets of heads. Prints first whether there is anything to explain (as score
     does), then the classes, the band of layers and the curves, and writes into OUT: report.html, heads.csv, ranking.*
     and curves.* (tables, figures, and the results themselves, read by `icl-kernel-lens show OUT` or by
@@ -308,11 +308,12 @@ def locate(
 
     icl-kernel-lens locate --out located
 
-    icl-kernel-lens locate --model gpt2 --task sst2 --prompts 400 --out located
+    icl-kernel-lens locate --model gpt2 --task sst2 --prompts 256 --sets 64 --out located
 
     torchrun --nproc-per-node 2 -m icl_kernel_lens locate --out located
 
-    At least 8 demonstration sets a half are needed, 32 are better; prompts do not share a set unless --sets says so.
+    At least 8 demonstration sets a half are needed, 32 are better; test inputs of one set share their demonstrations, so that the
+    test input alone varies.
     An interrupted run keeps its finished prompts in OUT/unfinished; the same command goes on from there.
 
     Args:
@@ -326,8 +327,10 @@ def locate(
         progress: Show a progress bar.
     """
     from icl_kernel_lens import ablation_curves, corrupt, locate_heads, read
+    from icl_kernel_lens.locate.conditions import shares_sets
     from icl_kernel_lens.locate.search import expected_work, split_in_halves
     from icl_kernel_lens.models.adapter import as_adapter
+    from icl_kernel_lens.prompts.crossed import check_crossed
     from icl_kernel_lens.run.progress import work
     from icl_kernel_lens.run.runner import tokens_to_run
 
@@ -338,7 +341,8 @@ def locate(
         warnings.filterwarnings("ignore", message=".*demonstration sets a half are few")
         model, task, prompts = source.load(folder.group)
         # What locating would refuse after the reading, before it.
-        split_in_halves(prompts.demo_set, seed=source.seed)
+        if not shares_sets(prompts, split_in_halves(prompts.demo_set, seed=source.seed)):
+            check_crossed(prompts)
         corrupt(prompts, "permute_labels", seed=source.seed)
         folder.begin(source.identity(model, prompts, curves=curves, offsets=offsets, criteria=criteria))
         adapter = as_adapter(model)
