@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import pandas as pd
@@ -302,6 +303,11 @@ class HeadRanking(Result):
             }
         )
 
+    @cached_property
+    def _has_kernel(self) -> bool:
+        """Whether the model has a kernel part that heads could be part of."""
+        return self.influence.kernel_part().found in ("real", "tiny")
+
     @property
     def heads(self) -> tuple[HeadRef, ...]:
         """The located heads, kernel heads and pair kernels, the largest part of the labels first."""
@@ -349,9 +355,11 @@ class HeadRanking(Result):
             return (Reason.NOT_SINGLED_OUT,)
         if name == "neither":
             return ()
-        if self.columns["transport"][at].isnan():
+        # Of a head that was looked at, weights are known even where shares of the label part are undefined.
+        if self.columns["transport"][at].isnan() and self.columns["uneven"][at].isnan():
             return (Reason.NOT_AMONG_MOST,)
-        unknown = tuple(why for column, (why, *_) in UNSURE.items() if self.columns[column][at].isnan())
+        asked = UNSURE if self._has_kernel else ("transports",)
+        unknown = tuple(UNSURE[column][0] for column in asked if self.columns[column][at].isnan())
         return unknown or (Reason.NO_CLASS_FITS,)
 
     def why(self, head: Head | str) -> str:
@@ -486,8 +494,7 @@ class HeadRanking(Result):
 
     def verdict(self) -> str:
         """One sentence: what the model's own kernel is, and which heads carry it."""
-        kernel = self.influence.kernel_part()
-        if kernel.found == "none" or kernel.undefined is not None:
+        if not self._has_kernel:
             readers = len(self.of("reads labels"))
             heads = f"Of the heads it is said only whether they read labels: {readers} do"
         else:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from interventions.label_readers import label_reader, reader_prompts
 from support import has_hooked_transformer, shared_prompts, uneven_prompts
 
 from icl_kernel_lens import (
@@ -28,10 +29,8 @@ from icl_kernel_lens.results.head_ranking import IDENTIFYING, HeadRanking
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import PlantedHead
 
-SWEEP = (5, 63)
+SWEEP = (5, 35)
 """Random planted models with kernel heads, small enough for a test; 200 and more are in `benchmarks/locate.py`."""
-NO_KERNEL = 34
-"""One without any."""
 
 
 def planted(seed):
@@ -66,15 +65,17 @@ def test_what_was_planted_is_found_and_nothing_else(seed):
     assert set(together.heads) == set(ranking.heads)
 
 
+@pytest.mark.filterwarnings("ignore:.*demonstration sets a half are few")
 def test_where_the_model_has_no_kernel_part_it_is_only_said_which_heads_read_labels():
-    plan, made = planted(NO_KERNEL)
-    ranking = locate_heads(made.model, plan.prompts(count=120, seed=1), progress=False)
-    assert ranking.influence.kernel_part().found == "none"
-    assert ranking.heads == ranking.joint == ()
-    assert set(ranking.classes.values()) <= {"reads labels", "neither", "undetermined"}
-    for head in ranking.of("reads labels"):
-        assert plan.kinds[head] != "neither", "what reads labels writes them"
-    assert "it is said only whether they read labels" in repr(ranking)
+    """The head reads all labels alike, whatever the test input is."""
+    found = locate_heads(label_reader("label", 3), reader_prompts(64, 3), progress=False)
+    assert found.influence.kernel_part().found == "none"
+    assert found.heads == found.joint == ()
+    assert found.of("reads labels") == ((1, 0),)
+    assert set(found.classes.values()) == {"reads labels", "neither"}
+    assert float(found.columns["transport"][1, 0]) == pytest.approx(1, abs=0.01)
+    assert found.band is None
+    assert "Of the heads it is said only whether they read labels: 1 do." in repr(found)
 
 
 def test_layers_18_to_21_of_gptjs_form():

@@ -53,6 +53,10 @@ def test_why_is_a_reason(found):
     assert replace(found, columns=known).reasons("L1H1") == (Reason.NO_CLASS_FITS,)
     missing = {**known, "transport": torch.full((4, 3), torch.nan)}
     assert replace(found, columns=missing).reasons("L1H1") == (Reason.NOT_AMONG_MOST,)
+    undefined = {**missing, "uneven": torch.ones(4, 3), "transports": torch.full((4, 3), torch.nan)}
+    assert replace(found, columns=undefined).reasons("L1H1") == (Reason.TRANSPORT_UNSURE,), (
+        "no share is defined"
+    )
     part = replace(found, columns={**found.columns, "fits": torch.ones(4, 3)})
     assert part.why("L1H1").startswith(
         "L1H1 is undetermined: more prompts must say whether its weights go with swapped inputs; "
@@ -171,6 +175,7 @@ def test_the_verdict_says_the_models_kernel_and_who_carries_it(found):
     blank = replace(found, influence=other, classes=readers)
     assert blank.verdict().endswith(" Of the heads it is said only whether they read labels: 2 do.")
     assert "carried by" not in blank.verdict()
+    assert blank.reasons("L1H1") == (Reason.TRANSPORT_UNSURE,), "all that its class goes by"
 
 
 def test_what_located_heads_carry_together(found):
