@@ -3,9 +3,9 @@
 #
 # Shell: `python examples/03_locate.py`
 #
-# The best of many heads always looks good on the prompts it was chosen on. Here all heads of the bundled model are
-# tested on one half of the prompts, and what that singles out is measured again on the other half: does the head
-# vote for the answer, do its weights follow the inputs, and does the answer need what it reads at the labels?
+# The model's own kernel is how far each demonstration's label pulls the answer, and what of that belongs to the pair of test
+# input and demonstration. Heads of the bundled model are singled out on one half of the prompts and held against that kernel on
+# the other: do a head's weights follow it, do its values carry labels to the answer, and does it do so by itself?
 
 # %%
 import copy
@@ -18,48 +18,58 @@ from icl_kernel_lens.locate.search import locate_heads
 
 model = ikl.load_model("mini")
 task = ikl.load_task("topics")
-prompts = task.prompts(model, demos=16, count=400, seed=0)
+prompts = task.prompts(model, demos=8, count=128, sets=64, seed=0)
 ranking = locate_heads(model, prompts, progress=False)
-print("kernel heads:", *ranking.heads)
+print(ranking.verdict())
 print("the band:", ranking.band)
 
 # %% [markdown]
-# **Classes.** A head that agrees with the answer is no kernel head if its weights follow the label words (word
-# preference) or the answer itself (echo), or if nothing is lost without it (shadow). What is wider than the smallest
-# effect of interest stays undetermined.
+# **Test inputs share demonstrations** (`sets=`), so that the test input alone varies. Where all prompts have the same label words,
+# prompts drawn apart are crossed with one another instead.
+#
+# **Classes.** All six conditions hold of a kernel head. The weights of a pair kernel go with more than the input: with the label
+# beside it, or with its place. A head whose weights follow the label words is a word preference, one that follows the answer
+# formed below it an echo, one that carries nothing a shadow. Where an interval reaches over the smallest effect of interest, the
+# condition is undetermined.
 
 # %%
 columns = [
     "head",
     "class",
-    "agreement",
-    "control",
-    "margin_low",
+    "fit",
+    "fit_low",
+    "swap_slope",
+    "input_shift",
+    "transport",
+    "transport_low",
+    "zeroed",
+    "fit_cut_below",
     "label_shift",
-    "word_bound_shift",
-    "logit_diff_drop",
 ]
-print(ranking.table()[columns].to_string(index=False, float_format="%.2f"))
-print(ranking.criteria)
+print(ranking.table()[columns].head(6).to_string(index=False, float_format="%.2f", na_rep="–"))
+print(f"of the model's own kernel, the slope is {ranking.slope_of_model:.2f}")
+for head in ranking.heads:
+    print(ranking.why(head))
+print(ranking.joint_table().to_string(index=False, float_format="%.2f", na_rep="–"))
 
 # %% [markdown]
-# **Nothing where nothing is.** The same architecture with random weights: its best head agrees with the answer more
-# often than not too, but no head is confirmed.
+# **Nothing where nothing is.** The same architecture with random weights has no kernel part, and no head is located.
 
 # %%
 blank = copy.deepcopy(model)
 torch.manual_seed(0)
 for weights in blank.parameters():
     torch.nn.init.normal_(weights, std=0.2)
-nothing = locate_heads(blank, prompts, progress=False)
-print(f"best agreement {nothing.columns['agreement'].max():.2f}; kernel heads:", nothing.heads or "none")
+nothing = locate_heads(blank, prompts, offsets=(0,), progress=False)
+print(nothing.verdict())
+print("located heads:", nothing.heads or "none")
 
 # %% [markdown]
 # **Necessity and sufficiency**, on prompts that no head was located on: accuracy as the answer no longer reads the
 # labels through the located heads, and as it reads them through these alone; beside random sets of other heads.
 
 # %%
-fresh = task.prompts(model, demos=16, count=200, seed=1)
+fresh = task.prompts(model, demos=8, count=200, seed=1)
 curves = ablation_curves(model, fresh, ranking, progress=False)
 print(curves)
 share, low, high = curves.sufficiency()

@@ -106,7 +106,7 @@ def test_tables_and_figures_are_written(on_mini):
     votes = pd.read_csv(on_mini / "topics-votes.csv")
     assert len(votes) == 2 * 12
     assert votes.loc[votes["head"] == "L2H1", "agreement_where_chosen"].min() > 0.9
-    assert "kernel head" in set(pd.read_csv(on_mini / "topics-located.csv")["class"])
+    assert "pair kernel" in set(pd.read_csv(on_mini / "topics-located.csv")["class"])
     for name in ("topics-label", "topics-span_max", "topics-located"):
         assert (on_mini / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -550,7 +550,7 @@ def _say_located(results: Results, top: int) -> Iterator[str]:
     if "curves" in results:
         yield "The curves are of fresh prompts (the next seed): at k = 0 they need not give the accuracy said of the ranking."
     else:
-        why = "." if results["ranking"].heads else "; no kernel head confirmed."
+        why = "." if results["ranking"].heads else "; no head located."
         yield f"Necessity and sufficiency: not measured{why}"
 
 

@@ -407,13 +407,15 @@ def _notes(
             f"{missing} of the {len(effect)} prompts are left out of the band: without its label edges nothing is left of "
             "a confirmed head's row"
         )
-    causes = (selected["votes"] | selected["matters"]) & (columns["matters"] == 1)
+    low, high = columns["logit_diff_drop_low"], columns["logit_diff_drop_high"]
+    causes = (low > criteria.effect) | (high < -criteria.effect)
     lacking = [
         str(HeadRef(*head)) for head in (causes & columns["beyond_equal_mass_low"].isnan()).nonzero().tolist()
     ]
     if lacking:
         notes.append(
-            f"without the comparison with other edges of equal mass, of which there were too few: {', '.join(lacking[:8])}"
+            "the drop was not compared with that of other edges of equal mass, of which there were too few: "
+            + ", ".join(lacking[:8])
             + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
         )
     return tuple(notes)

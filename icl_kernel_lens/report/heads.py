@@ -13,7 +13,7 @@ from icl_kernel_lens.charts.token_view import MOST_HEADS
 from icl_kernel_lens.files import write_atomically
 from icl_kernel_lens.report.parts import capital, in_context, score_table, settings_of, words
 from icl_kernel_lens.results.ablation_curves import AblationCurves
-from icl_kernel_lens.results.criteria import CLASS_MEANS
+from icl_kernel_lens.results.criteria import CLASS_MEANS, KERNEL_CLASSES
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import HeadRanking
 from icl_kernel_lens.results.head_scores import HeadScores
@@ -43,11 +43,18 @@ LIMITS = (
     "head and hold for a head chosen beforehand."
 )
 LOCATING = (
-    "One half of the prompts ({choosing}) singled heads out; every number, interval, class and the band come from "
-    "the other half ({prompts} prompts in {sets} demonstration sets). A kernel head votes for the model's answer "
-    "more often than every simpler explanation would, its weights follow the inputs when labels are permuted, and "
-    "the answer needs its attention on the labels. The smallest effects that were looked for: a margin of {margin:g} "
-    "above the strongest control, a drop of {effect:.0%} of the logit difference."
+    "Heads are held against the model's own kernel: how far the answer moves when one demonstration's label is replaced, and what "
+    "of that belongs to the pair of test input and demonstration (label influence, on {few} prompts). One half of the prompts "
+    "({choosing}) singled heads out; every number, interval, class and the band come from the other half ({prompts} prompts in "
+    "{sets} demonstration sets)."
+)
+LOCATING_BY = (
+    "Six conditions hold of a kernel head: (1) its weights follow the model's own kernel, fit above {fit:g}; (2) they go with the "
+    "inputs of two demonstrations that are swapped, their slope less than {slope:g} above the model's own, {own}; (3) they change "
+    "with the test input, by more than {shift:g}; (4) its values carry labels to the answer, transport above {effect:g} of the label "
+    "part; (5) so much is gone without its label edges, too, zeroed, renormalised and mean-replaced; (6) with the label edges of "
+    "all earlier layers cut, half of its fit is left. A condition holds where its whole interval lies there, and does not where "
+    "its whole interval lies beyond; else it is undetermined. A pair kernel is as a kernel head, but its weights also go with the label or the place."
 )
 OFFSETS = (
     "What counts as a label here are the tokens at offsets {offsets} from it (0 is the label itself, -1 the token before it, "
@@ -57,17 +64,24 @@ BESIDE_LOCATED = (
     "All {prompts} prompts are counted here; the located heads above were measured on {half} of them, with attention on "
     "{edges}, so that their numbers differ."
 )
-NO_BAND = "It is of confirmed kernel heads alone, and says nothing of where labels are read (see above)."
+NO_BAND = "It is of located heads alone, and says nothing of where labels are read (see above)."
 LOOKING = (
     "The labels get the largest share of its attention in layer {most}: {share:.0%}, the mean over heads and prompts; they get "
     "at least half of that in {layers}. To look is not to use: what the answer needs is told by cuts ({where})."
 )
 LOCATED_LIMITS = (
     "What this does not show: that other heads could not take over; that a head is a kernel regression on other "
-    "tasks, templates or demonstrations; which features of the inputs its kernel compares. Heads that share one "
-    "vote so finely that each carries less than the smallest effect are shadows here. A head that was not cut in the "
-    "reporting half has no measured effect, which is not an effect of zero."
+    "tasks, templates or demonstrations; which features of the inputs its kernel compares; that a head writes labels to the answer "
+    "directly, since what later heads make of them is in its part. Heads that share one kernel so finely that each carries less "
+    "than the smallest effect are shadows here, and where the model has no kernel part, it is only said which heads read labels. A "
+    "head that was not measured (–) has no known part, which is not a part of zero."
 )
+TOGETHER = (
+    "What located heads carry together: share of the label part that is gone with the values of all of them averaged over "
+    "relabellings, weights fixed. Shapley: a head's mean part over all orders of taking them out; interaction: what two carry beyond "
+    "the sum of each."
+)
+CUTS = ("zeroed", "renormalised", "mean_replaced")
 CURVES = (
     "Necessity: the answer position's edges to the labels are cut in the first k located heads. Sufficiency: they are "
     "cut in all heads but these. Measured on {prompts} other prompts (seed {seed}); an answer counts as right if it "
@@ -133,18 +147,25 @@ def _runs(layers: Sequence[int]) -> str:
 
 
 def _located(page: Page, ranking: HeadRanking) -> None:
-    count = Counter(ranking.classes.values())
+    count, criteria = Counter(ranking.classes.values()), ranking.criteria
     page.heading("Located heads").text(
+        ranking.verdict(),
         LOCATING.format(
+            few=len(ranking.influence.prompts),
             choosing=ranking.settings.get("choosing", "not recorded"),
             prompts=len(ranking.agreement),
             sets=len(ranking.demo_set.unique()),
-            margin=ranking.criteria.margin,
-            effect=ranking.criteria.effect,
         ),
-        f"Confirmed kernel heads: {', '.join(map(str, ranking.heads))}."
-        if ranking.heads
-        else "No kernel head confirmed.",
+        LOCATING_BY.format(
+            fit=criteria.fit,
+            slope=criteria.slope,
+            own=_rounded(ranking.slope_of_model)
+            if ranking.slope_of_model == ranking.slope_of_model
+            else "not measured",
+            shift=criteria.shift,
+            effect=criteria.effect,
+        ),
+        *(f"{capital(name)}s: {', '.join(map(str, ranking.of(name))) or 'none'}." for name in KERNEL_CLASSES),
         f"The band: {ranking.band or 'none'}." + ("" if ranking.band else f" {NO_BAND}"),
         *(() if ranking.offsets == (0,) else (OFFSETS.format(offsets=name_of(ranking.offsets)),)),
         *(f"{capital(note)}." for note in ranking.notes),
@@ -154,6 +175,8 @@ def _located(page: Page, ranking: HeadRanking) -> None:
     )
     page.chart(ranking.figure())
     _located_table(page, ranking)
+    if ranking.joint:
+        _together(page, ranking)
     page.text(LOCATED_LIMITS)
 
 
@@ -163,13 +186,16 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
         [
             row["head"],
             f"{row['class']}: {row['why']}" if row["why"] else row["class"],
-            _number(row, "agreement"),
-            f"{_number(row, 'control')} ({words(row['strongest_control'])})",
-            _between(row, "margin"),
-            _number(row, "label_shift"),
-            _number(row, "word_bound_shift"),
-            f"{_number(row, 'logit_diff_drop')} ({_between(row, 'logit_diff_drop')})",
-            _number(row, "equal_mass_drop"),
+            _held(row, "fits", "fit"),
+            _number(row, "other_order"),
+            _held(row, "with_input", "swap_slope"),
+            _held(row, "looks", "input_shift"),
+            _held(row, "transports", "transport"),
+            " / ".join(_number(row, name) for name in CUTS) + _mark(row, "needed", "zeroed"),
+            _held(row, "no_echo", "fit_cut_below"),
+            _held(row, "invariant", "label_shift"),
+            _with_interval(row, "logit_diff_drop"),
+            f"{_number(row, 'agreement')} ({_number(row, 'control')}, {words(row['strongest_control'])})",
         ]
         for row in measured.head(k).to_dict("records")
     ]
@@ -177,19 +203,43 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
         [
             "head",
             "class",
-            "agreement",
-            "strongest control",
-            "above it, interval",
+            "fit",
+            "other order",
+            "swap slope",
+            "looks (input shift)",
+            "transport",
+            "cuts: zeroed / renormalised / mean",
+            "fit, cut below",
             "label shift",
-            "had they gone with the words",
-            "drop (interval)",
-            "drop, equal mass",
+            "drop",
+            "agreement (control)",
         ],
         rows,
         f"{len(rows)} of the {len(measured)} heads that are more than neither, or were cut in the reporting half; the others "
-        "are in the table of all heads (heads.csv, or HeadRanking.table()). Label shift: total variation of the weights when labels are permuted. "
-        f"Drop: of the logit difference without the head's label edges, as a share. {ranking.criteria.level:.0%} "
-        "intervals.",
+        "are in the table of all heads (heads.csv, or HeadRanking.table()). ✓ holds, ✗ does not, ✗ − holds of the opposite, ? "
+        "undetermined. Other order: the fit to the kernel under another order of the same demonstrations. Transport and cuts: shares of "
+        "the label part. Label shift: total variation of the weights when labels are permuted, ✓ where they follow the inputs. Drop: of "
+        "the logit difference without the head's label edges, as a share. Agreement: of its vote with the answer, beside its strongest "
+        f"control. {ranking.criteria.level:.0%} intervals.",
+    )
+
+
+def _together(page: Page, ranking: HeadRanking, k: int = 24) -> None:
+    rows = ranking.joint_table().to_dict("records")
+    # All together first, then each, then pairs.
+    rows = rows[-1:] + rows[:-1]
+    page.table(
+        ["heads", "share (interval)", "Shapley", "interaction"],
+        [
+            [
+                row["heads"],
+                f"{_rounded(row['share'])} ({_rounded(row['low'])} to {_rounded(row['high'])})",
+                _number(row, "shapley"),
+                _number(row, "interaction"),
+            ]
+            for row in rows[:k]
+        ],
+        f"{TOGETHER} {ranking.criteria.level:.0%} intervals.",
     )
 
 
@@ -241,13 +291,31 @@ def _votes(page: Page, scores: Sequence[HeadScores], notes: Sequence[str]) -> No
     page.text(LIMITS)
 
 
+def _rounded(value: float) -> str:
+    return f"{value:.2f}"
+
+
 def _number(row: Mapping[Hashable, Any], name: str) -> str:
-    return "–" if row[name] != row[name] else f"{row[name]:.3f}"
+    return "–" if row[name] != row[name] else _rounded(row[name])
 
 
-def _between(row: Mapping[Hashable, Any], name: str) -> str:
+def _with_interval(row: Mapping[Hashable, Any], name: str) -> str:
+    """A number and its interval, where it has one."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "–" if low != low or high != high else f"{low:.3f} to {high:.3f}"
+    known = low == low and high == high
+    return _number(row, name) + (f" ({_rounded(low)} to {_rounded(high)})" if known else "")
+
+
+def _mark(row: Mapping[Hashable, Any], condition: str, number: str) -> str:
+    """Whether a condition holds; nothing where its number was not measured."""
+    if row[number] != row[number]:
+        return ""
+    return " " + {1: "✓", 0: "✗", -1: "✗ −"}.get(row[condition], "?")
+
+
+def _held(row: Mapping[Hashable, Any], condition: str, number: str) -> str:
+    """A condition's number with its interval, and whether the condition holds."""
+    return _with_interval(row, number) + _mark(row, condition, number)
 
 
 def _criteria(ranking: HeadRanking | None) -> list[tuple[str, str]]:

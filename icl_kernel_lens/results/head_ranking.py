@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import pandas as pd
@@ -314,6 +315,11 @@ class HeadRanking(Result):
             }
         )
 
+    @cached_property
+    def _has_kernel(self) -> bool:
+        """Whether the model has a kernel part that heads could be part of."""
+        return self.influence.kernel_part().found in ("real", "tiny")
+
     @property
     def heads(self) -> tuple[HeadRef, ...]:
         """The located heads, kernel heads and pair kernels, the largest part of the labels first."""
@@ -361,9 +367,11 @@ class HeadRanking(Result):
             return (Reason.NOT_SINGLED_OUT,)
         if name == "neither":
             return ()
-        if self.columns["transport"][at].isnan():
+        # Of a head that was looked at, weights are known even where shares of the label part are undefined.
+        if self.columns["transport"][at].isnan() and self.columns["uneven"][at].isnan():
             return (Reason.NOT_AMONG_MOST,)
-        unknown = tuple(why for column, (why, *_) in UNSURE.items() if self.columns[column][at].isnan())
+        asked = UNSURE if self._has_kernel else ("transports",)
+        unknown = tuple(UNSURE[column][0] for column in asked if self.columns[column][at].isnan())
         return unknown or (Reason.NO_CLASS_FITS,)
 
     def why(self, head: Head | str) -> str:
@@ -478,13 +486,16 @@ class HeadRanking(Result):
         return {f"selected_{name}": chosen for name, chosen in self.selected.items()}
 
     def figure(self) -> Figure:
-        """Fidelity against causal effect, one point a head, coloured by class; beside it the effect over the layers."""
-        band, criteria = self.band, self.criteria
+        """Fit to the model's own kernel against what its values carry of the label part, one point a head, coloured by class;
+        beside it the effect over the layers."""
+        band, criteria, fits = self.band, self.criteria, self.choosing["fit"]
+        table = self.table()
+        table["choosing_fit"] = [float(fits[HeadRef.of(head)]) for head in table["head"]]
         return ranking_figure(
-            self.table().to_dict("records"),
+            table.to_dict("records"),
             of=self.run.about,
             prompts=len(self.agreement),
-            margin=criteria.margin,
+            fit=criteria.fit,
             effect=criteria.effect,
             level=criteria.level,
             band=band and asdict(band) | {"where": band.where, "depth": band.depth_words},
@@ -495,14 +506,12 @@ class HeadRanking(Result):
 
     def verdict(self) -> str:
         """One sentence: what the model's own kernel is, and which heads carry it."""
-        kernel = self.influence.kernel_part()
-        if kernel.found == "none" or kernel.undefined is not None:
+        if not self._has_kernel:
             readers = len(self.of("reads labels"))
             heads = f"Of the heads it is said only whether they read labels: {readers} do"
         else:
-            small = "tiny" if kernel.found == "tiny" else "real"
-            names = ", ".join(map(str, self.heads)) or "no head surely does"
-            heads = f"The kernel part is {small}; it is carried by: {names}"
+            names = ", ".join(map(str, self.heads)) or "no head surely"
+            heads = f"The kernel part is carried by: {names}"
         return f"{self.influence.verdict()} {heads}."
 
     def describe(self, top: int) -> str:

@@ -14,7 +14,8 @@ and both poolings with both rules between them. Two bands of layers stand beside
 
     votes     the smallest run of layers that holds 90 % of what the heads chosen on the 400 agree more often than their
               strongest control does, on the 300; chosen are all that surely do so by 5 percentage points
-    causes    that of `locate_heads`, by the effects of its kernel heads; it halves all 700 prompts itself, 350 and 350
+    causes    that of `locate_heads`, by the effects of its located heads; it halves all 700 prompts itself, 350 and 350, and
+              crosses demonstrations and test inputs of each half for what the model's own kernel is
 
 The paper states neither its template, nor label words, nor the number of demonstrations: these are ours. A finished task is not
 run again; one that was cut short goes on from where it was. Does not show: what other templates, seeds and numbers of
@@ -41,7 +42,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import icl_kernel_lens as ikl
+from icl_kernel_lens.errors import PromptError
+from icl_kernel_lens.locate.conditions import EACH
 from icl_kernel_lens.locate.measure import find_band
+from icl_kernel_lens.prompts.crossed import check_crossed
 from icl_kernel_lens.results.criteria import Band
 from icl_kernel_lens.results.run_info import versions
 from studies.fetch import cache_folder
@@ -139,9 +143,9 @@ def measured(
         bands[f"votes, {pooling}"] = vote_band(reporting, sure), int(sure.sum())
         heads.append(both(choosing, reporting).assign(pooling=pooling))
         reporting.figure().save(out / f"{task}-{pooling}.png")
-    ranking = ikl.locate_heads(
-        model, prompts, evidence=evidence, accuracy=accuracy, seed=setting.seed, checkpoint=work / "locate"
-    )
+    located = to_locate(task, model, prompts, setting, data)
+    known = {"evidence": evidence, "accuracy": accuracy} if located is prompts else {}
+    ranking = ikl.locate_heads(model, located, **known, seed=setting.seed, checkpoint=work / "locate")
     bands["causes"] = ranking.band, len(ranking.heads)
     ranking.figure().save(out / f"{task}-located.png")
     ranking.notable().to_csv(out / f"{task}-located.csv", index=False, float_format="%.4f")
@@ -167,6 +171,19 @@ def measured(
         "data": prompts.info.origin,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def to_locate(
+    task: str, model: Any, prompts: ikl.PromptSet, setting: Setting, data: Path | None
+) -> ikl.PromptSet:
+    """The same prompts; where label words differ from prompt to prompt, as many others, of which `EACH` share their demonstrations."""
+    try:
+        check_crossed(prompts)
+    except PromptError:
+        drawn = find_task(task, data)
+        sets = len(prompts) // EACH
+        return drawn.prompts(model, demos=setting.demos, count=len(prompts), sets=sets, seed=setting.seed)
+    return prompts
 
 
 def part(evidence: ikl.Evidence, numbers: Sequence[int]) -> ikl.Evidence:

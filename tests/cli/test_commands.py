@@ -281,7 +281,7 @@ def interrupt_after(patch, most: int | None) -> set[tuple[Path, int]]:
 
 def locate(out, *more):
     return run(
-        "locate", "--out", out, "--prompts", 64, "--demos", 8, "--device", "cpu", "--no-progress", *more
+        *("locate", "--out", out, "--prompts", 96, "--sets", 48, "--demos", 8), *("--device", "cpu", "--no-progress"), *more
     )  # fmt: skip
 
 
@@ -301,17 +301,18 @@ def test_locate_then_show(tmp_path, capsys, monkeypatch):
     accuracy = TaskAccuracy.load(out / "accuracy.safetensors")
     assert printed.count(accuracy.verdict()) == 1
     assert printed.index(accuracy.verdict()) < printed.index("HeadRanking(")
-    assert "kernel heads: L2H1" in printed
+    assert "pair kernels: L2H1" in printed
+    assert "The kernel part is carried by: L2H1." in printed
     assert "band: layer 2 of 3 (counted from 0;" in printed
     assert (
-        "AblationCurves(mini on topics: label edges of L2H1; 64 prompts of seed 1; against the true label"
+        "AblationCurves(mini on topics: label edges of L2H1; 96 prompts of seed 1; against the true label"
         in printed
     )
     model, task = load_model("mini", "cpu"), load_task("topics")
-    prompts = task.prompts(model, demos=8, count=64, seed=0)
+    prompts = task.prompts(model, demos=8, count=96, sets=48, seed=0)
     ranking = HeadRanking.load(out / "ranking.safetensors")
     assert ranking.table().equals(locate_heads(model, prompts, progress=False).table())
-    fresh = task.prompts(model, demos=8, count=64, seed=1)
+    fresh = task.prompts(model, demos=8, count=96, sets=48, seed=1)
     curves = AblationCurves.load(out / "curves.safetensors")
     assert curves.heads == (HeadRef(2, 1),)
     expected = ablation_curves(model, fresh, ranking, progress=False)
@@ -332,7 +333,7 @@ def test_locate_then_show(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert run("show", out, "--top", 1) == 0
     shown = capsys.readouterr().out
-    assert "L2H1 kernel head" in shown
+    assert "L2H1 pair kernel" in shown
     assert not any(line.startswith("L2H3") for line in shown.splitlines()), "--top 1"
     assert "AblationCurves(" in shown
     assert (out / "ranking.png").read_bytes() == drawn
@@ -343,7 +344,7 @@ def test_locate_without_curves_or_without_heads(tmp_path, capsys):
     out = tmp_path / "out"
     assert locate(out, "--no-curves") == 0
     printed = capsys.readouterr().out
-    assert "kernel heads: L2H1" in printed
+    assert "pair kernels: L2H1" in printed
     assert "Necessity and sufficiency: not measured.\n" in printed
     assert not list(out.glob("curves*"))
     (out / "curves.csv").write_text("stale")
@@ -352,10 +353,10 @@ def test_locate_without_curves_or_without_heads(tmp_path, capsys):
     assert locate(out, "--criteria.effect", "0.98", "--overwrite") == 0
     printed = capsys.readouterr().out
     assert "kernel heads: none" in printed
-    assert "not measured; no kernel head confirmed" in printed
+    assert "not measured; no head located" in printed
     assert not list(out.glob("curves*")), "and leave nothing stale"
     report = (out / "report.html").read_text()
-    assert "No kernel head confirmed." in report
+    assert "Kernel heads: none." in report
     assert "<td>criterion: effect</td><td>0.98</td>" in report
 
 

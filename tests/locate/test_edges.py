@@ -116,7 +116,7 @@ def test_heads_that_read_behind_the_label_are_seen(tmp_path):
 
 @pytest.fixture
 def nothing_is_run(monkeypatch):
-    for name in ("choose_edges", "read", "knock_out"):
+    for name in ("choose_edges", "read_edges", "knock_out"):
         monkeypatch.setattr(
             search, name, lambda *_, **__: pytest.fail("something was run before the refusal")
         )
@@ -135,7 +135,7 @@ def test_what_is_of_other_prompts_is_refused_first(monkeypatch):
     evidence, accuracy = (
         f(model, reader_prompts(64, seed=1), progress=False) for f in (read, in_context_accuracy)
     )
-    for name in ("choose_edges", "read", "knock_out"):
+    for name in ("choose_edges", "read_edges", "knock_out"):
         monkeypatch.setattr(
             search, name, lambda *_, **__: pytest.fail("something was run before the refusal")
         )

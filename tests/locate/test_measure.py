@@ -15,15 +15,17 @@ from icl_kernel_lens.locate.measure import find_band, select, smallest_run
 def test_equal_mass_compares_where_it_covers():
     """Other edges that cost as much; cut everywhere, and in a few prompts that say nothing of the others."""
     fidelity, drop, base = numbers(0.9, 0.02, 0.4)
-    name, columns = classed(fidelity, drop, base, drop.clone())
-    assert name == "undetermined"
+    _, columns = classed(fidelity, drop, base, drop.clone())
+    assert columns["matters"] != columns["matters"], "undetermined"
     assert columns["equal_mass_covers"] == pytest.approx(1)
     few = drop.clone()
     few[20:] = torch.nan
-    name, columns = classed(fidelity, drop, base, few)
-    assert name == "kernel head"
+    _, columns = classed(fidelity, drop, base, few)
+    assert columns["matters"] != columns["matters"], "the comparison was not made, and is not passed"
     assert columns["equal_mass_covers"] < 0.2
     assert columns["beyond_equal_mass_low"] != columns["beyond_equal_mass_low"], "no comparison"
+    _, columns = classed(fidelity, drop, base, torch.zeros_like(drop))
+    assert columns["matters"] == 1
 
 
 def test_selection_by_its_three_reasons():

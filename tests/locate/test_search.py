@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from interventions.label_readers import label_reader, reader_prompts
 from support import has_hooked_transformer, shared_prompts, uneven_prompts
 
 from icl_kernel_lens import (
@@ -23,12 +24,13 @@ from icl_kernel_lens import (
 from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.locate import search
 from icl_kernel_lens.locate.search import check_sets, split_in_halves
-from icl_kernel_lens.results.head_ranking import HeadRanking
+from icl_kernel_lens.results.criteria import KERNEL_CLASSES
+from icl_kernel_lens.results.head_ranking import IDENTIFYING, HeadRanking
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import PlantedHead
 
-SWEEP = (0, 5) if has_hooked_transformer() else (6, 9)
-"""Random planted models small enough for a test, others with each TransformerLens; 200 and more are in `benchmarks/locate.py`."""
+SWEEP = (5, 35)
+"""Random planted models with kernel heads, small enough for a test; 200 and more are in `benchmarks/locate.py`."""
 
 
 def planted(seed):
@@ -43,20 +45,37 @@ def planted(seed):
 
 @pytest.mark.parametrize("seed", SWEEP)
 def test_what_was_planted_is_found_and_nothing_else(seed):
+    """By the closed form's kinds: every head that is clear is of its kind, or too few prompts were there to say."""
     plan, made = planted(seed)
-    ranking = locate_heads(made.model, plan.prompts(count=400, seed=1), progress=False)
+    ranking = locate_heads(made.model, plan.prompts(count=200, seed=1), progress=False)
+    assert ranking.influence.kernel_part().found == "real"
     assert set(plan.findable) <= set(ranking.heads)
-    assert all(plan.expected[head] == "kernel head" for head in ranking.heads)
+    assert all(plan.kinds[head] in KERNEL_CLASSES for head in ranking.heads)
     wrong = {
         str(head): (plan.all_heads[head].role, found)
         for head, found in ranking.classes.items()
-        if plan.clear[head] and found != plan.expected[head]
+        if plan.clear[head] and found not in (plan.kinds[head], "undetermined")
     }
     assert not wrong
-    if ranking.heads:
-        layers = {head.layer for head in ranking.heads}
-        assert ranking.band is not None
-        assert min(layers) <= ranking.band.first <= ranking.band.last <= max(layers)
+    layers = {head.layer for head in ranking.heads}
+    assert ranking.band is not None
+    assert min(layers) <= ranking.band.first <= ranking.band.last <= max(layers)
+    assert {one.heads for one in ranking.joint} >= {(head,) for head in ranking.heads}
+    together = max(ranking.joint, key=lambda one: len(one.heads))
+    assert set(together.heads) == set(ranking.heads)
+
+
+@pytest.mark.filterwarnings("ignore:.*demonstration sets a half are few")
+def test_where_the_model_has_no_kernel_part_it_is_only_said_which_heads_read_labels():
+    """The head reads all labels alike, whatever the test input is."""
+    found = locate_heads(label_reader("label", 3), reader_prompts(64, 3), progress=False)
+    assert found.influence.kernel_part().found == "none"
+    assert found.heads == found.joint == ()
+    assert found.of("reads labels") == ((1, 0),)
+    assert set(found.classes.values()) == {"reads labels", "neither"}
+    assert float(found.columns["transport"][1, 0]) == pytest.approx(1, abs=0.01)
+    assert found.band is None
+    assert "Of the heads it is said only whether they read labels: 1 do." in repr(found)
 
 
 def test_layers_18_to_21_of_gptjs_form():
@@ -88,7 +107,7 @@ def test_layers_18_to_21_of_gptjs_form():
 
 @pytest.fixture(scope="module")
 def topics(mini):
-    return load_task("topics").prompts(mini, demos=16, count=240, seed=3)
+    return load_task("topics").prompts(mini, demos=8, count=128, sets=64, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -96,26 +115,66 @@ def ranking(mini, topics):
     return locate_heads(mini, topics, progress=False)
 
 
+@pytest.fixture(scope="module")
+def few(mini):
+    """Prompts on which locating takes little time; few heads are told there."""
+    return load_task("topics").prompts(mini, demos=4, count=40, sets=20, seed=0)
+
+
+@pytest.fixture(scope="module")
+def of_few(mini, few):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return locate_heads(mini, few, progress=False)
+
+
 def test_the_bundled_models_heads(ranking):
+    """One head carries the kernel; its weights go with the label beside an input or with the place, too."""
     assert ranking.heads == ((2, 1),)
+    assert ranking.classes[2, 1] == "pair kernel"
     assert ranking.classes[2, 3] == "driver", "it votes for the other label"
     assert (ranking.band.first, ranking.band.last) == (2, 2)
     table = ranking.table().set_index("head")
     row = table.loc["L2H1"]
-    assert row["votes"] == row["invariant"] == row["matters"] == 1
+    assert all(row[name] == 1 for name in ("fits", "looks", "transports", "needed", "no_echo"))
+    assert row["with_input"] != 1
+    assert row["swap_slope_low"] > -0.5, "above what a head of inputs alone has"
+    assert row["votes"] == row["invariant"] == 1
+    assert row["fit_low"] > 0.8
+    assert row["fit_cut_below_low"] > 0.8
+    assert row["fit_p"] < 0.01
+    assert row["transport_low"] > 0.4
     assert row["agreement_low"] < row["agreement"] < row["agreement_high"]
     assert row["margin_low"] > 0.25
     assert row["label_shift_high"] < 0.1 < row["word_bound_shift"]
     assert row["logit_diff_drop_low"] > 0.5
     assert row["p_adjusted"] < 1e-6
-    assert (table["logit_diff_drop"].isna() == ~(table["selected_votes"] | table["selected_matters"])).all()
+    assert table.loc["L2H3", "fit_high"] < 0, "against the kernel"
+    selected = table["selected_votes"] | table["selected_matters"] | table["selected_fit"]
+    assert (table["logit_diff_drop"].isna() == ~selected).all()
     assert "driver" in repr(ranking)
+    (alone,) = ranking.joint
+    assert alone.heads == ((2, 1),)
+    assert alone.value == pytest.approx(row["transport"], rel=1e-4), "the same, measured once more"
+    assert ranking.influence.kernel_part().found == "real"
+    assert "The kernel part is carried by: L2H1." in ranking.verdict()
+
+
+def test_more_measured_than_neither_is_said_of_the_heads_looked_at_alone(ranking):
+    """The conditions are of candidates; all others have none of their numbers."""
+    looked_at = ~ranking.columns["transport"].isnan()
+    wanted = ranking.selected["votes"] | ranking.selected["matters"] | ranking.selected["fit"]
+    assert torch.equal(looked_at, wanted), "fewer than are measured at most"
+    for name in IDENTIFYING:
+        assert ranking.columns[name][~looked_at].isnan().all(), name
+    assert not ranking.choosing["fit"].isnan().any(), "of every head"
+    assert -1 < ranking.slope_of_model < -0.3
 
 
 def test_every_number_is_the_reporting_halfs(mini, topics, ranking):
     """Against `head_vote` and `knock_out` on that half, which the splitting names."""
     first, second = split_in_halves(topics.demo_set, seed=0)
-    assert sorted([*first.tolist(), *second.tolist()]) == list(range(240))
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(128))
     half = topics.select(second.tolist())
     vote = head_vote(read(mini, half, progress=False))
     torch.testing.assert_close(ranking.columns["agreement"], vote.mean(), equal_nan=True)
@@ -135,37 +194,43 @@ def test_saved_and_loaded(ranking, tmp_path):
     assert again.table().equals(ranking.table())
     assert again.band == ranking.band
     assert again.heads == ranking.heads
+    assert again.joint == ranking.joint
+    assert again.influence.verdict() == ranking.influence.verdict()
     assert repr(again) == repr(ranking)
     frame = again.to_dataframe()
-    assert len(frame) == 120 * 12
+    assert len(frame) == 64 * 12
     assert sorted(set(frame["prompt"])) == ranking.numbers.tolist()
     assert frame.loc[13, "base"] == pytest.approx(float(ranking.base[1]))
     assert next(iter(again.choosing_table()["head"])) == "L2H1"
 
 
-def test_an_interrupted_search_goes_on(mini, topics, ranking, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*demonstration sets a half are few")
+def test_an_interrupted_search_goes_on(mini, few, of_few, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(search._Cuts, "of_some", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
-    assert {p.name for p in tmp_path.iterdir()} == {"edges", "read", "reread", "accuracy", "choosing"}
-    again = locate_heads(mini, topics, checkpoint=tmp_path, progress=False)
-    assert again.table().equals(ranking.table())
-    given = locate_heads(mini, topics, evidence=read(mini, topics, progress=False), progress=False)
-    assert given.table().equals(ranking.table())
+            locate_heads(mini, few, checkpoint=tmp_path, progress=False)
+    steps = {"edges", "read", "reread", "accuracy", "choosing", "kernel"}
+    assert {p.name for p in tmp_path.iterdir()} == steps
+    assert {p.name for p in (tmp_path / "kernel").iterdir()} == {"influence"}
+    again = locate_heads(mini, few, checkpoint=tmp_path, progress=False)
+    assert again.table().equals(of_few.table())
+    assert {p.name for p in tmp_path.iterdir()} == {*steps, "reporting"}
+    given = locate_heads(mini, few, evidence=read(mini, few, progress=False), progress=False)
+    assert given.table().equals(of_few.table())
 
 
-def test_what_is_printed_begins_with_whether_there_is_anything_to_explain(mini, topics, ranking, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*demonstration sets a half are few")
+def test_what_is_printed_begins_with_whether_there_is_anything_to_explain(mini, few, of_few, monkeypatch):
     """Measured on all prompts, and not again where it is given; not of others."""
-    reread = read(mini, corrupt(topics, "permute_labels", seed=0), progress=False)
-    measured = in_context_accuracy(mini, topics, permuted=reread, progress=False)
-    assert repr(ranking).startswith(f"{measured.opening()}\nHeadRanking(mini on topics")
-    assert measured.verdict().startswith("The demonstrations help: +")
+    reread = read(mini, corrupt(few, "permute_labels", seed=0), progress=False)
+    measured = in_context_accuracy(mini, few, permuted=reread, progress=False)
+    assert repr(of_few).startswith(f"{measured.opening()}\nHeadRanking(mini on topics")
     monkeypatch.setattr(search, "in_context_accuracy", None)
-    given = locate_heads(mini, topics, accuracy=measured, progress=False)
-    assert repr(given) == repr(ranking)
-    with pytest.raises(ResultError, match="accuracy must be of these 240 prompts"):
-        locate_heads(mini, topics, accuracy=replace(measured, digest="of others"), progress=False)
+    given = locate_heads(mini, few, accuracy=measured, progress=False)
+    assert repr(given) == repr(of_few)
+    with pytest.raises(ResultError, match="accuracy must be of these 40 prompts"):
+        locate_heads(mini, few, accuracy=replace(measured, digest="of others"), progress=False)
 
 
 def test_heads_are_located_where_the_truth_is_not_known():
@@ -211,7 +276,7 @@ def test_what_cannot_be_located_is_refused(mini, topics, tiny):
     ):
         locate_heads(tiny("gpt2", "bridge")[0], shared_prompts(), progress=False)
     evidence = read(mini, topics.select(range(40)), progress=False)
-    with pytest.raises(ResultError, match="a reading of these 240 prompts; it is of 40 others"):
+    with pytest.raises(ResultError, match="a reading of these 128 prompts; it is of 40 others"):
         locate_heads(mini, topics, evidence=evidence, progress=False)
     read_anew = read(mini, topics, progress=False)
     others = replace(read_anew, label_scores=read_anew.label_scores.flip(1))
@@ -222,6 +287,9 @@ def test_what_cannot_be_located_is_refused(mini, topics, tiny):
     one = replace(topics, score_on="sequence")
     with pytest.raises(PromptError, match="first"):
         locate_heads(mini, one, progress=False)
+    apart = load_task("topics").prompts(mini, demos=4, count=40, seed=0)
+    with pytest.raises(PromptError, match="only if all have the same label words.*task.prompts"):
+        locate_heads(mini, apart, progress=False)
 
 
 def test_hidden_copies_of_demonstrations_are_seen():

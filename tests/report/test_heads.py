@@ -39,7 +39,7 @@ def body(page: str) -> str:
 
 
 def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
-    found = ranking()
+    found = ranking(classes={(2, 1): "kernel head", (2, 2): "pair kernel", (3, 0): "shadow"})
     page = write(tmp_path / "r.html", hostile, votes, ranking=found, curves=curves())
     seen = html.unescape(body(page))
     headings = re.findall(r"<h2>(.*?)</h2>", seen)
@@ -54,31 +54,70 @@ def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
         found.accuracy.verdict(),
         "<td>accuracy, without demonstrations</td><td>50.0%</td><td>",
         "<td>share of the answers, the last label</td><td>50.0%</td><td>",
-        "Confirmed kernel heads: L2H1.",
+        found.verdict(),
+        "label influence, on 12 prompts",
+        "their slope less than 0.25 above the model's own, -0.90",
+        "Kernel heads: L2H1.",
+        "Pair kernels: L2H2.",
         "The band: layer 2 of 4 (counted from 0;",
         "41 prompts in 31 demonstration sets",
         "the other half (40 prompts in 30 demonstration sets)",
         "Something must be said.",
         "What this does not show: that other heads could not take over",
-        "2 of the 2 heads that are more than neither, or were cut in the reporting half",
+        "3 of the 3 heads that are more than neither, or were cut in the reporting half",
         "Measured on 40 other prompts (seed 3); an answer counts as right if it is the true label.",
         "Random sets for each number of heads: 4 different.",
         "criterion: band share",
         "2 (+ L1H0)",
     ):
         assert words in seen, words
-    row = next(
-        re.findall(r"<td>(.*?)</td>", r) for r in re.findall(r"<tr>(.*?)</tr>", seen) if "<td>L2H1" in r
-    )
-    drop = [
-        f"{found.columns[name][2, 1].item():.3f}"
-        for name in ("logit_diff_drop", "logit_diff_drop_low", "logit_diff_drop_high")
+
+    def cells(first):
+        rows = re.findall(r"<tr>(.*?)</tr>", seen)
+        return next(re.findall(r"<td>(.*?)</td>", row) for row in rows if f"<td>{first}</td>" in row)
+
+    def with_interval(name, head):
+        value, low, high = (found.columns[name + end][head].item() for end in ("", "_low", "_high"))
+        return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+    row, nothing = cells("L2H1"), "– / – / –"
+    assert row[:2] == ["L2H1", "kernel head"]
+    assert row[2] == with_interval("fit", (2, 1)) + " ?", "by hand: no condition was asked"
+    assert row[3:6] == ["–", "–", "–"]
+    assert row[6:10] == [with_interval("transport", (2, 1)) + " ?", nothing, "–", "–"]
+    assert row[10:] == [with_interval("logit_diff_drop", (2, 1)), "0.90 (0.50, label prior)"]
+    both = found.joint[-1]
+    assert cells("L2H1 L2H2") == [
+        "L2H1 L2H2",
+        f"{both.value:.2f} ({both.low:.2f} to {both.high:.2f})",
+        "–",
+        cells("L2H1 L2H2")[3],
     ]
-    assert row[:5] == ["L2H1", "kernel head", "0.900", "0.500 (label prior)", "0.350 to 0.440"]
-    assert row[5:] == ["–", "–", f"{drop[0]} ({drop[1]} to {drop[2]})", "–"]
+    interaction = both.value - found.joint[0].value - found.joint[1].value
+    assert cells("L2H1 L2H2")[3] == f"{interaction:.2f}"
+    assert seen.index("<td>L3H0</td>") < seen.index("What located heads carry together")
     policy = html.unescape(re.search(r'Content-Security-Policy" content="(.*?)"', page).group(1))
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert policy.endswith("; style-src 'unsafe-inline'; img-src data: blob:")
+
+
+def test_conditions_stand_beside_their_numbers(hostile, votes, tmp_path):
+    """Whether each holds, of the number it goes by; nothing of what was not measured."""
+    found = ranking()
+    changed = {name: column.clone() for name, column in found.columns.items()}
+    said = {"fits": 1, "with_input": 0, "looks": torch.nan, "transports": -1, "needed": 1, "invariant": 1}
+    for name, value in said.items():
+        changed[name][2, 1] = value
+    for name, value in {"swap_slope": 0.4, "input_shift": 0.3, "zeroed": 0.2, "renormalised": 0.25}.items():
+        changed[name][2, 1] = value
+    changed["swap_slope_low"][2, 1], changed["swap_slope_high"][2, 1] = 0.3, 0.5
+    page = write(tmp_path / "r.html", hostile, votes, ranking=replace(found, columns=changed))
+    row = next(r for r in re.findall(r"<tr>(.*?)</tr>", html.unescape(body(page))) if "<td>L2H1</td>" in r)
+    cells = re.findall(r"<td>(.*?)</td>", row)
+    assert cells[2].endswith(") ✓")
+    assert cells[4:6] == ["0.40 (0.30 to 0.50) ✗", "0.30 ?"]
+    assert cells[6].endswith(") ✗ −")
+    assert cells[7:10] == ["0.20 / 0.25 / – ✓", "–", "–"]
 
 
 def test_what_was_not_located_is_not_there(hostile, votes, tmp_path):
@@ -86,8 +125,11 @@ def test_what_was_not_located_is_not_there(hostile, votes, tmp_path):
     assert "Located heads" not in plain
     assert "criterion" not in plain
     none = html.unescape(body(write(tmp_path / "b.html", hostile, votes, ranking=ranking(classes={}))))
-    assert "No kernel head confirmed." in none
-    assert "The band: none. It is of confirmed kernel heads alone" in none
+    assert "Kernel heads: none." in none
+    assert "Pair kernels: none." in none
+    assert "The kernel part is carried by: no head surely." in none
+    assert "The band: none. It is of located heads alone" in none
+    assert "What located heads carry together" not in none
     assert "Are they needed" not in none
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from charts.located import accuracy, ranking
+from results.influence_made import kernel_of, made_influence
 
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.criteria import Band, Criteria
+from icl_kernel_lens.results.criteria import CLASS_MEANS, Band, Criteria
+from icl_kernel_lens.results.head_ranking import UNSURE
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +47,23 @@ def test_it_begins_with_whether_there_is_anything_to_explain(found):
 def test_why_is_a_reason(found):
     assert found.reasons("L0H1") == (Reason.NOT_SINGLED_OUT,)
     assert found.reasons("L0H0") == ()
-    assert found.reasons("L1H1") == (Reason.VOTES_UNSURE, Reason.INPUTS_UNSURE, Reason.MATTERS_UNSURE)
-    sure = {name: torch.ones(4, 3) for name in ("votes", "invariant", "matters")}
-    known = replace(found, columns={**found.columns, **sure})
-    assert known.reasons("L1H1") == (Reason.SHIFT_UNEXPLAINED,)
-    part = replace(found, columns={**found.columns, "votes": torch.ones(4, 3)})
+    unasked = tuple(why for why, *_ in UNSURE.values())
+    assert found.reasons("L1H1") == unasked
+    known = {**found.columns, **dict.fromkeys(UNSURE, torch.ones(4, 3))}
+    assert replace(found, columns=known).reasons("L1H1") == (Reason.NO_CLASS_FITS,)
+    missing = {**known, "transport": torch.full((4, 3), torch.nan)}
+    assert replace(found, columns=missing).reasons("L1H1") == (Reason.NOT_AMONG_MOST,)
+    undefined = {**missing, "uneven": torch.ones(4, 3), "transports": torch.full((4, 3), torch.nan)}
+    assert replace(found, columns=undefined).reasons("L1H1") == (Reason.TRANSPORT_UNSURE,), (
+        "no share is defined"
+    )
+    part = replace(found, columns={**found.columns, "fits": torch.ones(4, 3)})
     assert part.why("L1H1").startswith(
-        "L1H1 is undetermined: more prompts must say whether its weights follow the inputs; "
-        "more prompts must say whether the answer needs it"
+        "L1H1 is undetermined: more prompts must say whether its weights go with swapped inputs; "
+        "more prompts must say whether its weights change with the test input; "
     )
     said = found.why("L2H1")
-    assert said.startswith(
-        "L2H1 is a kernel head: votes, its weights follow the inputs, and the answer needs its label edges (agreement 0.900,"
-    )
+    assert said.startswith(f"L2H1 is a kernel head: {CLASS_MEANS['kernel head']} (fit 0.594,")
     assert "nan" not in said, "what was not measured is not said"
     for head, name in found.classes.items():
         assert name in found.why(head), "every class is said in words"
@@ -75,12 +82,13 @@ def test_what_a_ranking_must_hold(found):
         ({"choosing": {}}, "choosing holds p-values"),
         (
             {"selected": {"votes": found.selected["votes"]}},
-            "selected must be votes, label_shift, matters; it is votes",
+            "selected must be votes, label_shift, matters, fit; it is votes",
         ),
         (
             {"band": replace(found.band, layers=5, by_layer=(0.0,) * 5)},
             "the band is of 5 layers, and there are 4",
         ),
+        ({"choosing": {n: x for n, x in found.choosing.items() if n != "fit_p"}}, "fit, fit_p; it is "),
         ({"numbers": found.numbers * 0}, "numbers must tell the prompts apart"),
     ):
         with pytest.raises(ResultError, match=words):
@@ -123,12 +131,12 @@ def test_bands_and_criteria_are_checked():
 def test_reasons_stand_in_the_order_of_the_table_for_its_rows():
     """A reason for each row that has one, none without a row; several undetermined heads, cut to a few rows."""
     unsure = dict.fromkeys([(0, 0), (1, 2), (2, 0), (3, 0), (3, 1)], "undetermined")
-    drop = {(0, 0): 0.01, (1, 2): -0.3, (2, 0): 0.2, (3, 0): 0.1, (3, 1): -0.02}
+    carried = {(0, 0): 0.01, (1, 2): -0.3, (2, 0): 0.2, (3, 0): 0.1, (3, 1): -0.02}
     found = ranking(classes={(2, 1): "kernel head", **unsure})
-    drops = found.columns["logit_diff_drop"].clone()
-    for head, value in drop.items():
-        drops[head] = value
-    found = replace(found, columns={**found.columns, "logit_diff_drop": drops})
+    transport = found.columns["transport"].clone()
+    for head, value in carried.items():
+        transport[head] = value
+    found = replace(found, columns={**found.columns, "transport": transport})
     for top in (1, 3, 4, 12):
         rows = found.notable().head(top)
         lines = [line.split()[0] for line in found.describe(top).splitlines() if "more prompts" in line]
@@ -136,12 +144,69 @@ def test_reasons_stand_in_the_order_of_the_table_for_its_rows():
     assert [str(head) for head in found.of("undetermined")] == ["L1H2", "L2H0", "L3H0", "L3H1", "L0H0"]
 
 
+def test_the_table_begins_with_the_located_heads_then_with_what_is_carried():
+    """Kernel heads and pair kernels, whatever they carry; then the largest part, of those without any the largest drop."""
+    found = ranking(
+        classes={(2, 1): "kernel head", (2, 2): "pair kernel", (0, 1): "driver", (0, 2): "shadow"},
+        measured=[(2, 1), (2, 2), (0, 1), (0, 2), (1, 0), (1, 1)],
+    )
+    changed = {name: found.columns[name].clone() for name in ("transport", "logit_diff_drop")}
+    carried = {(2, 1): 0.1, (2, 2): 0.2, (0, 1): -0.9, (0, 2): 0.02}
+    for head, value in carried.items():
+        changed["transport"][head] = value
+    for head, drop in (((1, 0), 0.1), ((1, 1), -0.5)):
+        changed["transport"][head], changed["logit_diff_drop"][head] = torch.nan, drop
+    found = replace(found, columns={**found.columns, **changed})
+    assert list(found.table()["head"][:6]) == ["L2H2", "L2H1", "L0H1", "L0H2", "L1H1", "L1H0"]
+    assert found.heads == ((2, 1), (2, 2)), "kernel heads first"
+    assert found.of("pair kernel") == ((2, 2),)
+
+
+def test_the_verdict_says_the_models_kernel_and_who_carries_it(found):
+    """Without a kernel part, how many heads read labels, and that alone."""
+    assert found.influence.kernel_part().found == "real", "made by hand so"
+    assert found.verdict() == f"{found.influence.verdict()} The kernel part is carried by: L2H1."
+    assert found.verdict() in found.describe(3)
+    nobody = replace(found, classes=dict.fromkeys(found.classes, "neither"))
+    assert nobody.verdict().endswith(" The kernel part is carried by: no head surely.")
+    other = made_influence(later=kernel_of(seed=4), layers=4, heads=3)
+    assert other.kernel_part().found == "none", "another kernel in the other order"
+    readers = {**found.classes, HeadRef(2, 1): "reads labels", HeadRef(3, 0): "reads labels"}
+    blank = replace(found, influence=other, classes=readers)
+    assert blank.verdict().endswith(" Of the heads it is said only whether they read labels: 2 do.")
+    assert "carried by" not in blank.verdict()
+    assert blank.reasons("L1H1") == (Reason.TRANSPORT_UNSURE,), "all that its class goes by"
+
+
+def test_what_located_heads_carry_together(found):
+    """A single head's Shapley value is its share; of two, what both carry beyond the sum."""
+    one = found.joint_table()
+    assert one["heads"].tolist() == ["L2H1"]
+    assert one["shapley"][0] == one["share"][0] == found.joint[0].value
+    two = ranking(classes={(2, 1): "kernel head", (2, 2): "pair kernel"})
+    table = two.joint_table()
+    a, b, both = two.joint
+    assert table["heads"].tolist() == ["L2H1", "L2H2", "L2H1 L2H2"]
+    assert table["interaction"][2] == pytest.approx(both.value - a.value - b.value)
+    assert table["interaction"][:2].isna().all()
+    assert table["shapley"][:2].sum() == pytest.approx(both.value)
+    assert math.isnan(table["shapley"][2])
+    assert two.together() == (
+        f"together they carry {both.value:.2f} [{both.low:.2f}, {both.high:.2f}] of the label part "
+        f"(alone: L2H1 {a.value:.2f}, L2H2 {b.value:.2f})"
+    )
+    assert two.together() in repr(two)
+    none = ranking(classes={(3, 0): "shadow"})
+    assert none.joint_table().empty
+    assert "together they carry" not in repr(none)
+
+
 def test_why_says_how_many_sets_would_tell(found):
-    """As many as a margin within ± 0.05 needs; nothing where the interval is as narrow as that."""
-    wide = {"margin_low": torch.full((4, 3), -0.11), "margin_high": torch.full((4, 3), 0.11)}
-    known = {name: torch.ones(4, 3) for name in ("invariant", "matters")}
+    """As many as a share within ± 0.05 needs; nothing where the interval is as narrow as that."""
+    wide = {"transport_low": torch.full((4, 3), -0.11), "transport_high": torch.full((4, 3), 0.11)}
+    known = dict.fromkeys(set(UNSURE) - {"transports"}, torch.ones(4, 3))
     said = replace(found, columns={**found.columns, **wide, **known}).why("L1H1")
-    assert "more prompts must say whether it votes (about 150 sets a half for ± 0.05)" in said
+    assert "more prompts must say whether its values carry labels (about 150 sets a half for ± 0.05)" in said
     assert "sets a half" not in replace(found, columns={**found.columns, **known}).why("L1H1")
 
 

@@ -19,7 +19,7 @@ from icl_kernel_lens.results.stability import Stability
 
 @pytest.fixture(scope="module")
 def found(mini):
-    prompts = load_task("topics").prompts(mini, demos=8, count=80, seed=0)
+    prompts = load_task("topics").prompts(mini, demos=8, count=128, sets=64, seed=0)
     reordered = corrupt(prompts, "reorder_demos", seed=1, model=mini)
     return stability(mini, {"as drawn": prompts, "reordered": reordered}, progress=False)
 

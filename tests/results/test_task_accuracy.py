@@ -9,6 +9,7 @@ import pytest
 import torch
 from charts.located import accuracy, run_info
 from results.examples import task_accuracy
+from support import uneven_prompts
 
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.evidence.small import small_evidence
@@ -151,6 +152,25 @@ def test_it_stands_for_its_own_prompts_and_model_alone():
         ResultError, match=r"of this model, another \(HookedTransformer\); it is of 6 prompts and of a-model"
     ):
         found.check_of(run_info(2, 2, model="another"), prompts)
+
+
+def test_of_some_prompts_it_is_theirs():
+    """Every number of the prompts named, in their order; it stands for these prompts and no longer for the others."""
+    prompts, numbers = uneven_prompts(count=6), torch.tensor([4, 0, 1])
+    whole = replace(task_accuracy(), digest=prompts.digest())
+    few = prompts.select(numbers.tolist())
+    found = whole.of_some(numbers, few)
+    for mine, theirs in ((found.correct, whole.correct), (found.rules, whole.rules)):
+        assert list(mine) == list(theirs)
+        for name, right in theirs.items():
+            assert mine[name].tolist() == [float(right[n]) for n in (4, 0, 1)]
+    assert found.demo_set.tolist() == [2, 0, 0]
+    assert found.reasons == whole.reasons
+    found.check_of(whole.run, few)
+    assert found.run.prompts == few.info
+    with pytest.raises(ResultError, match="it is of 3 prompts"):
+        found.check_of(whole.run, prompts)
+    assert len(whole.demo_set) == 6, "the whole is as it was"
 
 
 def test_rules_are_the_control_votes_of_their_names():
