@@ -60,8 +60,8 @@ class Sample:
     """The prompts whose influence is measured, test inputs sharing demonstrations; and which of them are of each half."""
 
     prompts: PromptSet
-    choosing: Int[Tensor, " some"]
-    reporting: Int[Tensor, " some"]
+    choosing: Int[Tensor, " c"]
+    reporting: Int[Tensor, " r"]
     rows: Int[Tensor, " prompt"] | None
     """Their numbers among the prompts given; None where these were crossed."""
 
@@ -288,7 +288,7 @@ class Measurement:
         return interval(values, prompts.demo_set, self.level)
 
 
-def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " some"]]) -> bool:
+def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " _"]]) -> bool:
     """Whether some prompts of each half share their demonstrations."""
     return all(int(prompts.demo_set[half].unique(return_counts=True)[1].max()) > 1 for half in halves)
 
