@@ -18,6 +18,7 @@ from icl_kernel_lens.locate.identify import (
     expected_identification,
 )
 from icl_kernel_lens.numbers.influence import Estimate
+from icl_kernel_lens.prompts.crossed import crossed
 from icl_kernel_lens.results.head_ranking import IDENTIFYING
 from icl_kernel_lens.results.joint_effects import JointEffect
 from icl_kernel_lens.worlds.planted.model import PlantedModel
@@ -102,8 +103,9 @@ def test_two_that_undo_one_another_are_named(found):
     assert said.slope_of_model == pytest.approx(-1, abs=0.1)
     assert said.notes == ()
     assert float(said.columns["no_echo"][1, 0]) == 1
-    alone = own.of_heads(heads[:3])
-    assert alone.cancelling == {}, "without the other, nothing undoes it"
+    fits = said.columns["fits"].clone()
+    fits[tuple(OPPOSING)] = torch.nan
+    assert own._undone({**said.columns, "fits": fits}) == {}, "without the other, nothing undoes it"
     nothing = own.of_heads([])
     assert set(nothing.columns) == set(IDENTIFYING)
     assert all(values.isnan().all() for values in nothing.columns.values())
@@ -172,8 +174,8 @@ def test_independent_prompts_are_crossed_and_read_anew():
     prompts = plan.prompts(count=32)
     own = identification(plan, model, prompts)
     assert own.sample.rows is None
-    assert len(own.sample.prompts) == 32
-    assert own.sample.prompts.demo_set.tolist() == [at // 2 for at in range(32)]
+    assert own.sample.prompts.same_as(crossed(prompts, 2, model=None))
+    assert len(own.sample.prompts.demo_set.unique()) == 16
     weights = plan.weights(own.sample.prompts)
     torch.testing.assert_close(own.measurement.weights.double(), weights, atol=1e-4, rtol=0)
     expected = plan.influence(own.sample.prompts)
