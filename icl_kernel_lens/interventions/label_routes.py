@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.engine import Intervention, PerVariant, run_cells
 from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
@@ -68,8 +69,10 @@ def label_routes(
 
     Cost: per prompt and relabelling one pass (behind shared demonstrations, of its own tokens) and a token a set and way.
 
-    Raises: ModelError: attention cannot be changed exactly.
+    Raises: PromptError: label words have unequal token counts, so that edges differ between relabellings.
+            ModelError: attention cannot be changed exactly.
     """
+    _check_even(runs.prompts[0])
     values = Values(runs.adapter, runs.prompts, runs.offsets)
     found = [
         run_cells(
@@ -85,6 +88,22 @@ def label_routes(
     uncut = torch.stack([one.numbers["base_label_scores"] for one in found])
     info = replace(found[0].run, prompts=runs.prompts[0].info)
     return Routes(scores, uncut, info)
+
+
+def _check_even(prompts: PromptSet) -> None:
+    """Refuse label words of unequal token counts.
+
+    Raises: PromptError: the first prompt that has them.
+    """
+    if (uneven := (prompts.label_lengths != prompts.label_lengths[:, :1]).any(1)).any():
+        prompt = int(uneven.nonzero()[0])
+        words, lengths = prompts.label_words[prompt], prompts.label_lengths[prompt].tolist()
+        counted = ", ".join(f"{word!r} ({length})" for word, length in zip(words, lengths, strict=True))
+        raise PromptError(
+            "label edges are taken out in every relabelling alike only where label words have equally many tokens; prompt "
+            f"{prompt} has {counted} (token counts). Choose label words of equally many tokens in label_words.",
+            code="label-lengths",
+        )
 
 
 class Values:

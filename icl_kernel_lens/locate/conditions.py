@@ -55,6 +55,8 @@ SETS = 16
 """Sets a half that independent prompts are crossed into, where there are enough."""
 MOST = 32
 """Heads whose conditions are measured, at most."""
+ROUNDING = 1e-5
+"""Weights whose pair part is smaller, root mean square, do not vary with the pair: what is left is rounding."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Sample:
     """The prompts whose influence is measured, test inputs sharing demonstrations; and which of them are of each half."""
 
     prompts: PromptSet
-    choosing: Int[Tensor, " some"]
-    reporting: Int[Tensor, " some"]
+    choosing: Int[Tensor, " c"]
+    reporting: Int[Tensor, " r"]
     rows: Int[Tensor, " prompt"] | None
     """Their numbers among the prompts given; None where these were crossed."""
 
@@ -151,7 +153,7 @@ class Measurement:
         self, mine: Float[Tensor, "prompt head demo"], numbers: Int[Tensor, " prompt"], prompts: PromptSet
     ) -> dict[str, Any]:
         """Fit to I, its p-value with test inputs exchanged (the best of these heads), and the fit to another order's I."""
-        w, target = pair_part(mine, prompts.demo_set), self.influence.pair()[numbers]
+        w, target = _varying(mine, prompts.demo_set), self.influence.pair()[numbers]
         r = fit(w, target)
         size = w.square().nansum((0, -1)).sqrt()
         null = exchanged(w, target, prompts.demo_set, seed=self.seed) / size
@@ -249,7 +251,7 @@ class Measurement:
         )
         target = self.influence.pair()[numbers]
         theirs = normalised(cut.double())[:, layer, head]
-        whole, left = (fit(pair_part(x, prompts.demo_set), target) for x in (mine, theirs))
+        whole, left = (fit(_varying(x, prompts.demo_set), target) for x in (mine, theirs))
         # Weights that no longer vary follow nothing.
         flat = left.correlation.isnan() & ~whole.correlation.isnan()
         kept = torch.where(flat, 0.0, left.by_prompt)
@@ -293,7 +295,16 @@ class Measurement:
         return interval(values, prompts.demo_set, self.level)
 
 
-def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " some"]]) -> bool:
+def _varying(
+    weights: Float[Tensor, "prompt *cell demo"], demo_set: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt *cell demo"]:
+    """The pair part of weights; NaN in cells where it is rounding, which may follow anything."""
+    part = pair_part(weights, demo_set)
+    flat = part.square().nanmean((0, -1)) < ROUNDING**2
+    return part.masked_fill(flat[..., None], torch.nan)
+
+
+def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " _"]]) -> bool:
     """Whether some prompts of each half share their demonstrations."""
     return all(int(prompts.demo_set[half].unique(return_counts=True)[1].max()) > 1 for half in halves)
 

@@ -32,7 +32,8 @@ def crossed(prompts: PromptSet, each: int, *, model: Any) -> PromptSet:
     shown = firsts.repeat_interleave(each)
     tested = torch.arange(len(shown))
     apart = torch.tensor(
-        [not _shows(prompts, a, b) for a, b in zip(shown.tolist(), tested.tolist(), strict=True)]
+        [not _shows(prompts, a, b) for a, b in zip(shown.tolist(), tested.tolist(), strict=True)],
+        dtype=torch.bool,
     )
     shown, tested = shown[apart], tested[apart]
     if each < 2 or not len(shown) or int(shown.bincount().max()) < 2:
