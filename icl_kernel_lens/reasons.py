@@ -64,6 +64,14 @@ class Reason(str, Enum):
     NO_CLASS_FITS = "no_class_fits", "all was measured, and no class has these answers"
     FIT_UNSURE = "fit_unsure", "more prompts must say whether its weights follow the model's own kernel"
     SWAP_UNSURE = "swap_unsure", "more prompts must say whether its weights go with swapped inputs"
+    SWAP_UNMEASURED = (
+        "swap_unmeasured",
+        "no inputs of two classes could be swapped, or its weights do not differ: whether they go with inputs is not known",
+    )
+    READ_ELSEWHERE = (
+        "read_elsewhere",
+        "labels enter elsewhere than at its label edges, too, so that an echo of them is not told from a kernel",
+    )
     LOOKS_UNSURE = "looks_unsure", "more prompts must say whether its weights change with the test input"
     TRANSPORT_UNSURE = "transport_unsure", "more prompts must say whether its values carry labels"
     CUTS_UNSURE = "cuts_unsure", "its cuts disagree, or more prompts must say what they cost"

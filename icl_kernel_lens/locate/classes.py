@@ -122,7 +122,7 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
         "misbound": looks and before and transports != 0,
         "addressing": looks and stays and invariant != 0 and transports != 0,
         "cancelling": follows and undone,
-        "kernel head": carries and head["with_input"] == 1 and invariant == 1 and not mixed,
+        "kernel head": carries and head["with_input"] == 1 and invariant == 1 and goes,
         "echo": (fits and (no_echo == 0 or by_label))
         or (moved and not follows and head["echo_low"] > criteria.follows),
         "pair kernel": carries and mixed and by_input,

@@ -53,6 +53,8 @@ EACH = 4
 """Most test inputs of a set whose influence is measured: what the sets' number gives intervals, more of each costs more."""
 SETS = 16
 """Sets a half that independent prompts are crossed into, where there are enough."""
+FEWEST = 8
+"""Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
 MOST = 32
 """Heads whose conditions are measured, at most."""
 ROUNDING = 1e-5
@@ -304,9 +306,10 @@ def _varying(
     return part.masked_fill(flat[..., None], torch.nan)
 
 
-def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " _"]]) -> bool:
-    """Whether some prompts of each half share their demonstrations."""
-    return all(int(prompts.demo_set[half].unique(return_counts=True)[1].max()) > 1 for half in halves)
+def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " some"]]) -> bool:
+    """Whether at least `FEWEST` demonstration sets of each half have several test inputs."""
+    several = [prompts.demo_set[half].unique(return_counts=True)[1] > 1 for half in halves]
+    return all(int(sets.sum()) >= FEWEST for sets in several)
 
 
 def _few_of_each(demo_set: Int[Tensor, " prompt"], half: Int[Tensor, " some"]) -> Int[Tensor, " few"]:

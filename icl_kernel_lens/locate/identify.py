@@ -37,13 +37,13 @@ from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import IDENTIFYING
 from icl_kernel_lens.results.joint_effects import JointEffect
-from icl_kernel_lens.results.label_influence import LabelInfluence
+from icl_kernel_lens.results.label_influence import LEAST_LABELS, LabelInfluence
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.run.progress import ROW, work
 
 PerHead = Float[Tensor, "layer head"]
 ORDERS = 2
-MOST_TOGETHER = 6
+MOST_TOGETHER = 8
 """Located heads of which every subset is measured together."""
 
 
@@ -110,8 +110,13 @@ class Identification:
 
     @property
     def kernel_part(self) -> bool:
-        """Whether the model's answer has a kernel part: its null is rejected."""
-        return self.influence.kernel_part().found in ("real", "tiny")
+        """Whether the model's answer has a kernel part: labels matter to it, and the null is rejected."""
+        return self.has_label_part and self.influence.kernel_part().found in ("real", "tiny")
+
+    @property
+    def has_label_part(self) -> bool:
+        """Whether there is a label part to take shares of."""
+        return not self.influence.label_share().high < LEAST_LABELS
 
     def fitting(self) -> tuple[Bool[Tensor, "layer head"], dict[str, PerHead]]:
         """Heads whose weights follow the model's own kernel in the choosing half, and the numbers that say so."""
@@ -163,15 +168,16 @@ class Identification:
         """The six conditions of these heads in the reporting half; and which of them undo one another."""
         shape = tuple(self.measurement.weights.shape[1:3])
         empty = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name in IDENTIFYING}
-        if not heads:
-            return Identified(empty, float("nan"), {}, ())
+        if not heads or not self.has_label_part:
+            lacks = "the model's answer does not depend on labels, so that no head is held against its kernel"
+            return Identified(empty, float("nan"), {}, () if self.has_label_part else (lacks,))
         few = self.sample.prompts.select(self.sample.reporting.tolist())
         with work("conditions", expected_conditions(few, len(heads)), self.measurement.progress):
             found = self.measurement.of(heads, self.sample.reporting)
         columns = empty | dict(found.columns)
         columns |= answered(columns, found.slope_of_model, self.criteria)
         notes = [*found.notes, *self._elsewhere(found)]
-        if found.labels_read.value < LOSE:
+        if not found.labels_read.value >= LOSE:
             columns["no_echo"] = columns["no_echo"].masked_fill(columns["no_echo"] == 1, torch.nan)
         return Identified(columns, found.slope_of_model, self._undone(columns), tuple(notes))
 
@@ -201,7 +207,7 @@ class Identification:
         return undone
 
     def together(self, heads: Sequence[HeadRef]) -> tuple[JointEffect, ...]:
-        """What the located heads carry together: of every subset of up to six of them, else of each alone and of all."""
+        """What the located heads carry together: of every subset of up to eight of them, else of each alone and of all."""
         heads = list(heads)
         sizes = range(1, len(heads) + 1) if len(heads) <= MOST_TOGETHER else sorted({1, len(heads)})
         sets = [one for size in sizes for one in combinations(heads, size)]

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import Pooling
+from icl_kernel_lens.locate.conditions import FEWEST
 from icl_kernel_lens.numbers import permutations, shifts
 from icl_kernel_lens.numbers.control_votes import simple_votes, simple_weights
 from icl_kernel_lens.numbers.draws import generator
@@ -31,8 +32,6 @@ from icl_kernel_lens.results.criteria import Band, Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import COLUMNS, MEASURED_AGAIN
 
-FEWEST = 8
-"""Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
 COVERED = 0.5
 """Least share of the logit difference in prompts where edges of equal mass could be cut, for these to be compared."""
 PerHead = Float[Tensor, "layer head"]

@@ -22,10 +22,10 @@ from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.interventions.cuts import knock_out
 from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
-from icl_kernel_lens.locate.conditions import pooling_of, read_edges, shares_sets
+from icl_kernel_lens.locate.conditions import FEWEST, pooling_of, read_edges, shares_sets
 from icl_kernel_lens.locate.edges import CELLS, LABEL, PROMPTS, LabelEdges, choose_edges, named
 from icl_kernel_lens.locate.identify import Identification, candidates, expected_conditions, expected_kernel
-from icl_kernel_lens.locate.measure import FEWEST, Fidelity, find_band, report, select
+from icl_kernel_lens.locate.measure import Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_layers
 from icl_kernel_lens.numbers.groups import first_half
 from icl_kernel_lens.numbers.intervals import sets_for
@@ -393,8 +393,7 @@ def _notes(
     share = float(answers.max() / answers.sum())
     if share > 0.9:
         notes.append(
-            f"the model gives one answer in {share:.0%} of the prompts: no vote can be told from always giving it, and "
-            '"neither" here says nothing about the heads'
+            f"the model gives one answer in {share:.0%} of the prompts: no vote can be told from always giving it"
         )
     if sets < ENOUGH:
         wanted = sets_for(0.0, sets, criteria.margin, criteria.level)

@@ -371,8 +371,14 @@ class HeadRanking(Result):
         if self.columns["transport"][at].isnan() and self.columns["uneven"][at].isnan():
             return (Reason.NOT_AMONG_MOST,)
         asked = UNSURE if self._has_kernel else ("transports",)
-        unknown = tuple(UNSURE[column][0] for column in asked if self.columns[column][at].isnan())
-        return unknown or (Reason.NO_CLASS_FITS,)
+        unknown = [UNSURE[column][0] for column in asked if self.columns[column][at].isnan()]
+        # What was not measured, or is not believed, is not for want of prompts.
+        instead = {}
+        if self.columns["swap_slope"][at].isnan():
+            instead[Reason.SWAP_UNSURE] = Reason.SWAP_UNMEASURED
+        if self.columns["beyond_half_fit_low"][at] > 0:
+            instead[Reason.ECHO_UNSURE] = Reason.READ_ELSEWHERE
+        return tuple(instead.get(why, why) for why in unknown) or (Reason.NO_CLASS_FITS,)
 
     def why(self, head: Head | str) -> str:
         """A head's class, what it means or what kept the head from a clearer one, and what was measured, in words.
@@ -510,8 +516,8 @@ class HeadRanking(Result):
             readers = len(self.of("reads labels"))
             heads = f"Of the heads it is said only whether they read labels: {readers} do"
         else:
-            names = ", ".join(map(str, self.heads)) or "no head surely"
-            heads = f"The kernel part is carried by: {names}"
+            names = ", ".join(map(str, self.heads))
+            heads = f"It is carried by {names}" if names else "No head is sure to carry it"
         return f"{self.influence.verdict()} {heads}."
 
     def describe(self, top: int) -> str:
