@@ -301,7 +301,7 @@ def test_a_sample_of_independent_prompts_is_crossed_within_each_half(count, each
 
 
 def measured(model, prompts, checkpoint=None, offsets=(0,)):
-    influence = label_influence(model, prompts, orders=2, progress=False)
+    influence = label_influence(model, prompts, orders=1, progress=False)
     reading = read_edges(model, prompts, offsets, None, False)
     weights = reading.pooled(conditions.pooling_of(offsets))
     return Measurement(model, influence, weights, offsets, 0, LEVEL, checkpoint, False)

@@ -106,6 +106,8 @@ def test_pairs_are_disjoint_of_two_classes_and_the_same_in_a_set(mini, make):
 
 
 def test_at_most_three_pairs():
+    assert MOST_PAIRS == 3
+    assert swap_inputs(planted(), 0)[1].shape == (9, 3, 2)
     assert (swap_inputs(planted(), 0)[1] >= 0).all()
     _, few = swap_inputs(planted(demos=3), 0)
     assert ((few >= 0).all(-1).sum(1) == 1).all()
