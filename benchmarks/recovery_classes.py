@@ -132,7 +132,9 @@ def again(model: dict[str, Any]) -> dict[str, Any]:
     columns = {name: torch.tensor(values) for name, values in model["columns"].items()}
     columns |= answered(columns, model["slope_of_model"], criteria)
     selected = {name: torch.tensor(values) for name, values in model["selected"].items()}
-    undone = {tuple(HeadRef.of(h["head"])): True for h in model["heads"] if h["said"] == "cancelling"}
+    undone: dict[tuple[int, int], bool] = {
+        HeadRef.of(h["head"]): True for h in model["heads"] if h["said"] == "cancelling"
+    }
     part = model["kernel_part_said"][0] in ("real", "tiny")
     names = classify(columns, selected, criteria, kernel_part=part, cancelling=undone)
     heads = [head | {"said": name} for head, name in zip(model["heads"], names, strict=True)]
