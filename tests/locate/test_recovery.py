@@ -12,9 +12,9 @@ from icl_kernel_lens import locate_heads
 from icl_kernel_lens.results.criteria import KERNEL_CLASSES
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 
-CASES = [("salience", 0), ("misbound", 1), ("echo", 2)]
-"""One impostor a seed: by what its weights go with, by the input it is bound to, by where its answer comes from."""
-DRAWN = ("harmful_key", "opposed_kernel", "pair_kernel", "echo_in_series")
+CASES = [("salience", 0), ("misbound", 1), ("echo", 1)]
+"""By what its weights go with, by the input it is bound to, by where its answer comes from."""
+DRAWN = ("opposed_kernel", "pair_kernel")
 
 
 @pytest.mark.parametrize(("kind", "seed"), CASES)
