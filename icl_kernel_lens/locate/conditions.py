@@ -60,8 +60,8 @@ class Sample:
     """The prompts whose influence is measured, test inputs sharing demonstrations; and which of them are of each half."""
 
     prompts: PromptSet
-    choosing: Int[Tensor, " some"]
-    reporting: Int[Tensor, " some"]
+    choosing: Int[Tensor, " chosen"]
+    reporting: Int[Tensor, " reported"]
     rows: Int[Tensor, " prompt"] | None
     """Their numbers among the prompts given; None where these were crossed."""
 
