@@ -145,7 +145,7 @@ def test_what_is_of_other_prompts_is_refused_first(monkeypatch):
 
 
 def test_evidence_of_other_edges_is_read_anew():
-    model, prompts = label_reader("after"), reader_prompts(64)
+    model, prompts = label_reader("after"), reader_prompts(40)
     expected = locate_heads(model, prompts, offsets=(1,), progress=False)
     for offsets in ((), (0, 1), (1,)):
         evidence = read(model, prompts, keep=("span_sum",), offsets=offsets, progress=False)
@@ -154,16 +154,16 @@ def test_evidence_of_other_edges_is_read_anew():
 
 
 def test_a_ranking_must_hold_offsets():
-    ranking = locate_heads(label_reader("label"), reader_prompts(64), offsets=(0,), progress=False)
+    ranking = locate_heads(label_reader("label"), reader_prompts(40), offsets=(0,), progress=False)
     for wrong in ((), (1, 0), (1, 1)):
         with pytest.raises(ResultError, match="offsets must be some, each once"):
             replace(ranking, offsets=wrong)
 
 
 def test_rankings_on_other_edges_are_not_compared_without_a_word():
-    model, prompts = label_reader("after"), reader_prompts(64)
+    model, prompts = label_reader("after"), reader_prompts(40)
     both = {str(at): locate_heads(model, prompts, offsets=(at,), progress=False) for at in (0, 1)}
     assert "not on the same edges; offsets from the label are 0 (0,), 1 (1,)" in repr(Stability(both))
-    same = stability(model, {"a": prompts, "b": reader_prompts(64, seed=1)}, offsets=(1,), progress=False)
+    same = stability(model, {"a": prompts, "b": reader_prompts(40, seed=1)}, offsets=(1,), progress=False)
     assert {ranking.offsets for ranking in same.rankings.values()} == {(1,)}
     assert "not on the same edges" not in repr(same)
