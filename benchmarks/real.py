@@ -15,6 +15,7 @@ The forward passes unembed the last position alone. Cases take turns (`measure.p
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 import warnings
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from studies.fetch import cache_folder, fetch
 from studies.sources import add_data_option, find_task
 
 DEMOS, FRESH, SETS, EACH = 16, 8, 4, 8
-LOCATE_SETS, LOCATE_PROMPTS, MINUTES = 32, 256, 6
+LOCATE_SETS, LOCATE_PROMPTS, MINUTES, GIGABYTES = 32, 256, 15, 4
 
 
 def pretrained(data: Path | None) -> tuple[Any, Any, Task]:
@@ -116,6 +117,9 @@ def locating(model: Any, task: Any) -> Table:
     rows = [
         ["locate_heads", f"< {60 * MINUTES} s", f"{took:.0f} s", "met" if took < 60 * MINUTES else "missed"]
     ]
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    met = "met" if most < GIGABYTES else "missed"
+    rows.append(["peak memory of the process", f"< {GIGABYTES} GiB", f"{most:.1f} GiB", met])
     for share in (0.25, 0.5, 0.75):
         at, done, total = next(one for one in said if one[0] >= share * took)
         rows.append(

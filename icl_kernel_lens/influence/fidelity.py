@@ -10,7 +10,7 @@ from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Pooling
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.identification import next_of_set
-from icl_kernel_lens.numbers.influence import DRAWS, exchanged, fit, pair_part, tail
+from icl_kernel_lens.numbers.influence import DRAWS, exchanged, fit, tail, varying_part
 from icl_kernel_lens.numbers.votes import normalised
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.evidence import Evidence
@@ -18,9 +18,6 @@ from icl_kernel_lens.results.head_scores import HeadScores
 from icl_kernel_lens.results.label_influence import LabelInfluence, Scale
 from icl_kernel_lens.scores.attention import label_attention
 from icl_kernel_lens.scores.common import score_heads
-
-ROUNDING = 1e-6
-"""Weights that vary within sets by less than this share of their size do not vary."""
 
 
 @checked
@@ -59,9 +56,8 @@ def influence_fidelity(
     prompts = evidence.prompts
     weights = evidence.pooled(pooling)
     kernel = normalised(weights.double())
-    mine, theirs = pair_part(kernel, prompts.demo_set), influence.pair(scale)
-    still = mine.square().nanmean((0, -1)) <= ROUNDING**2 * kernel.square().nanmean((0, -1))
-    mine = mine.masked_fill(still[..., None], torch.nan)
+    mine, theirs = varying_part(kernel, prompts.demo_set), influence.pair(scale)
+    still = mine.isnan().all(-1).all(0) & ~kernel.isnan().all(-1).all(0)
     found = fit(mine, theirs)
     null = exchanged(mine, theirs, prompts.demo_set, draws=draws, seed=seed)
     size = mine.square().nansum((0, -1)).sqrt()

@@ -38,7 +38,7 @@ from icl_kernel_lens.numbers.identification import (
     swap_slope,
     total_variation,
 )
-from icl_kernel_lens.numbers.influence import Estimate, exchanged, fit, label_pull, pair_part, tail
+from icl_kernel_lens.numbers.influence import Estimate, exchanged, fit, label_pull, tail, varying_part
 from icl_kernel_lens.numbers.permutations import by_position
 from icl_kernel_lens.numbers.votes import normalised
 from icl_kernel_lens.prompts.crossed import crossed
@@ -57,8 +57,6 @@ FEWEST = 8
 """Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
 MOST = 32
 """Heads whose conditions are measured, at most."""
-ROUNDING = 1e-5
-"""Weights whose pair part is smaller, root mean square, do not vary with the pair: what is left is rounding."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ class Measurement:
         self, mine: Float[Tensor, "prompt head demo"], numbers: Int[Tensor, " prompt"], prompts: PromptSet
     ) -> dict[str, Any]:
         """Fit to I, its p-value with test inputs exchanged (the best of these heads), and the fit to another order's I."""
-        w, target = _varying(mine, prompts.demo_set), self.influence.pair()[numbers]
+        w, target = varying_part(mine, prompts.demo_set), self.influence.pair()[numbers]
         r = fit(w, target)
         size = w.square().nansum((0, -1)).sqrt()
         null = exchanged(w, target, prompts.demo_set, seed=self.seed) / size
@@ -253,7 +251,7 @@ class Measurement:
         )
         target = self.influence.pair()[numbers]
         theirs = normalised(cut.double())[:, layer, head]
-        whole, left = (fit(_varying(x, prompts.demo_set), target) for x in (mine, theirs))
+        whole, left = (fit(varying_part(x, prompts.demo_set), target) for x in (mine, theirs))
         # Weights that no longer vary follow nothing.
         flat = left.correlation.isnan() & ~whole.correlation.isnan()
         kept = torch.where(flat, 0.0, left.by_prompt)
@@ -295,15 +293,6 @@ class Measurement:
 
     def _mean(self, values: Tensor, prompts: PromptSet) -> Ends:
         return interval(values, prompts.demo_set, self.level)
-
-
-def _varying(
-    weights: Float[Tensor, "prompt *cell demo"], demo_set: Int[Tensor, " prompt"]
-) -> Float[Tensor, "prompt *cell demo"]:
-    """The pair part of weights; NaN in cells where it is rounding, which may follow anything."""
-    part = pair_part(weights, demo_set)
-    flat = part.square().nanmean((0, -1)) < ROUNDING**2
-    return part.masked_fill(flat[..., None], torch.nan)
 
 
 def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " some"]]) -> bool:

@@ -26,6 +26,8 @@ from icl_kernel_lens.numbers.intervals import ratio_interval
 
 DRAWS = 2000
 """Exchanges of test inputs that a p-value rests on."""
+ROUNDING = 1e-5
+"""Weights in float32 that vary within sets by less than this share of their size do not vary."""
 
 
 def label_pull(
@@ -68,6 +70,16 @@ def pair_part(
     gain = (moved * mean).nansum(-1, keepdim=True) / mean.square().nansum(-1, keepdim=True)
     left = moved - gain.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * mean
     return left - left.nanmean(-1, keepdim=True)
+
+
+def varying_part(
+    weights: Float[Tensor, "prompt *cell demo"], demo_set: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt *cell demo"]:
+    """The pair part of weights; NaN in cells where it is rounding, which may follow anything."""
+    part = pair_part(weights, demo_set)
+    size = weights.double().square().nanmean((0, -1))
+    still = ~(part.square().nanmean((0, -1)) > ROUNDING**2 * size)
+    return part.masked_fill(still[..., None], torch.nan)
 
 
 def variance_whole(values: Float[Tensor, "prompt demo"]) -> Float[Tensor, " prompt"]:
