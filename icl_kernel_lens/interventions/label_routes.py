@@ -58,7 +58,7 @@ class Routes(NamedTuple):
         return self.scores[0] - self.scores.mean(0)
 
 
-def label_routes(
+def take_out(
     runs: Relabelled,
     sets: Sequence[Sequence[HeadRef]],
     ways: Sequence[Way] = WAYS,

@@ -26,7 +26,7 @@ from icl_kernel_lens.axes import HeadRef, Pooling
 from icl_kernel_lens.evidence.reading import answer, read
 from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.cut_below import weights_cut_below
-from icl_kernel_lens.interventions.label_routes import WAYS, Routes, Way, label_routes
+from icl_kernel_lens.interventions.label_routes import WAYS, Routes, Way, take_out
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_layers
 from icl_kernel_lens.numbers.identification import (
     Ends,
@@ -41,7 +41,7 @@ from icl_kernel_lens.numbers.identification import (
 from icl_kernel_lens.numbers.influence import Estimate, exchanged, fit, label_pull, tail, varying_part
 from icl_kernel_lens.numbers.permutations import by_position
 from icl_kernel_lens.numbers.votes import normalised
-from icl_kernel_lens.prompts.crossed import crossed
+from icl_kernel_lens.prompts.crossed import cross
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.prompts.relabel import interchangeable, relabelled
 from icl_kernel_lens.prompts.swapped import swap_inputs
@@ -75,7 +75,7 @@ class Sample:
     ) -> Sample:
         """Up to `EACH` test inputs of each set; where no sets are shared, prompts of each half crossed with one another.
 
-        Raises: PromptError: see `crossed`.
+        Raises: PromptError: see `cross`.
         """
         halves = choosing, reporting
         if shares_sets(prompts, halves):
@@ -85,7 +85,7 @@ class Sample:
         else:
             each = min(EACH, max(2, min(map(len, halves)) // SETS))
             blocks = [half[: len(half) // each * each] for half in halves]
-            few, rows = crossed(prompts.select(torch.cat(blocks).tolist()), each, model=model), None
+            few, rows = cross(prompts.select(torch.cat(blocks).tolist()), each, model=model), None
             first = int((few.demo_set < len(blocks[0]) // each).sum())
         numbers = torch.arange(len(few))
         return cls(few, numbers[:first], numbers[first:], rows)
@@ -289,7 +289,7 @@ class Measurement:
         self, prompts: PromptSet, sets: Sequence[Sequence[HeadRef]], ways: Sequence[Way], name: str
     ) -> Routes:
         runs = Relabelled.of(self.model, prompts, self.offsets, "model", progress=self.progress)
-        return label_routes(runs, sets, ways, checkpoint=self.place(name))
+        return take_out(runs, sets, ways, checkpoint=self.place(name))
 
     def _mean(self, values: Tensor, prompts: PromptSet) -> Ends:
         return interval(values, prompts.demo_set, self.level)

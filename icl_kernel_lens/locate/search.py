@@ -24,7 +24,13 @@ from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.locate.classes import classify
 from icl_kernel_lens.locate.conditions import FEWEST, pooling_of, read_edges, shares_sets
 from icl_kernel_lens.locate.edges import CELLS, LABEL, PROMPTS, LabelEdges, choose_edges, named
-from icl_kernel_lens.locate.identify import Identification, candidates, expected_conditions, expected_kernel
+from icl_kernel_lens.locate.identify import (
+    Identification,
+    Identified,
+    candidates,
+    expected_conditions,
+    expected_kernel,
+)
 from icl_kernel_lens.locate.measure import Fidelity, find_band, report, select
 from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_layers
 from icl_kernel_lens.numbers.groups import first_half
@@ -86,7 +92,7 @@ def locate_heads(
     reported on; all of this is ours.
 
     Prompts should share demonstration sets: `task.prompts(..., count=256, sets=32)`. Where none do, those of each half are crossed with
-    one another (`prompts.crossed`), which leaves fewer sets.
+    one another (`prompts.crossed.cross`), which leaves fewer sets.
 
     What is read of a label stands at some `offsets` from it: weights are the attention there (for 0 alone, on its first
     token), and cuts are of these edges. Without `offsets`, they are the smallest set that `label_coverage` finds on 32 prompts of
@@ -132,9 +138,7 @@ def locate_heads(
         chosen = Fidelity.of(evidence, reread, first, seed, pooling_of(edges.offsets))
         cuts = _Cuts(model, edges.offsets, seed, progress)
         cut = cuts.of_every_head(prompts.select(first.tolist()), place["choosing"])
-        effect, base, scores = cut.effect(), cut.base, cut.base_label_scores
-        evidence.check_scores(first, scores)
-        selected, choosing = select(chosen, -effect, base, criteria)
+        evidence.check_scores(first, cut.base_label_scores)
         own = Identification.of(
             model,
             prompts,
@@ -147,24 +151,17 @@ def locate_heads(
             checkpoint=place["kernel"],
             progress=progress,
         )
-        selected["fit"], fits = own.fitting()
-        assert cut.label_scores is not None  # cuts are runs, whose scores are kept
-        selected["carries"], parts = own.carrying(prompts, first, cut.label_scores, scores)
-        choosing |= fits | parts
+        selected, choosing = _singled_out(chosen, cut, own, prompts, first)
         drop, equal_mass, base = cuts.of_some(prompts.select(second.tolist()), selected, place["reporting"])
         ranked = (choosing[name] for name in ("fit", "logit_diff_drop", "label_part"))
         identified = own.of_heads(candidates(selected, *ranked))
         found = Fidelity.of(evidence, reread, second, seed + 10, pooling_of(edges.offsets))
         columns, strongest = report(found, selected, drop, equal_mass, base, identified.columns, criteria)
-        names = classify(
-            columns, selected, criteria, kernel_part=own.kernel_part, cancelling=identified.cancelling
-        )
-        classes: dict[HeadRef, HeadClass] = {
-            HeadRef(*divmod(at, drop.shape[2])): name for at, name in enumerate(names)
-        }
+        classes = _classes(columns, selected, own, identified)
         joint = own.together([head for head, name in classes.items() if name in KERNEL_CLASSES])
-    others = torch.tensor([name not in KERNEL_CLASSES for name in names]).reshape(drop.shape[1:])
+    others = torch.tensor([name not in KERNEL_CLASSES for name in classes.values()]).reshape(drop.shape[1:])
     effect = drop.masked_fill(others, 0).sum(2)
+    notes = _notes(evidence, columns, len(found.demo_set.unique()), criteria, effect, edges)
     return HeadRanking(
         classes=classes,
         band=find_band(effect, base, found.demo_set, criteria.band_share, level=criteria.level, seed=seed),
@@ -185,11 +182,34 @@ def locate_heads(
         joint=joint,
         run=evidence.run,
         settings=_settings(prompts, chosen, edges, seed),
-        notes=(
-            *_notes(evidence, columns, selected, len(found.demo_set.unique()), criteria, effect, edges),
-            *identified.notes,
-        ),
+        notes=(*notes, *identified.notes),
     )
+
+
+def _singled_out(
+    chosen: Fidelity,
+    cut: PatchEffects,
+    own: Identification,
+    prompts: PromptSet,
+    first: Int[Tensor, " choosing"],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the choosing half gives reason to measure again, by the reason; and the numbers it goes by."""
+    selected, numbers = select(chosen, -cut.effect(), cut.base, own.criteria)
+    selected["fit"], fits = own.fitting()
+    assert cut.label_scores is not None  # cuts are runs, whose scores are kept
+    selected["carries"], parts = own.carrying(prompts, first, cut.label_scores, cut.base_label_scores)
+    return selected, numbers | fits | parts
+
+
+def _classes(
+    columns: Mapping[str, Tensor], selected: Mapping[str, Tensor], own: Identification, found: Identified
+) -> dict[HeadRef, HeadClass]:
+    """Every head's class, in order."""
+    names = classify(
+        columns, selected, own.criteria, kernel_part=own.kernel_part, cancelling=found.cancelling
+    )
+    heads = columns["fit"].shape[1]
+    return {HeadRef(*divmod(at, heads)): name for at, name in enumerate(names)}
 
 
 @checked
@@ -380,7 +400,6 @@ def _settings(prompts: PromptSet, chosen: Fidelity, edges: LabelEdges, seed: int
 def _notes(
     evidence: Evidence,
     columns: dict[str, Tensor],
-    selected: dict[str, Tensor],
     sets: int,
     criteria: Criteria,
     effect: Float[Tensor, "prompt layer"],

@@ -18,7 +18,7 @@ from icl_kernel_lens.prompts.build import rewritten
 from icl_kernel_lens.prompts.promptset import TEXT_ROLES, PromptSet, TokenRole
 
 
-def crossed(prompts: PromptSet, each: int, *, model: Any) -> PromptSet:
+def cross(prompts: PromptSet, each: int, *, model: Any) -> PromptSet:
     """Every `each` prompts, one after the other, make a set, numbered from 0: the first's demonstrations with the test inputs of all of them.
 
     A test input that is one of the demonstrations' is left out; so are prompts at the end that fill no set. Prompts from text are

@@ -15,7 +15,7 @@ from icl_kernel_lens import HeadRef, PromptSet, Task
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.interventions import label_routes as routes
 from icl_kernel_lens.interventions.coverage import Relabelled
-from icl_kernel_lens.interventions.label_routes import WAYS, label_routes
+from icl_kernel_lens.interventions.label_routes import WAYS, take_out
 from icl_kernel_lens.numbers.identification import share_removed
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import PlantedHead
@@ -29,7 +29,7 @@ def refs(sets):
 
 def routed(model, prompts, sets, ways=WAYS, offsets=(0,), **options):
     runs = Relabelled.of(model, prompts, offsets, "model", progress=False)
-    return label_routes(runs, refs(sets), ways, checkpoint=options.get("checkpoint"))
+    return take_out(runs, refs(sets), ways, checkpoint=options.get("checkpoint"))
 
 
 def relabelled_by_hand(prompts, number):
@@ -245,4 +245,4 @@ def test_labels_of_unequal_token_counts_are_refused(mini):
     prompts = task.prompts(mini, demos=3, count=4, sets=2)
     runs = Relabelled.of(mini, prompts, (0,), "model", progress=False)
     with pytest.raises(PromptError, match=r"in every relabelling alike.*'gray' \(1\), 'silver moss' \(2\)"):
-        label_routes(runs, refs([[(0, 0)]]), checkpoint=None)
+        take_out(runs, refs([[(0, 0)]]), checkpoint=None)

@@ -82,7 +82,9 @@ def test_what_was_not_measured_is_not_passed(number):
 def test_fits_need_their_p_and_labels_their_invariance():
     assert named(fit_p=0.06) not in KERNEL_CLASSES
     assert named(unmeasured=("fit_p",)) not in KERNEL_CLASSES
-    assert named(shift=0.2) == "undetermined", "moved by half of what words carry"
+    assert named(shift=0.2) == "pair kernel", (
+        "labels surely move its weights, by about half of what words carry"
+    )
     assert named(shift=0.4) == "pair kernel", "its weights go with the label, too"
 
 

@@ -15,10 +15,11 @@ from icl_kernel_lens.locate.identify import (
     MOST_TOGETHER,
     Identification,
     candidates,
-    expected_identification,
+    expected_conditions,
+    expected_kernel,
 )
 from icl_kernel_lens.numbers.influence import Estimate
-from icl_kernel_lens.prompts.crossed import crossed
+from icl_kernel_lens.prompts.crossed import cross
 from icl_kernel_lens.results.head_ranking import IDENTIFYING
 from icl_kernel_lens.results.joint_effects import JointEffect
 from icl_kernel_lens.worlds.planted.model import PlantedModel
@@ -174,7 +175,7 @@ def test_independent_prompts_are_crossed_and_read_anew():
     prompts = plan.prompts(count=32)
     own = identification(plan, model, prompts)
     assert own.sample.rows is None
-    assert own.sample.prompts.same_as(crossed(prompts, 2, model=None))
+    assert own.sample.prompts.same_as(cross(prompts, 2, model=None))
     assert len(own.sample.prompts.demo_set.unique()) == 16
     weights = plan.weights(own.sample.prompts)
     torch.testing.assert_close(own.measurement.weights.double(), weights, atol=1e-4, rtol=0)
@@ -236,6 +237,7 @@ def test_no_more_than_32():
 
 
 def test_what_it_will_cost_grows_with_the_prompts(found):
-    plan, model, _ = found
-    few, many = (expected_identification(model, plan.prompts(count=n, tests_per_set=2)) for n in (16, 64))
-    assert 0 < few < many < 5 * few
+    plan, _, _ = found
+    few, many = (plan.prompts(count=n, tests_per_set=2) for n in (16, 64))
+    for of in (expected_kernel, lambda prompts: sum(expected_conditions(prompts))):
+        assert 0 < of(few) < of(many) < 5 * of(few)

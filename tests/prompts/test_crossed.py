@@ -10,7 +10,7 @@ from support import uneven_prompts
 
 from icl_kernel_lens import PromptSet, Task
 from icl_kernel_lens.errors import PromptError
-from icl_kernel_lens.prompts.crossed import check_crossed, crossed
+from icl_kernel_lens.prompts.crossed import check_crossed, cross
 from icl_kernel_lens.prompts.promptset import TokenRole
 
 
@@ -41,7 +41,7 @@ def by_hand(prompts, pairs, demo_set):
 def test_token_prompts_of_unequal_lengths_are_those_written_by_hand():
     prompts = uneven_prompts(count=7)
     assert len(prompts.lengths.unique()) > 3
-    found = crossed(prompts, 3, model=None)
+    found = cross(prompts, 3, model=None)
     expected = by_hand(prompts, [(0, 0), (0, 1), (0, 2), (3, 3), (3, 4), (3, 5)], [0, 0, 0, 1, 1, 1])
     assert found.same_as(expected)
     for name in (
@@ -60,11 +60,11 @@ def test_token_prompts_of_unequal_lengths_are_those_written_by_hand():
     assert found.label_words == prompts.label_words[:6]
     words = prompts.label_tokens[0]
     assert torch.equal(found.tokens.gather(1, found.label_pos), words[found.demo_labels])
-    two = crossed(prompts, 2, model=None)
+    two = cross(prompts, 2, model=None)
     pairs = [(0, 0), (0, 1), (2, 2), (2, 3), (4, 4), (4, 5)]
     assert two.same_as(by_hand(prompts, pairs, [0, 0, 1, 1, 2, 2]))
     assert two.demo_set.tolist() == [0, 0, 1, 1, 2, 2]
-    assert crossed(replace(prompts, test_labels=None), 3, model=None).test_labels is None
+    assert cross(replace(prompts, test_labels=None), 3, model=None).test_labels is None
 
 
 def test_what_stands_behind_the_answer_comes_with_the_test_input():
@@ -79,7 +79,7 @@ def test_what_stands_behind_the_answer_comes_with_the_test_input():
     roles = longer.roles.clone()
     roles[0] = prompts.roles[0]
     longer = replace(longer, roles=roles)
-    found = crossed(longer, 2, model=None)
+    found = cross(longer, 2, model=None)
     start = int(longer.demo_spans[0, -1, 1]) - int(longer.demo_spans[1, -1, 1])
     assert found.answer_pos.tolist() == [int(prompts.answer_pos[0]), int(prompts.answer_pos[1]) + start]
     assert found.lengths.tolist() == [int(prompts.lengths[0]), int(longer.lengths[1]) + start]
@@ -92,7 +92,7 @@ def test_prompts_from_text_are_written_anew(mini):
     task = Task.from_records(rows(), rows("moss", "friday"), name="few", label_words=("gray", "azure"))
     prompts = task.prompts(mini, demos=3, count=6, seed=0)
     assert len(prompts.lengths.unique()) > 1
-    found = crossed(prompts, 3, model=mini)
+    found = cross(prompts, 3, model=mini)
     kept = [(3 * (at // 3), at) for at in range(6)]
     assert len(found) == len(kept)
     assert found.demo_set.tolist() == [shown // 3 for shown, _ in kept]
@@ -107,7 +107,7 @@ def test_prompts_from_text_are_written_anew(mini):
         assert int(found.test_labels[number]) == int(prompts.test_labels[tested])
         assert found.episodes[number].demos == prompts.episodes[shown].demos
         assert found.episodes[number].test == prompts.episodes[tested].test
-    ids = crossed(replace(prompts, episodes=None), 3, model=None)
+    ids = cross(replace(prompts, episodes=None), 3, model=None)
     assert ids.same_as(found)
     assert torch.equal(ids.demo_set, found.demo_set)
 
@@ -129,7 +129,7 @@ def test_a_test_input_that_is_a_demonstration_is_left_out(mini):
     pairs = [pair for pair in ((4 * (at // 4), at) for at in range(8)) if not shows(prompts, *pair)]
     assert len(pairs) < 8
     for given in (prompts, replace(prompts, episodes=None)):
-        found = crossed(given, 4, model=mini)
+        found = cross(given, 4, model=mini)
         for number, pair in enumerate(pairs):
             row = put_together(prompts, *pair)
             assert found.tokens[number, : int(found.lengths[number])].tolist() == row
@@ -151,7 +151,7 @@ def alike(count=4):
 )
 def test_without_two_test_inputs_a_set_nothing_can_be_crossed(prompts, each):
     with pytest.raises(PromptError, match=rf"in sets of {each} no set has two\. Draw more prompts"):
-        crossed(prompts(), each, model=None)
+        cross(prompts(), each, model=None)
 
 
 def test_label_words_of_their_own_are_refused():
@@ -164,7 +164,7 @@ def test_label_words_of_their_own_are_refused():
         r"only if all have the same label words; prompt 0 has token 10, token 20, token 30 and prompt 2 "
         r"token 10, token 25, token 30\. .*sets=32"
     )
-    for refuse in (check_crossed, lambda p: crossed(p, 2, model=None)):
+    for refuse in (check_crossed, lambda p: cross(p, 2, model=None)):
         with pytest.raises(PromptError, match=message):
             refuse(other)
     check_crossed(prompts)

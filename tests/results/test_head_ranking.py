@@ -82,7 +82,7 @@ def test_what_a_ranking_must_hold(found):
         ({"choosing": {}}, "choosing holds p-values"),
         (
             {"selected": {"votes": found.selected["votes"]}},
-            "selected must be votes, label_shift, matters, fit; it is votes",
+            "selected must be votes, label_shift, matters, fit, carries; it is votes",
         ),
         (
             {"band": replace(found.band, layers=5, by_layer=(0.0,) * 5)},
@@ -165,7 +165,7 @@ def test_the_table_begins_with_the_located_heads_then_with_what_is_carried():
 def test_the_verdict_says_the_models_kernel_and_who_carries_it(found):
     """Without a kernel part, how many heads read labels, and that alone."""
     assert found.influence.kernel_part().found == "real", "made by hand so"
-    assert found.verdict() == f"{found.influence.verdict()} The kernel part is carried by: L2H1."
+    assert found.verdict() == f"{found.influence.verdict()} It is carried by L2H1."
     assert found.verdict() in found.describe(3)
     nobody = replace(found, classes=dict.fromkeys(found.classes, "neither"))
     assert nobody.verdict().endswith(" The kernel part is carried by: no head surely.")

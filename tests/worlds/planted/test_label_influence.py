@@ -13,7 +13,7 @@ from worlds.planted.plans import best_kind, decoys, gaussian
 from benchmarks.planted import mixed_plan
 from icl_kernel_lens import HeadRef, carried_influence, label_influence, read
 from icl_kernel_lens.interventions.coverage import Relabelled
-from icl_kernel_lens.interventions.label_routes import label_routes
+from icl_kernel_lens.interventions.label_routes import take_out
 from icl_kernel_lens.numbers.identification import share_removed
 from icl_kernel_lens.worlds.planted.closed_form import PlantedPlan
 from icl_kernel_lens.worlds.planted.label_influence import kernel_shares, label_shares
@@ -181,7 +181,7 @@ def test_shares_of_the_label_part_are_what_relabelled_values_take():
     prompts = plan.prompts(count=12, tests_per_set=4)
     model = PlantedModel.of(plan, best_kind()).model
     runs = Relabelled.of(model, prompts, (0,), "model", progress=False)
-    routes = label_routes(runs, [[h.ref] for h in plan.heads], ("transport",), checkpoint=None)
+    routes = take_out(runs, [[h.ref] for h in plan.heads], ("transport",), checkpoint=None)
     measured = share_removed(routes.left, routes.part, prompts.demo_set)[0][:, 0]
     view, refs = view_of(plan, prompts), [h.ref for h in plan.heads]
     closed = label_shares(plan, view, plan.sinks, refs)
