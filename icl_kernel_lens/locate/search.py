@@ -71,7 +71,7 @@ def locate_heads(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> HeadRanking:
-    """Find the heads that carry the model's own kernel, and say of every head what it is.
+    """Find the heads that carry the model's own kernel, and say of every head what it is; long, for it is its steps in order.
 
     The kernel is that of `label_influence`; I is its pair part. Where it has no kernel part (p > 0.05), it is only said
     which heads read labels. The prompts are split in two, demonstration sets whole. The *choosing half* singles out, of all heads,

@@ -161,12 +161,13 @@ def test_of_many_heads_each_alone_and_all_are_measured(found, monkeypatch):
 
     monkeypatch.setattr(Measurement, "together", noted)
     heads = [HeadRef(layer, head) for layer in range(3) for head in range(3)]
-    six = own.together(heads[:MOST_TOGETHER])
-    assert len(six) == 2**MOST_TOGETHER - 1
+    every = own.together(heads[:MOST_TOGETHER])
+    assert len(every) == 2**MOST_TOGETHER - 1
     asked.clear()
-    joint = own.together(heads[:7])
-    assert asked == [(head,) for head in heads[:7]] + [tuple(heads[:7])]
-    assert joint[7] == JointEffect(tuple(heads[:7]), 7.0, 0.0, 9.0)
+    joint = own.together(heads)
+    assert len(heads) == MOST_TOGETHER + 1
+    assert asked == [(head,) for head in heads] + [tuple(heads)]
+    assert joint[-1] == JointEffect(tuple(heads), float(len(heads)), 0.0, 9.0)
     assert [one.heads for one in own.together(heads[:1])] == [(heads[0],)]
 
 
@@ -189,7 +190,7 @@ def test_independent_prompts_are_crossed_and_read_anew():
 
 def masks(**chosen):
     empty = torch.zeros(3, 20, dtype=torch.bool)
-    found = {name: empty.clone() for name in ("votes", "matters", "fit", "label_shift")}
+    found = {name: empty.clone() for name in ("votes", "matters", "fit", "label_shift", "carries")}
     for name, heads in chosen.items():
         for head in heads:
             found[name][head] = True
@@ -204,10 +205,12 @@ def test_candidates_are_taken_in_turns():
     chosen = masks(
         fit=[(0, 0), (0, 1), (0, 2)], votes=[(1, 0), (1, 1)], matters=[(1, 2), (1, 3)], label_shift=[(2, 0)]
     )
-    every = candidates(chosen, fit, drop)
+    part = torch.zeros(3, 20)
+    every = candidates(chosen, fit, drop, part)
     assert every == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3)]
     assert all(isinstance(head, HeadRef) for head in every)
-    assert candidates(masks(), fit, drop) == []
+    assert candidates(masks(), fit, drop, part) == []
+    assert candidates(masks(carries=[(2, 5)]), fit, drop, part) == [(2, 5)]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 5])
@@ -218,16 +221,18 @@ def test_the_first_of_each_turn_stay_when_there_are_too_many(monkeypatch, most):
     fit, drop = torch.full((3, 20), torch.nan), torch.zeros(3, 20)
     fit[0, :3] = torch.tensor([0.3, 0.9, 0.6])
     drop[1, :2], drop[0, 1] = torch.tensor([0.2, -0.8]), 0.5
-    chosen = masks(fit=[(0, 0), (0, 1), (0, 2)], matters=[(1, 0), (1, 1), (0, 1)])
-    turns = [(0, 1), (1, 1), (0, 2), (0, 0), (1, 0)]
-    assert candidates(chosen, fit, drop) == sorted(turns[:most])
+    part = torch.zeros(3, 20)
+    part[2, :2] = torch.tensor([-0.4, 0.1])
+    chosen = masks(fit=[(0, 0), (0, 1), (0, 2)], matters=[(1, 0), (1, 1), (0, 1)], carries=[(2, 0), (2, 1)])
+    turns = [(0, 1), (2, 0), (1, 1), (0, 2), (2, 1), (0, 0), (1, 0)]
+    assert candidates(chosen, fit, drop, part) == sorted(turns[:most])
 
 
 def test_no_more_than_32():
     assert MOST == 32
     fit, drop = torch.rand(3, 20), torch.rand(3, 20)
     heads = [(layer, head) for layer in range(3) for head in range(20)]
-    some = candidates(masks(fit=heads[:40], votes=heads[20:]), fit, drop)
+    some = candidates(masks(fit=heads[:40], votes=heads[20:]), fit, drop, torch.zeros(3, 20))
     assert len(some) == 32
     assert sorted(some) == some
     best = sorted(heads[:40], key=lambda h: -float(fit[h]))[:16]

@@ -48,7 +48,13 @@ def test_why_is_a_reason(found):
     assert found.reasons("L0H1") == (Reason.NOT_SINGLED_OUT,)
     assert found.reasons("L0H0") == ()
     unasked = tuple(why for why, *_ in UNSURE.values())
-    assert found.reasons("L1H1") == unasked
+    swapped = {**found.columns, "swap_slope": torch.zeros(4, 3)}
+    assert replace(found, columns=swapped).reasons("L1H1") == unasked
+    unmeasured = [Reason.SWAP_UNMEASURED if why == Reason.SWAP_UNSURE else why for why in unasked]
+    assert found.reasons("L1H1") == tuple(unmeasured), "no more prompts would say it"
+    kept = {**swapped, "beyond_half_fit_low": torch.full((4, 3), 0.1)}
+    elsewhere = [Reason.READ_ELSEWHERE if why == Reason.ECHO_UNSURE else why for why in unasked]
+    assert replace(found, columns=kept).reasons("L1H1") == tuple(elsewhere), "an echo is not ruled out there"
     known = {**found.columns, **dict.fromkeys(UNSURE, torch.ones(4, 3))}
     assert replace(found, columns=known).reasons("L1H1") == (Reason.NO_CLASS_FITS,)
     missing = {**known, "transport": torch.full((4, 3), torch.nan)}
@@ -57,7 +63,7 @@ def test_why_is_a_reason(found):
     assert replace(found, columns=undefined).reasons("L1H1") == (Reason.TRANSPORT_UNSURE,), (
         "no share is defined"
     )
-    part = replace(found, columns={**found.columns, "fits": torch.ones(4, 3)})
+    part = replace(found, columns={**swapped, "fits": torch.ones(4, 3)})
     assert part.why("L1H1").startswith(
         "L1H1 is undetermined: more prompts must say whether its weights go with swapped inputs; "
         "more prompts must say whether its weights change with the test input; "
@@ -88,7 +94,10 @@ def test_what_a_ranking_must_hold(found):
             {"band": replace(found.band, layers=5, by_layer=(0.0,) * 5)},
             "the band is of 5 layers, and there are 4",
         ),
-        ({"choosing": {n: x for n, x in found.choosing.items() if n != "fit_p"}}, "fit, fit_p; it is "),
+        (
+            {"choosing": {n: x for n, x in found.choosing.items() if n != "fit_p"}},
+            "fit, fit_p, label_part, label_part_p_adjusted; it is ",
+        ),
         ({"numbers": found.numbers * 0}, "numbers must tell the prompts apart"),
     ):
         with pytest.raises(ResultError, match=words):
@@ -168,7 +177,7 @@ def test_the_verdict_says_the_models_kernel_and_who_carries_it(found):
     assert found.verdict() == f"{found.influence.verdict()} It is carried by L2H1."
     assert found.verdict() in found.describe(3)
     nobody = replace(found, classes=dict.fromkeys(found.classes, "neither"))
-    assert nobody.verdict().endswith(" The kernel part is carried by: no head surely.")
+    assert nobody.verdict().endswith(" No head is sure to carry it.")
     other = made_influence(later=kernel_of(seed=4), layers=4, heads=3)
     assert other.kernel_part().found == "none", "another kernel in the other order"
     readers = {**found.classes, HeadRef(2, 1): "reads labels", HeadRef(3, 0): "reads labels"}
