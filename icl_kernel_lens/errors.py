@@ -175,6 +175,11 @@ CODES: dict[str, Entry] = {
         "Prompts that share their demonstrations are not independent.",
         "Draw prompts with more sets=, or without sets=.",
     ),
+    "no-shared-sets": Entry(
+        "Prompts share no demonstrations, and cannot be made to.",
+        "Each has label words of its own, which the test inputs of others do not go with.",
+        "Draw prompts with sets=32, so that several test inputs share each set.",
+    ),
     "no-truth": Entry(
         "The prompts have no true labels.",
         "They were made from token ids without test_labels.",

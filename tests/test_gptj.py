@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -42,7 +43,9 @@ def on_mini(tmp_path_factory):
     place = tmp_path_factory.mktemp("gptj")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        study.main([*MINI, "--out", str(place / "out")])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*demonstration sets a half are few")
+            study.main([*MINI, "--out", str(place / "out")])
         assert not list((cache_folder() / "studies").glob("gptj/topics-*")), (
             "a finished task keeps no checkpoint"
         )

@@ -252,12 +252,11 @@ class Measurement:
         target = self.influence.pair()[numbers]
         theirs = normalised(cut.double())[:, layer, head]
         whole, left = (fit(varying_part(x, prompts.demo_set), target) for x in (mine, theirs))
-        # Weights that no longer vary follow nothing.
-        flat = left.correlation.isnan() & ~whole.correlation.isnan()
-        kept = torch.where(flat, 0.0, left.by_prompt)
+        # Weights that do not vary follow nothing.
+        uncut, kept = (one.by_prompt.masked_fill(one.correlation.isnan(), 0.0) for one in (whole, left))
         return {
             "fit_cut_below": self._mean(kept, prompts),
-            "beyond_half_fit": self._mean(kept - whole.by_prompt / 2, prompts),
+            "beyond_half_fit": self._mean(kept - uncut / 2, prompts),
         }
 
     def _routes(self, prompts: PromptSet, heads: Sequence[HeadRef]) -> tuple[dict[str, Ends], Estimate]:
@@ -295,7 +294,7 @@ class Measurement:
         return interval(values, prompts.demo_set, self.level)
 
 
-def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " some"]]) -> bool:
+def shares_sets(prompts: PromptSet, halves: Sequence[Int[Tensor, " _"]]) -> bool:
     """Whether at least `FEWEST` demonstration sets of each half have several test inputs."""
     several = [prompts.demo_set[half].unique(return_counts=True)[1] > 1 for half in halves]
     return all(int(sets.sum()) >= FEWEST for sets in several)

@@ -115,6 +115,7 @@ def test_the_first_line_says_that_demonstrations_hurt(tmp_path, capsys):
         rows = [{"text": texts[i % 2][i // 2], "label": (i + turn) % 2} for i in range(200)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = ("--label-words", "red", "blue", "--template", "{text} is {label} .", "--prompts", 64)
+    arguments = (*arguments, "--sets", 32)
     task = tmp_path / "boats.train.jsonl"
     for command in (score, locate):
         out = tmp_path / command.__name__
@@ -302,7 +303,7 @@ def test_locate_then_show(tmp_path, capsys, monkeypatch):
     assert printed.count(accuracy.verdict()) == 1
     assert printed.index(accuracy.verdict()) < printed.index("HeadRanking(")
     assert "pair kernels: L2H1" in printed
-    assert "The kernel part is carried by: L2H1." in printed
+    assert "It is carried by L2H1." in printed
     assert "band: layer 2 of 3 (counted from 0;" in printed
     assert (
         "AblationCurves(mini on topics: label edges of L2H1; 96 prompts of seed 1; against the true label"
@@ -362,7 +363,7 @@ def test_locate_without_curves_or_without_heads(tmp_path, capsys):
 
 def test_other_edges_from_the_command_line(tmp_path, capsys):
     """In whatever order they are named; results say which they are of."""
-    small = ["--no-progress", "--device", "cpu", "--demos", "4", "--prompts", "32", "--sets", "32"]
+    small = ["--no-progress", "--device", "cpu", "--demos", "4", "--prompts", "32", "--sets", "16"]
     assert (
         main(["score", *small, "--pooling", "edges", "--offsets", "1", "0", "--out", str(tmp_path / "s")])
         == 0

@@ -45,16 +45,16 @@ def planted(seed):
 
 @pytest.mark.parametrize("seed", SWEEP)
 def test_what_was_planted_is_found_and_nothing_else(seed):
-    """By the closed form's kinds: every head that is clear is of its kind, or too few prompts were there to say."""
+    """By the closed form's classes: every head that is clear is of its kind, or too few prompts were there to say."""
     plan, made = planted(seed)
     ranking = locate_heads(made.model, plan.prompts(count=200, seed=1), progress=False)
     assert ranking.influence.kernel_part().found == "real"
     assert set(plan.findable) <= set(ranking.heads)
-    assert all(plan.kinds[head] in KERNEL_CLASSES for head in ranking.heads)
+    assert all(plan.expected[head] in KERNEL_CLASSES for head in ranking.heads)
     wrong = {
         str(head): (plan.all_heads[head].role, found)
         for head, found in ranking.classes.items()
-        if plan.clear[head] and found not in (plan.kinds[head], "undetermined")
+        if plan.clear[head] and found not in (plan.expected[head], "undetermined")
     }
     assert not wrong
     layers = {head.layer for head in ranking.heads}
@@ -145,7 +145,7 @@ def test_the_bundled_models_heads(ranking):
     assert row["fit_p"] < 0.01
     assert row["transport_low"] > 0.4
     assert row["agreement_low"] < row["agreement"] < row["agreement_high"]
-    assert row["margin_low"] > 0.25
+    assert row["margin_low"] > 0.2
     assert row["label_shift_high"] < 0.1 < row["word_bound_shift"]
     assert row["logit_diff_drop_low"] > 0.5
     assert row["p_adjusted"] < 1e-6
@@ -287,7 +287,7 @@ def test_what_cannot_be_located_is_refused(mini, topics, tiny):
     one = replace(topics, score_on="sequence")
     with pytest.raises(PromptError, match="first"):
         locate_heads(mini, one, progress=False)
-    apart = load_task("topics").prompts(mini, demos=4, count=40, seed=0)
+    apart = load_task("topics").prompts(mini, demos=4, count=64, seed=0)
     with pytest.raises(PromptError, match="only if all have the same label words.*task.prompts"):
         locate_heads(mini, apart, progress=False)
 

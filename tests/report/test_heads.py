@@ -127,7 +127,7 @@ def test_what_was_not_located_is_not_there(hostile, votes, tmp_path):
     none = html.unescape(body(write(tmp_path / "b.html", hostile, votes, ranking=ranking(classes={}))))
     assert "Kernel heads: none." in none
     assert "Pair kernels: none." in none
-    assert "The kernel part is carried by: no head surely." in none
+    assert "No head is sure to carry it." in none
     assert "The band: none. It is of located heads alone" in none
     assert "What located heads carry together" not in none
     assert "Are they needed" not in none
