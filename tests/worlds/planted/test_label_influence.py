@@ -200,7 +200,7 @@ def test_shares_of_the_kernel_part():
         refs = [h.ref for h in given]
         found = kernel_shares(plan, view_of(plan, prompts), plan.sinks, refs, prompts.demo_set)
         assert found.share.tolist() == pytest.approx(shares, abs=0.1)
-        assert found.fit[0] > (0.999 if len(given) == 1 else 0.9)
+        assert found.fit[0] > (0.95 if len(given) == 1 else 0.9)
         assert plan.findable == ((1, 0),)
     alone = PlantedPlan(heads[1:], **settings)
     assert alone.facts()["kernel_share"].isna().all(), "no kernel part to carry"
