@@ -26,7 +26,7 @@ from studies.gptj import run as study
 from studies.gptj.random_weights import SMALL, Shape, build, write_folder
 
 NOTEBOOK = Path(study.__file__).parent / "gptj.ipynb"
-CHOOSE, REPORT = 40, 32
+CHOOSE, REPORT = 64, 64
 MINI = ["--model", "mini", "--only", "topics", "--prompts", str(CHOOSE), str(REPORT)]
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
