@@ -157,7 +157,7 @@ def test_the_bundled_models_heads(ranking):
     assert alone.heads == ((2, 1),)
     assert alone.value == pytest.approx(row["transport"], rel=1e-4), "the same, measured once more"
     assert ranking.influence.kernel_part().found == "real"
-    assert "The kernel part is carried by: L2H1." in ranking.verdict()
+    assert "It is carried by L2H1." in ranking.verdict()
 
 
 def test_more_measured_than_neither_is_said_of_the_heads_looked_at_alone(ranking):
