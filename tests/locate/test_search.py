@@ -25,7 +25,7 @@ from icl_kernel_lens.errors import PromptError, ResultError
 from icl_kernel_lens.locate import search
 from icl_kernel_lens.locate.search import check_sets, split_in_halves
 from icl_kernel_lens.results.criteria import KERNEL_CLASSES
-from icl_kernel_lens.results.head_ranking import IDENTIFYING, HeadRanking
+from icl_kernel_lens.results.head_ranking import IDENTIFYING, MEASURED_AGAIN, HeadRanking
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import PlantedHead
 
@@ -150,7 +150,7 @@ def test_the_bundled_models_heads(ranking):
     assert row["logit_diff_drop_low"] > 0.5
     assert row["p_adjusted"] < 1e-4
     assert table.loc["L2H3", "fit_high"] < 0, "against the kernel"
-    selected = table["selected_votes"] | table["selected_matters"] | table["selected_fit"]
+    selected = table[[f"selected_{name}" for name in MEASURED_AGAIN]].any(axis=1)
     assert (table["logit_diff_drop"].isna() == ~selected).all()
     assert "driver" in repr(ranking)
     (alone,) = ranking.joint
@@ -163,7 +163,7 @@ def test_the_bundled_models_heads(ranking):
 def test_more_measured_than_neither_is_said_of_the_heads_looked_at_alone(ranking):
     """The conditions are of candidates; all others have none of their numbers."""
     looked_at = ~ranking.columns["transport"].isnan()
-    wanted = ranking.selected["votes"] | ranking.selected["matters"] | ranking.selected["fit"]
+    wanted = torch.stack([ranking.selected[name] for name in MEASURED_AGAIN]).any(0)
     assert torch.equal(looked_at, wanted), "fewer than are measured at most"
     for name in IDENTIFYING:
         assert ranking.columns[name][~looked_at].isnan().all(), name
