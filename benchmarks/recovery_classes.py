@@ -132,9 +132,7 @@ def again(model: dict[str, Any]) -> dict[str, Any]:
     columns = {name: torch.tensor(values) for name, values in model["columns"].items()}
     columns |= answered(columns, model["slope_of_model"], criteria)
     selected = {name: torch.tensor(values) for name, values in model["selected"].items()}
-    undone: dict[tuple[int, int], bool] = {
-        HeadRef.of(h["head"]): True for h in model["heads"] if h["said"] == "cancelling"
-    }
+    undone = frozenset(HeadRef.of(h["head"]) for h in model["heads"] if h["said"] == "cancelling")
     part = model["kernel_part_said"][0] in ("real", "tiny")
     names = classify(columns, selected, criteria, kernel_part=part, cancelling=undone)
     heads = [head | {"said": name} for head, name in zip(model["heads"], names, strict=True)]
@@ -179,7 +177,7 @@ def tables(models: Sequence[dict[str, Any]]) -> list[Table]:
         ["heads of clear class given it", right(every)],
         [
             "the same of heads that are neither idle nor in a model that rules were mended after",
-            right([(m, h) for m, h in every if m["seed"] >= SEEN and h["role"] != "idle"]),
+            right([(m, h) for m, h in every if _unseen(m) and h["role"] != "idle"]),
         ],
     ]
     by_role: dict[tuple[str, str], Counter[str]] = {}
@@ -222,6 +220,11 @@ def tables(models: Sequence[dict[str, Any]]) -> list[Table]:
 def _pure(head: dict[str, Any]) -> bool:
     """Whether a head is no mixture that is neither."""
     return not MIXED[0] <= head["echo_share"] <= MIXED[1]
+
+
+def _unseen(model: dict[str, Any]) -> bool:
+    """Whether it had not been looked at when rules were last changed."""
+    return model["seed"] >= SEEN + (model["kind"] == "mixture")
 
 
 def _others(said: Counter[str], truth: str) -> str:

@@ -26,7 +26,7 @@ from icl_kernel_lens import fields
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.interventions.engine import EffectPath, Intervention, PerVariant, run_cells
-from icl_kernel_lens.interventions.validate import HeadList, check_heads, check_intervened
+from icl_kernel_lens.interventions.validate import HeadList, check_heads, check_intervened, every_head
 from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.attention import scores_of_keys
@@ -93,7 +93,7 @@ def carried_influence(
     check_intervened(some, "model")
     check_offsets(some, offsets)
     influence.check_of(adapter)
-    every = [HeadRef(layer, h) for layer in attention_layers(adapter) for h in range(adapter.shape.heads)]
+    every = every_head(adapter)
     refs = every if heads is None else sorted(check_heads(adapter, heads))
     put = ~influence.replaced[0, numbers].isnan().any(-1)
     edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)))

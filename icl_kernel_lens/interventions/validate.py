@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import Head, HeadRef, Reference
 from icl_kernel_lens.errors import PromptError, ResultError
-from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
+from icl_kernel_lens.models.adapter import InterceptableAdapter, ModelAdapter, attention_layers
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run.forward import check_first_token
 
@@ -115,6 +115,13 @@ def check_heads(adapter: InterceptableAdapter, heads: HeadList) -> list[HeadRef]
     return refs
 
 
+def every_head(adapter: ModelAdapter) -> list[HeadRef]:
+    """All heads of layers that have attention."""
+    return [
+        HeadRef(layer, head) for layer in attention_layers(adapter) for head in range(adapter.shape.heads)
+    ]
+
+
 def head_sets(
     adapter: InterceptableAdapter, heads: Heads | None, layers: Sequence[int] | None
 ) -> tuple[list[list[HeadRef]], bool]:
@@ -135,7 +142,7 @@ def head_sets(
             )
         heads = [[HeadRef(layer, head) for layer in layers for head in range(shape.heads)]]
     elif heads is None:
-        heads = [HeadRef(layer, head) for layer in attention_layers(adapter) for head in range(shape.heads)]
+        heads = every_head(adapter)
     if not isinstance(heads, Sequence) or isinstance(heads, str) or len(heads) == 0:
         raise ResultError(
             'heads must be a sequence of heads, by name ("L2H1") or as (layer, head), or of sets of them; None means '

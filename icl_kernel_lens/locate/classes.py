@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product, starmap
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.results.criteria import Criteria, HeadClass
 from icl_kernel_lens.results.head_ranking import MEASURED_AGAIN
 
@@ -62,41 +64,38 @@ def classify(
     criteria: Criteria,
     *,
     kernel_part: bool,
-    cancelling: Mapping[tuple[int, int], bool] | None = None,
+    cancelling: frozenset[HeadRef] = frozenset(),
 ) -> list[HeadClass]:
     """Say every head's class, in order of layer and head (see `HeadClass`).
 
     Without a kernel part of the model, heads read labels or are neither. `cancelling`: heads whose part another's undoes.
     """
-    looked_at = torch.stack(list(selected.values())).any(0).flatten().tolist()
-    wanted = torch.stack([selected[name] for name in MEASURED_AGAIN]).any(0).flatten().tolist()
-    width = next(iter(selected.values())).shape[1]
-    flat = {name: values.flatten().tolist() for name, values in columns.items()}
-    rule = _class if kernel_part else _without_kernel_part
-    undone = cancelling or {}
-    return [
-        rule(
-            {name: values[at] for name, values in flat.items()} | {"wanted": wanted[at]},
-            criteria,
-            undone.get((at // width, at % width), False),
-        )
-        if seen
-        else "neither"
-        for at, seen in enumerate(looked_at)
-    ]
+    looked_at, wanted = (
+        torch.stack([selected[name] for name in names]).any(0) for names in (selected, MEASURED_AGAIN)
+    )
+    found: list[HeadClass] = []
+    for ref in starmap(HeadRef, product(*map(range, looked_at.shape))):
+        head = {name: float(values[ref]) for name, values in columns.items()}
+        if not looked_at[ref]:
+            found.append("neither")
+        elif not kernel_part:
+            found.append(_reads(head, wanted=bool(wanted[ref])))
+        else:
+            found.append(_class(head, criteria, wanted=bool(wanted[ref]), undone=ref in cancelling))
+    return found
 
 
-def _without_kernel_part(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadClass:
+def _reads(head: Mapping[str, float], *, wanted: bool) -> HeadClass:
     """What can be said of a head where the model's answer has no kernel part."""
-    if not head["wanted"]:
+    if not wanted:
         return "neither"
     if abs(head["transports"]) == 1:
         return "reads labels"
     return "neither" if head["transports"] == 0 else "undetermined"
 
 
-def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadClass:
-    """The first class whose rule holds."""
+def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undone: bool) -> HeadClass:
+    """The first class whose rule holds; `wanted`: the choosing half gave reason to measure it, `undone`: another undoes it."""
     fits, looks, no_echo = head["fits"] == 1, head["looks"] == 1, head["no_echo"]
     transports, needed, invariant = head["transports"], head["needed"], head["invariant"]
     low, high = head["swap_slope_low"], head["swap_slope_high"]
@@ -134,7 +133,7 @@ def _class(head: Mapping[str, float], criteria: Criteria, undone: bool) -> HeadC
         "salience": head["looks"] == 0 and goes and abs(transports) == 1,
         "recency": by_place and head["uneven_low"] > FLAT and abs(transports) == 1,
         "driver": abs(transports) == 1 and (head["fits"] == 0 or transports == -1 or head["looks"] == 0),
-        "neither": nothing or not head["wanted"],
+        "neither": nothing or not wanted,
         "undetermined": True,
     }
     return next(name for name, holds in rules.items() if holds)

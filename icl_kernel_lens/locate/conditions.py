@@ -27,7 +27,8 @@ from icl_kernel_lens.evidence.reading import answer, read
 from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.cut_below import weights_cut_below
 from icl_kernel_lens.interventions.label_routes import WAYS, Routes, Way, take_out
-from icl_kernel_lens.models.adapter import ModelAdapter, as_adapter, attention_layers
+from icl_kernel_lens.interventions.validate import every_head
+from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.numbers.identification import (
     Ends,
     drop_share,
@@ -162,9 +163,9 @@ class Measurement:
         if len(self.influence.places) > 1:
             other = fit(w, self.influence.pair(order=1)[numbers]).by_prompt
         # Weights that are the same for all test inputs follow nothing.
-        flat = w.square().nansum((0, -1)) <= 1e-18
+        followed = r.by_prompt.masked_fill(r.correlation.isnan(), 0.0)
         return {
-            "fit": self._mean(r.by_prompt.masked_fill(flat, 0.0), prompts),
+            "fit": self._mean(followed, prompts),
             "within_labels": share_within(w, target, prompts.demo_labels, prompts.demo_set, self.level),
             "fit_p": (p,),
             "other_order": self._mean(other, prompts),
@@ -320,8 +321,3 @@ def read_edges(
     """A reading whose weights are of these edges."""
     keep: dict[str, Any] = {"keep": ("label",)} if offsets == (0,) else {"keep": (), "offsets": offsets}
     return read(model, prompts, **keep, checkpoint=checkpoint, progress=progress)
-
-
-def every_head(adapter: ModelAdapter) -> list[HeadRef]:
-    """All heads of layers that have attention."""
-    return [HeadRef(layer, h) for layer in attention_layers(adapter) for h in range(adapter.shape.heads)]

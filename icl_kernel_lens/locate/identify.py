@@ -37,7 +37,7 @@ from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import IDENTIFYING
 from icl_kernel_lens.results.joint_effects import JointEffect
-from icl_kernel_lens.results.label_influence import LEAST_LABELS, LabelInfluence
+from icl_kernel_lens.results.label_influence import LabelInfluence
 from icl_kernel_lens.results.task_accuracy import TaskAccuracy
 from icl_kernel_lens.run.progress import ROW, work
 
@@ -54,7 +54,8 @@ class Identified:
     columns: Mapping[str, PerHead]
     """The columns `IDENTIFYING` of a ranking."""
     slope_of_model: float
-    cancelling: Mapping[tuple[int, int], bool]
+    cancelling: frozenset[HeadRef]
+    """Heads of which another undoes what they carry."""
     notes: tuple[str, ...]
 
 
@@ -108,16 +109,6 @@ class Identification:
     def influence(self) -> LabelInfluence:
         return self.measurement.influence
 
-    @property
-    def kernel_part(self) -> bool:
-        """Whether the model's answer has a kernel part: labels matter to it, and the null is rejected."""
-        return self.has_label_part and self.influence.kernel_part().found in ("real", "tiny")
-
-    @property
-    def has_label_part(self) -> bool:
-        """Whether there is a label part to take shares of."""
-        return not self.influence.label_share().high < LEAST_LABELS
-
     def fitting(self) -> tuple[Bool[Tensor, "layer head"], dict[str, PerHead]]:
         """Heads whose weights follow the model's own kernel in the choosing half, and the numbers that say so."""
         r, p = self.measurement.fits_of_all(self.sample.choosing)
@@ -168,9 +159,10 @@ class Identification:
         """The six conditions of these heads in the reporting half; and which of them undo one another."""
         shape = tuple(self.measurement.weights.shape[1:3])
         empty = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name in IDENTIFYING}
-        if not heads or not self.has_label_part:
+        labels = self.influence.has_label_part
+        if not heads or not labels:
             lacks = "the model's answer does not depend on labels, so that no head is held against its kernel"
-            return Identified(empty, float("nan"), {}, () if self.has_label_part else (lacks,))
+            return Identified(empty, float("nan"), frozenset(), () if labels else (lacks,))
         few = self.sample.prompts.select(self.sample.reporting.tolist())
         with work("conditions", expected_conditions(few, len(heads)), self.measurement.progress):
             found = self.measurement.of(heads, self.sample.reporting)
@@ -188,23 +180,22 @@ class Identification:
                 "an echo of what enters there is not told from a kernel"
             )
 
-    def _undone(self, columns: Mapping[str, PerHead]) -> dict[tuple[int, int], bool]:
+    def _undone(self, columns: Mapping[str, PerHead]) -> frozenset[HeadRef]:
         """Heads that follow the kernel and carry opposite parts, two of which together carry next to nothing."""
-        follows = columns["fits"] == 1
+        follows, effect = columns["fits"] == 1, self.criteria.effect
         sides = [
             [HeadRef(*h) for h in (follows & (columns["transports"] == sign)).nonzero().tolist()]
             for sign in (1, -1)
         ]
-        pairs = list(product(*sides))
-        if not pairs:
-            return {}
-        effect = self.criteria.effect
-        together = self.measurement.together(pairs, self.sample.reporting, "opposed")
-        undone = {}
-        for pair, share in zip(pairs, together, strict=True):
-            if share.low > -effect and share.high < effect:
-                undone |= {tuple(h): True for h in pair}
-        return undone
+        if not (pairs := list(product(*sides))):
+            return frozenset()
+        shares = self.measurement.together(pairs, self.sample.reporting, "opposed")
+        undone = [
+            pair
+            for pair, share in zip(pairs, shares, strict=True)
+            if share.low > -effect and share.high < effect
+        ]
+        return frozenset(head for pair in undone for head in pair)
 
     def together(self, heads: Sequence[HeadRef]) -> tuple[JointEffect, ...]:
         """What the located heads carry together: of every subset of up to eight of them, else of each alone and of all."""

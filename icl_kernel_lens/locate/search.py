@@ -206,7 +206,11 @@ def _classes(
 ) -> dict[HeadRef, HeadClass]:
     """Every head's class, in order."""
     names = classify(
-        columns, selected, own.criteria, kernel_part=own.kernel_part, cancelling=found.cancelling
+        columns,
+        selected,
+        own.criteria,
+        kernel_part=own.influence.has_kernel_part,
+        cancelling=found.cancelling,
     )
     heads = columns["fit"].shape[1]
     return {HeadRef(*divmod(at, heads)): name for at, name in enumerate(names)}

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.numbers.groups import numbered
-from icl_kernel_lens.numbers.influence import Estimate, pair_products
+from icl_kernel_lens.numbers.influence import pair_products
 from icl_kernel_lens.numbers.intervals import cluster_t, ratio_interval
 
 Ends = tuple[Tensor, Tensor, Tensor]
@@ -164,8 +164,3 @@ def next_of_set(demo_set: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:
         members = (numbered(demo_set) == group).nonzero()[:, 0]
         found[members] = members.roll(-1)
     return found
-
-
-def estimate(ends: Ends) -> Estimate:
-    """Of a single cell."""
-    return Estimate(*map(float, ends))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import pandas as pd
@@ -315,11 +314,6 @@ class HeadRanking(Result):
             }
         )
 
-    @cached_property
-    def _has_kernel(self) -> bool:
-        """Whether the model has a kernel part that heads could be part of."""
-        return self.influence.kernel_part().found in ("real", "tiny")
-
     @property
     def heads(self) -> tuple[HeadRef, ...]:
         """The located heads, kernel heads and pair kernels, the largest part of the labels first."""
@@ -370,7 +364,7 @@ class HeadRanking(Result):
         # Of a head that was looked at, weights are known even where shares of the label part are undefined.
         if self.columns["transport"][at].isnan() and self.columns["uneven"][at].isnan():
             return (Reason.NOT_AMONG_MOST,)
-        asked = UNSURE if self._has_kernel else ("transports",)
+        asked = UNSURE if self.influence.has_kernel_part else ("transports",)
         unknown = [UNSURE[column][0] for column in asked if self.columns[column][at].isnan()]
         # What was not measured, or is not believed, is not for want of prompts.
         instead = {}
@@ -512,7 +506,7 @@ class HeadRanking(Result):
 
     def verdict(self) -> str:
         """One sentence: what the model's own kernel is, and which heads carry it."""
-        if not self._has_kernel:
+        if not self.influence.has_kernel_part:
             readers = len(self.of("reads labels"))
             heads = f"Of the heads it is said only whether they read labels: {readers} do"
         else:

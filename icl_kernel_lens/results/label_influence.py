@@ -251,6 +251,16 @@ class LabelInfluence(Result):
             )
         evidence.check_scores(torch.arange(len(evidence.prompts)), self.scores[0])
 
+    @cached_property
+    def has_label_part(self) -> bool:
+        """Whether there is a label part to take shares of."""
+        return not self.label_share().high < LEAST_LABELS
+
+    @cached_property
+    def has_kernel_part(self) -> bool:
+        """Whether heads could be part of a kernel: labels matter to the answer, and the null of the kernel part is rejected."""
+        return self.has_label_part and self.kernel_part().found in ("real", "tiny")
+
     # --- what is measured of it ---------------------------------------------------------------------------------------
 
     @cached_property
@@ -638,7 +648,7 @@ class LabelInfluence(Result):
         """One sentence: what kind of answer this is."""
         kernel, best = self.kernel_part(), self.additivity(self.scale).r2
         share = self.label_share()
-        if share.high < LEAST_LABELS:
+        if not self.has_label_part:
             return f"No dependence on labels: they make {share} of the spread of the label scores."
         parts = []
         if best.high < LEAST_ADDITIVE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from icl_kernel_lens import Criteria
+from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.locate.classes import MEASURED, answered, classify
 from icl_kernel_lens.locate.measure import Fidelity, report
 from icl_kernel_lens.results.head_ranking import IDENTIFYING, SELECTED
@@ -98,7 +99,7 @@ def classed(
         flags,
         Criteria(),
         kernel_part=kernel_part,
-        cancelling={(0, 0): True} if cancelling else None,
+        cancelling=frozenset({HeadRef(0, 0)} if cancelling else ()),
     )
     assert strongest == ("label_prior",)
     return name, {key: float(value) for key, value in columns.items()}

@@ -95,7 +95,7 @@ def test_two_that_undo_one_another_are_named(found):
     heads = [HeadRef(*at) for at in KERNELS] + [OPPOSED, OPPOSING]
     said = own.of_heads(heads)
     assert set(said.columns) == set(IDENTIFYING)
-    assert said.cancelling == {tuple(OPPOSED): True, tuple(OPPOSING): True}
+    assert said.cancelling == {OPPOSED, OPPOSING}
     assert float(said.columns["transports"][tuple(OPPOSED)]) == 1
     assert float(said.columns["transports"][tuple(OPPOSING)]) == -1
     for at in KERNELS:
@@ -110,7 +110,7 @@ def test_two_that_undo_one_another_are_named(found):
     nothing = own.of_heads([])
     assert set(nothing.columns) == set(IDENTIFYING)
     assert all(values.isnan().all() for values in nothing.columns.values())
-    assert nothing.cancelling == {}
+    assert nothing.cancelling == frozenset()
 
 
 def test_where_labels_enter_elsewhere_no_echo_is_ruled_out(found, monkeypatch):

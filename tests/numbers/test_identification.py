@@ -9,7 +9,6 @@ import torch
 
 from icl_kernel_lens.numbers.identification import (
     drop_share,
-    estimate,
     interval,
     next_of_set,
     share_removed,
@@ -180,7 +179,6 @@ def test_means_distances_and_neighbours():
     torch.testing.assert_close(total_variation(one, two[:1]), torch.tensor([0.3, 0.8], dtype=torch.float64))
     sets = torch.tensor([7, 3, 7, 7, 5, 3])
     assert next_of_set(sets).tolist() == [2, 5, 3, 0, 4, 1]
-    assert estimate((torch.tensor(1.0), torch.tensor(0.5), torch.tensor(2.0))) == (1.0, 0.5, 2.0)
 
 
 DRAWS = 150
