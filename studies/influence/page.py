@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.tables import Table
+from studies.cells import in_words
 from studies.influence.run import RESULTS, Cell, cells
 from studies.real_models.page import drawn
 
@@ -113,10 +114,7 @@ def heads(results: Path) -> Table:
 
 def named(cell: Cell) -> str:
     """A cell in words."""
-    more = [f"{cell.template} template"] * (cell.template != "usual") + [f"seed {cell.seed}"] * (
-        cell.seed != 0
-    )
-    return ", ".join([NAMES[cell.model], cell.task, *more])
+    return ", ".join([NAMES[cell.model], cell.task, *in_words(cell.template, cell.seed)])
 
 
 def _ends(row: Any, name: str, digits: int) -> str:

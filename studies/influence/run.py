@@ -17,22 +17,16 @@ larger ones; what other templates and seeds give, beyond the cells that vary the
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 import icl_kernel_lens as ikl
 from icl_kernel_lens.numbers.influence import Estimate
-from icl_kernel_lens.results.run_info import versions
-from studies.fetch import cache_folder, fetch
+from studies.cells import OTHER_TEMPLATE, name_of, print_cells, run_cells
 from studies.sources import add_data_option, find_task
 
 MODELS = {"smollm2": 8, "gemma3": 8, "qwen": 4}
@@ -42,7 +36,6 @@ FEW = ("sst2", "subj", "ag_news")
 """Tasks of the larger model."""
 VARIED = "sst2"
 """The task whose template and seed are varied, on every model."""
-OTHER_TEMPLATE = ikl.Template("{text}\nAnswer: {label}", separator="\n\n")
 DEMOS, SETS = 8, 32
 RESULTS = Path(__file__).parent / "results"
 
@@ -58,8 +51,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        more = [self.template] * (self.template != "usual") + [f"seed{self.seed}"] * (self.seed != 0)
-        return "-".join([self.model, self.task, *more])
+        return name_of([self.model, self.task], self.template, self.seed)
 
 
 def cells() -> Iterator[Cell]:
@@ -128,33 +120,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of cells")
     parser.add_argument("--list", action="store_true", help="print the cells and whether they are finished")
     given = parser.parse_args()
-    rows = given.out / "cells"
     wanted = [cell for cell in cells() if not given.only or cell.name in given.only]
     if given.list:
-        for cell in wanted:
-            print(cell.name, "finished" if (rows / f"{cell.name}.json").exists() else "")
+        print_cells(wanted, given.out)
         return
-    for folder in ("cells", "heads", "numbers", "places", "joint", "layers"):
-        (given.out / folder).mkdir(parents=True, exist_ok=True)
-    loaded: tuple[str, Any] = ("", None)
-    torch.set_grad_enabled(False)
-    for cell in wanted:
-        if (rows / f"{cell.name}.json").exists():
-            continue
-        if loaded[0] != cell.model:
-            source = cell.model if cell.model == "mini" else fetch(cell.model, cache_folder())
-            loaded = cell.model, ikl.load_model(source)
-        work = cache_folder() / "studies" / f"influence-{cell.name}"
-        print(cell.name, flush=True)
-        begun = time.process_time()
-        row = measured(cell, loaded[1], given.data, work, given.out)
-        row |= {"cpu_seconds": round(time.process_time() - begun), "date": datetime.date.today().isoformat()}
-        row |= versions()
-        (rows / f"{cell.name}.json").write_text(json.dumps(row, indent=1, default=float) + "\n")
-        shutil.rmtree(work, ignore_errors=True)
-    summary = [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"))]
-    pd.DataFrame(summary).to_csv(given.out / "summary.csv", index=False, float_format="%.4f")
-    print(given.out / "summary.csv")
+    run_cells(
+        wanted,
+        given.out,
+        ("heads", "numbers", "places", "joint", "layers"),
+        lambda cell, model, work: measured(cell, model, given.data, work, given.out),
+        work="influence-",
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.tables import Table
+from studies.cells import in_words
 from studies.real_models.run import RESULTS, VARIED, Cell, cells
 
 PAGE = Path(__file__).parents[2] / "docs" / "real_models.md"
@@ -128,10 +129,16 @@ def layers(results: Path) -> Table:
 
 
 def _named(cell: Cell) -> list[str]:
-    more = [cell.template + " template"] * (cell.template != "usual") + [f"seed {cell.seed}"] * (
-        cell.seed != 0
-    )
-    return [", ".join([NAMES[cell.model], cell.task, f"{cell.demos} demonstrations", *more])]
+    return [
+        ", ".join(
+            [
+                NAMES[cell.model],
+                cell.task,
+                f"{cell.demos} demonstrations",
+                *in_words(cell.template, cell.seed),
+            ]
+        )
+    ]
 
 
 def _percent(row: Row, name: str) -> str:

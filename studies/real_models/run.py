@@ -17,10 +17,6 @@ what the unquantised models do, or larger ones; what other templates and seeds g
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,16 +26,14 @@ import pandas as pd
 import torch
 
 import icl_kernel_lens as ikl
-from icl_kernel_lens.results.run_info import versions
 from icl_kernel_lens.tasks.task import Task
-from studies.fetch import cache_folder, fetch
+from studies.cells import OTHER_TEMPLATE, name_of, print_cells, run_cells
 from studies.sources import add_data_option, find_task
 
 MODELS = ("smollm2", "gemma3")
 TASKS = ("sst2", "ag_news", "trec", "subj", "rotten_tomatoes", "mnli")
 VARIED = ("sst2", "ag_news")
 """Tasks of which template, seed and layers are varied, too, at 8 demonstrations."""
-OTHER_TEMPLATE = ikl.Template("{text}\nAnswer: {label}", separator="\n\n")
 SETS, EACH = 32, 8
 """Demonstration sets, and test inputs of each."""
 RESULTS = Path(__file__).parent / "results"
@@ -57,8 +51,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        more = [self.template] * (self.template != "usual") + [f"seed{self.seed}"] * (self.seed != 0)
-        return "-".join([self.model, self.task, str(self.demos), *more])
+        return name_of([self.model, self.task, self.demos], self.template, self.seed)
 
     @property
     def chosen(self) -> bool:
@@ -157,30 +150,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of cells, or their beginnings")
     parser.add_argument("--list", action="store_true", help="print the cells and whether they are finished")
     given = parser.parse_args()
-    rows, wanted = given.out / "cells", list(chosen(given.only))
+    wanted = list(chosen(given.only))
     if given.list:
-        for cell in wanted:
-            print(cell.name, "finished" if (rows / f"{cell.name}.json").exists() else "")
+        print_cells(wanted, given.out)
         return
-    for folder in ("cells", "heads", "coverage", "layers"):
-        (given.out / folder).mkdir(parents=True, exist_ok=True)
-    loaded: tuple[str, Any] = ("", None)
-    for cell in wanted:
-        if (rows / f"{cell.name}.json").exists():
-            continue
-        if loaded[0] != cell.model:
-            loaded = cell.model, ikl.load_model(fetch(cell.model, cache_folder()))
-        work = cache_folder() / "studies" / cell.name
-        print(cell.name, flush=True)
-        begun = time.process_time()
-        row = measured(cell, loaded[1], given.data, work, given.out)
-        row |= {"cpu_seconds": round(time.process_time() - begun), "date": datetime.date.today().isoformat()}
-        row |= versions()
-        (rows / f"{cell.name}.json").write_text(json.dumps(row, indent=1, default=float) + "\n")
-        shutil.rmtree(work, ignore_errors=True)
-    summary = [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"))]
-    pd.DataFrame(summary).to_csv(given.out / "summary.csv", index=False, float_format="%.4f")
-    print(given.out / "summary.csv")
+    run_cells(
+        wanted,
+        given.out,
+        ("heads", "coverage", "layers"),
+        lambda cell, model, work: measured(cell, model, given.data, work, given.out),
+    )
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_the_models_own_kernel_is_measured_on_prompts_of_both_halves(found):
     )
     weights = plan.weights(own.sample.prompts)
     torch.testing.assert_close(own.measurement.weights.double(), weights, atol=1e-4, rtol=0)
-    assert own.kernel_part
+    assert own.influence.has_kernel_part
 
 
 def test_heads_that_follow_it_are_found_in_the_choosing_half(found):
@@ -106,7 +106,7 @@ def test_two_that_undo_one_another_are_named(found):
     assert float(said.columns["no_echo"][1, 0]) == 1
     fits = said.columns["fits"].clone()
     fits[tuple(OPPOSING)] = torch.nan
-    assert own._undone({**said.columns, "fits": fits}) == {}, "without the other, nothing undoes it"
+    assert own._undone({**said.columns, "fits": fits}) == frozenset(), "without the other, nothing undoes it"
     nothing = own.of_heads([])
     assert set(nothing.columns) == set(IDENTIFYING)
     assert all(values.isnan().all() for values in nothing.columns.values())

@@ -128,6 +128,12 @@ def test_labels_that_do_nothing(real):
         real, lambda order, labels: prior + 0.01 * vote(real, lambda _: torch.ones(48, 8))(0, labels)
     )
     assert some.verdict().startswith("No dependence on labels")
+    assert not found.has_label_part
+    kernel = vote(real, lambda _: draw(48, 8, seed=1).exp())
+    small = scored(real, lambda order, labels: prior + 0.01 * kernel(order, labels))
+    assert small.kernel_part().found == "real", "of what labels do, however little"
+    assert not small.has_label_part
+    assert not small.has_kernel_part, "there is next to nothing that a head could be part of"
 
 
 def test_what_needs_all_labels_is_not_additive(real):
