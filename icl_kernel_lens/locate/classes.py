@@ -105,7 +105,7 @@ def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undon
     follows = fits and looks and no_echo == 1
     # An echo of an answer that no label below formed keeps its fit, and gives all demonstrations of a label the same weight.
     by_input = goes or invariant == 1 or head["within_labels_low"] > HALF
-    by_label = not (goes or invariant == 1 or head["within_labels_high"] > HALF)
+    by_label = not goes and invariant != 1 and head["within_labels_high"] <= HALF
     carries = follows and transports == 1 and needed == 1
     by_place = head["place_shift_high"] < FLAT
     nothing = transports == 0

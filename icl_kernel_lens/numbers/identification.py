@@ -145,15 +145,16 @@ def share_within(
         (Σ w_in I_in / Σ w I) / (Σ I_in² / Σ I²)        x_in: x less its mean over the demonstrations of the same label
 
     1 for weights that follow the target throughout, 0 for weights that are a function of test input and label alone: an echo, of
-    whatever answer. NaN where the target has nothing among them.
+    whatever answer, and also where the target is one itself. NaN for other weights where the target has nothing among them.
     """
-    inside = within_labels(target, demo_labels)
+    inside, mine = (within_labels(x, demo_labels) for x in (target, weights))
     own = inside.square().nansum() / target.double().square().nansum()
-    part = pair_products(within_labels(weights, demo_labels), inside) / own
+    part = pair_products(mine, inside) / own
     whole = pair_products(weights, target)
     share, low, high = ratio_interval(part, whole, demo_set, level=level)
     ends = _sure((part - share * whole).abs() <= SAME * whole.abs().nanmean(0), (share, low, high))
-    value, low, high = (x.masked_fill(own == 0, torch.nan) for x in ends)
+    even = (mine.square().nansum((0, -1)) == 0) & ~whole.isnan().all(0)
+    value, low, high = (torch.where(even, 0.0, x.masked_fill(own == 0, torch.nan)) for x in ends)
     return value, low, high
 
 

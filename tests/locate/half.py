@@ -17,6 +17,7 @@ WIDTH = 0.015
 KERNEL_HEAD = {
     "fit": 0.6,
     "fit_p": 0.001,
+    "within_labels": 0.9,
     "other_order": 0.5,
     "swap_slope": -0.9,
     "behind_slope": 0.0,

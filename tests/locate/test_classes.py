@@ -88,6 +88,16 @@ def test_fits_need_their_p_and_labels_their_invariance():
     assert named(shift=0.4) == "pair kernel", "its weights go with the label, too"
 
 
+def test_a_fit_that_is_one_of_labels_alone_is_an_echo():
+    """Of weights that labels move and that swapped inputs do not; what was not measured says neither."""
+    moved = {"shift": 0.4, "swap_slope": 0.2}
+    assert named(**moved) == "pair kernel"
+    assert named(**moved, within_labels=0.1) == "echo"
+    assert named(**moved, within_labels=0.5) == "undetermined", "the bound lies within"
+    assert named(**moved, unmeasured=("within_labels",)) == "undetermined"
+    assert named(swap_slope=0.2, within_labels=0.1) == "pair kernel", "labels do not move it"
+
+
 def test_nothing_measured_is_nothing_known():
     assert named(unmeasured=tuple(KERNEL_HEAD)) == "undetermined"
     assert named(unmeasured=tuple(KERNEL_HEAD), kernel_part=False) == "undetermined"
