@@ -312,7 +312,8 @@ def test_locate_then_show(tmp_path, capsys, monkeypatch):
     model, task = load_model("mini", "cpu"), load_task("topics")
     prompts = task.prompts(model, demos=8, count=96, sets=48, seed=0)
     ranking = HeadRanking.load(out / "ranking.safetensors")
-    assert ranking.table().equals(locate_heads(model, prompts, progress=False).table())
+    with pytest.warns(UserWarning, match="24 demonstration sets a half are few"):
+        assert ranking.table().equals(locate_heads(model, prompts, progress=False).table())
     fresh = task.prompts(model, demos=8, count=96, sets=48, seed=1)
     curves = AblationCurves.load(out / "curves.safetensors")
     assert curves.heads == (HeadRef(2, 1),)
