@@ -95,6 +95,7 @@ def read(
         batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
+        together=True,
     )
     way = "rows rebuilt from q and k" if fast else "rows taken from hook_pattern"
     return evidence_of(
@@ -135,6 +136,7 @@ def answer(
         batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
+        together=True,
     )
     return results["scores"]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from einops import rearrange
@@ -60,6 +60,7 @@ class _StandIn(Tensor):
     """A tensor without numbers: of its steps, it answers those that it understands."""
 
     @classmethod
+    @no_type_check
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _FACTS:
             with torch._C.DisableTorchFunctionSubclass():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from einops import rearrange
@@ -47,6 +47,7 @@ class _Seeing(TorchFunctionMode):
         self.layer, self.heads, self.handler = layer, heads, handler
         self.begun = self.done = 0
 
+    @no_type_check  # called for every step of a layer: there is nothing to check, and checking took most of the tests' time
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.begun and not any(isinstance(a, Scores) for a in args):
@@ -124,6 +125,7 @@ class _Products(TorchFunctionMode):
         self.heads, self.weighted = heads, False
         self.found: list[dict[str, Tensor]] = []
 
+    @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run.checkpoint import SUM, Checkpoint, fingerprint
 from icl_kernel_lens.run.memory import LARGEST_BATCH, in_pieces, must_fit, prefix_tokens, prompts_at_once
-from icl_kernel_lens.run.prefixes import Branch, find_branches, split, unshared
+from icl_kernel_lens.run.prefixes import Branch, bundles, find_branches, pass_cost, split, unshared
 from icl_kernel_lens.run.processes import here
 from icl_kernel_lens.run.progress import work
 
@@ -33,6 +34,10 @@ BatchSize = int | Literal["auto"]
 Step = Callable[[list[int], Prefix | None], dict[str, Tensor]]
 """Prompt numbers, and the prefix they share → tensors on the CPU with one row a prompt, in that order; those
 named `sum.…` are added up over all prompts instead."""
+_PrefixOf = Callable[[Sequence[int]], Prefix | None]
+"""Prompts of a batch → the leading tokens that have been run."""
+COPIED = 8
+"""Of the memory for prefixes, one part in so many is for copies of them, a row for each prompt of a batch."""
 
 
 def run_prompts(
@@ -49,6 +54,7 @@ def run_prompts(
     checkpoint: str | Path | None = None,
     progress: bool = True,
     share: bool = True,
+    together: bool = False,
     extra: float = 0.0,
 ) -> tuple[dict[str, Tensor], str]:
     """Runs `step` once on every prompt; returns the rows in the order of the prompts, and what was shared, in words.
@@ -56,7 +62,8 @@ def run_prompts(
     `settings` is what the results depend on beside model and prompts: a checkpoint is only resumed with the same.
     `sums` are zeros in the shape of each result that is added up; a step may leave those out. Without `share`,
     every step is given whole prompts, and no prefix. `most` caps an automatic batch, for steps that hold more than a
-    forward pass does; `most_shared`, one of prompts that share leading tokens. `extra` is what a step costs a prompt
+    forward pass does; `most_shared`, one of prompts that share leading tokens. With `together`, a step may be given prompts
+    behind different leading tokens of one length, and a prefix with a row for each. `extra` is what a step costs a prompt
     beyond running it, in tokens; progress counts it.
 
     Raises: PromptError: prompts do not fit the model. RunError: not even one prompt fits into memory; the
@@ -73,7 +80,7 @@ def run_prompts(
     processes.check_same("model, prompts and settings", repr(sorted(identity.items())))
     whole, how = unshared(len(prompts)), "prompts read whole"
     if share:
-        whole, how = sharing_of(prompts, adapter, hooks)
+        whole, how = sharing_of(prompts, adapter, hooks, together)
     if (limit := _placed_by_length(prompts, adapter)) is not None:
         batch_size = 1
         warnings.warn(
@@ -95,9 +102,8 @@ def run_prompts(
         if finished:
             bar.add(each * finished, says.format(finished), kept=True)
         try:
-            for numbers, prefix in _batches(
-                prompts, adapter, whole, done, batch_size, most, most_shared or most
-            ):
+            batches = _Batches(prompts, adapter, done, batch_size, most, most_shared or most, together)
+            for numbers, prefix in batches.of(whole):
                 once = partial(_once, adapter, step, prefix)
                 for part, result in in_pieces(numbers, len(numbers), once):
                     results.take(torch.tensor(part), result, add=True)
@@ -165,8 +171,13 @@ class _Results:
                 whole[numbers] = rows
 
 
-def sharing_of(prompts: PromptSet, adapter: ModelAdapter, hooks: list[str]) -> tuple[Branch, str]:
-    """The leading tokens that are run once, within the memory there is for keys and values; and in words."""
+def sharing_of(
+    prompts: PromptSet, adapter: ModelAdapter, hooks: list[str], together: bool = True
+) -> tuple[Branch, str]:
+    """The leading tokens that are run once, within the memory there is for keys and values; and in words.
+
+    `together`: where a pass may run several of them, with what it costs in mind.
+    """
     alone, limit = unshared(len(prompts)), _placed_by_length(prompts, adapter)
     if (why := verify_model(adapter).not_shared) is not None:
         return alone, f"prompts read whole: {why}"
@@ -177,7 +188,11 @@ def sharing_of(prompts: PromptSet, adapter: ModelAdapter, hooks: list[str]) -> t
     if limit is not None:
         return alone, f"prompts read whole, one at a time: {_by_length(limit)}"
     whole = find_branches(
-        prompts.tokens, prompts.lengths, prompts.answer_pos, most_tokens=prefix_tokens(adapter)
+        prompts.tokens,
+        prompts.lengths,
+        prompts.answer_pos,
+        most_tokens=prefix_tokens(adapter),
+        each_pass=_each_pass(adapter) if together else 0,
     )
     if not any(branch.end for _, branch in whole.walk()):
         return alone, "prompts read whole: they share no leading tokens worth it"
@@ -201,52 +216,88 @@ def _by_length(limit: int) -> str:
     return f"it places tokens by the length of what it is given, from {limit} tokens on"
 
 
-def _batches(
-    prompts: PromptSet,
-    adapter: ModelAdapter,
-    whole: Branch,
-    done: set[int],
-    batch_size: BatchSize,
-    most: int | None,
-    most_shared: int | None,
-) -> Iterator[tuple[list[int], Prefix | None]]:
-    """Unfinished prompts in batches of like length, longest first, each with its prefix."""
-    run: dict[Branch, Prefix] = {}
-    fast = reads_fast(adapter)
-    for above, branch in whole.walk():
-        numbers = [number for number in branch.numbers if number not in done]
-        if not numbers:
-            continue
-        path = [b for b in (*above, branch) if b.end > 0]
-        run = {b: kept for b, kept in run.items() if b in path}
-        prefix = None
-        for part in path:
-            if part not in run:
-                row = prompts.tokens[part.every_number()[0], part.start : part.end]
-                with must_fit(
-                    f"{len(row)} tokens must fit into memory once; on {adapter.device} they do not. Use fewer "
-                    "demonstrations, half precision, or a larger device."
-                ):
-                    run[part] = read_prefix(adapter, row, prefix)
-            prefix = run[part]
-        numbers.sort(key=lambda number: -int(prompts.lengths[number]))
-        while numbers:
-            longest = int(prompts.lengths[numbers[0]])
-            size = batch_size
-            if size == "auto":
-                cap = (most_shared if branch.end else most) or LARGEST_BATCH
-                size = min(prompts_at_once(adapter, longest, branch.end, fast=fast), cap)
-            yield numbers[:size], prefix
-            numbers = numbers[size:]
+def _each_pass(adapter: ModelAdapter) -> int:
+    shape = adapter.shape
+    return pass_cost(shape.width or 64 * shape.heads, adapter.device.type)
 
 
-def _once(
-    adapter: ModelAdapter, step: Step, prefix: Prefix | None, numbers: Sequence[int]
-) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Batches:
+    """Unfinished prompts in batches of like length, longest first, each with what gives its prefix."""
+
+    prompts: PromptSet
+    adapter: ModelAdapter
+    done: set[int]
+    size: BatchSize
+    most: int | None
+    most_shared: int | None
+    together: bool
+
+    def of(self, branch: Branch, prefix: Prefix | None = None) -> Iterator[tuple[list[int], _PrefixOf]]:
+        """Those of a branch whose tokens have been run, and of all below it, so that few prefixes are kept at a time."""
+        yield from self._behind([(branch, 0)], prefix)
+        each_pass = _each_pass(self.adapter) if self.together else 0
+        for bundle in bundles(branch.branches, each_pass):
+            if self.done.issuperset(number for one in bundle for number in one.every_number()):
+                continue
+            with must_fit(
+                f"{bundle[0].end} tokens must fit into memory once; on {self.adapter.device} they do not. Use fewer "
+                "demonstrations, half precision, or a larger device."
+            ):
+                run = list(in_pieces(bundle, len(bundle), partial(self._run, prefix)))
+            for piece, kept in run:
+                yield from self._behind([(one, row) for row, one in enumerate(piece)], kept)
+                for row, one in enumerate(piece):
+                    if one.branches:
+                        own = kept if len(piece) == 1 else kept.of([row], one.end)
+                        yield from self.of(replace(one, numbers=()), own)
+
+    def _run(self, prefix: Prefix | None, branches: Sequence[Branch]) -> Prefix:
+        """The tokens of branches that begin behind the same prefix, in one pass, a row each."""
+        start, ends = branches[0].start, [one.end for one in branches]
+        first = [one.every_number()[0] for one in branches]
+        rows = self.prompts.tokens[first, start : max(ends)]
+        if len(branches) == 1:
+            return read_prefix(self.adapter, rows[0], prefix)
+        return read_prefix(self.adapter, rows, prefix, torch.tensor(ends))
+
+    def _behind(
+        self, rows: Sequence[tuple[Branch, int]], prefix: Prefix | None
+    ) -> Iterator[tuple[list[int], _PrefixOf]]:
+        """The prompts right behind branches, which are rows of one prefix; those behind equally many tokens together."""
+        row_of = {number: row for one, row in rows for number in one.numbers}
+        for end in sorted({one.end for one, _ in rows}, reverse=True):
+            numbers = [number for one, _ in rows if one.end == end for number in one.numbers]
+            numbers.sort(key=lambda number: -int(self.prompts.lengths[number]))
+            own = partial(_rows_of, prefix, row_of, end) if len(rows) > 1 else lambda _: prefix
+            while numbers:
+                size = self._at_once(int(self.prompts.lengths[numbers[0]]), rows[0][0].start, end, len(rows))
+                # Batches are made of finished prompts, too: what is run again is run in the same batches.
+                if batch := [number for number in numbers[:size] if number not in self.done]:
+                    yield batch, own
+                numbers = numbers[size:]
+
+    def _at_once(self, longest: int, start: int, end: int, rows: int) -> int:
+        """How many prompts make one batch; what several rows of a prefix hold is copied for each prompt."""
+        if self.size != "auto":
+            return self.size
+        cap = (self.most_shared if end else self.most) or LARGEST_BATCH
+        if rows > 1:
+            cap = min(cap, max(1, prefix_tokens(self.adapter) // (COPIED * (end - start))))
+        return min(prompts_at_once(self.adapter, longest, end, fast=reads_fast(self.adapter)), cap)
+
+
+def _rows_of(
+    prefix: Prefix | None, row_of: Mapping[int, int], end: int, numbers: Sequence[int]
+) -> Prefix | None:
+    return prefix and prefix.of([row_of[number] for number in numbers], end)
+
+
+def _once(adapter: ModelAdapter, step: Step, prefix: _PrefixOf, numbers: Sequence[int]) -> dict[str, Tensor]:
     alone = must_fit(
         f"one prompt must fit into memory; prompt {numbers[0]} does not, on {adapter.device}. What was finished "
         "is kept in the checkpoint, if there is one. Use fewer demonstrations, half precision, or a "
         "larger device."
     )
     with alone if len(numbers) == 1 else nullcontext():
-        return step(list(numbers), prefix)
+        return step(list(numbers), prefix(numbers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from icl_kernel_lens.run.prefixes import find_branches, split
+from icl_kernel_lens.run.prefixes import Branch, bundles, find_branches, pass_cost, split
 
 
 def made(rows):
@@ -17,9 +17,9 @@ def made(rows):
     return tokens, lengths, lengths - 1
 
 
-def plan(rows, most_tokens=10**6):
+def plan(rows, most_tokens=10**6, each_pass=0):
     tokens, lengths, answer_pos = made(rows)
-    return find_branches(tokens, lengths, answer_pos, most_tokens=most_tokens)
+    return find_branches(tokens, lengths, answer_pos, most_tokens=most_tokens, each_pass=each_pass)
 
 
 def covered(whole, rows):
@@ -135,3 +135,64 @@ def test_work_is_split_by_whole_branches_where_there_are_enough():
     parts = split(alone, lengths[:5], 2)
     assert sorted(len(mine.every_number()) for mine in parts) == [2, 3]
     assert all(mine.branches[0].end == 100 for mine in parts), "the branch is run in both"
+
+
+def relabelled(demos=8, each=3, words=2):
+    """Prompts of one set with every single label replaced, as a label's influence is measured."""
+    rows = []
+    for at in range(-1, demos):
+        for label in range(1, words) if at >= 0 else (0,):
+            for test in range(each):
+                row = []
+                for n in range(demos):
+                    row += [*(5 + (3 * n + i) % 20 for i in range(12)), 100 + (label if n == at else 0)]
+                rows.append([*row, 50 + test, 51, 52])
+    return rows
+
+
+def passes(whole, each_pass):
+    """Of a plan: one for every bundle of branches, and one for the prompts right behind each."""
+    found = 0
+    for _, branch in whole.walk():
+        found += bool(branch.numbers and branch.branches)
+        for bundle in bundles(branch.branches, each_pass):
+            found += 1 + len({one.end for one in bundle if one.numbers and not one.branches})
+    return found
+
+
+@pytest.mark.parametrize("each_pass", [10, 60, 500, 10**5])
+def test_a_branch_is_worth_its_passes(each_pass):
+    """Every prompt is still covered; tokens and passes together cost no more than with every branch apart."""
+    for seed in range(30):
+        rows = random_rows(seed)
+        assert covered(plan(rows, each_pass=each_pass), rows) <= sum(map(len, rows))
+    for rows in (relabelled(), relabelled(demos=16, words=4), relabelled(each=1)):
+        apart, whole = plan(rows), plan(rows, each_pass=each_pass)
+        assert covered(whole, rows) >= covered(apart, rows)
+        cost = {
+            name: covered(one, rows) + each_pass * passes(one, bundled)
+            for name, one, bundled in (("apart", apart, 0), ("whole", whole, each_pass))
+        }
+        assert cost["whole"] <= cost["apart"]
+        if each_pass == 500:
+            assert passes(whole, each_pass) <= passes(apart, 0) / 3
+
+
+def test_a_bundle_is_of_like_length_and_not_larger_than_it_must_be():
+    ends = [100, 100, 90, 80, 40, 39, 38]
+    branches = [Branch(10, end, (n,)) for n, end in enumerate(ends)] + [
+        Branch(10, 100, (), (Branch(100, 120, (9, 10)),))
+    ]
+    apart = list(bundles(branches, 0))
+    assert [len(bundle) for bundle in apart] == [1] * 8, "a pass that costs nothing is not shared"
+    together = [[one.end for one in bundle] for bundle in bundles(branches, 50)]
+    assert together == [[100, 100, 90], [80], [40, 39, 38], [100]], (
+        "200 tokens are enough; 80 ends in time, 30 does not"
+    )
+    assert sorted(n for bundle in bundles(branches, 50) for one in bundle for n in one.every_number()) == [
+        *range(7),
+        9,
+        10,
+    ]
+    assert pass_cost(64, "cpu") > pass_cost(576, "cpu") > pass_cost(4096, "cpu") > 0
+    assert pass_cost(64, "cuda") > pass_cost(64, "cpu")

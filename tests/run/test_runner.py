@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from architectures import hf_model
@@ -11,7 +13,10 @@ from icl_kernel_lens import Evidence, read
 from icl_kernel_lens.errors import PromptError, RunError
 from icl_kernel_lens.models.load import bridge_from_hf
 from icl_kernel_lens.models.transformer_lens_adapters import TransformerLensAdapter
+from icl_kernel_lens.prompts.relabel import relabelled, stacked
+from icl_kernel_lens.run import runner
 from icl_kernel_lens.run.checkpoint import Checkpoint
+from icl_kernel_lens.run.prefixes import unshared
 from icl_kernel_lens.scores.in_context import answer
 
 
@@ -19,7 +24,7 @@ class Counting:
     """A model's `forward`, counted by prompts and made to fail on demand."""
 
     def __init__(self, monkeypatch, fail=None):
-        self.batches, self.tokens = [], 0
+        self.batches, self.shapes, self.tokens = [], [], 0
         original = TransformerLensAdapter.forward
 
         def forward(adapter, tokens, lengths, positions, **options):
@@ -27,6 +32,7 @@ class Counting:
                 fail(tokens)
             logits = original(adapter, tokens, lengths, positions, **options)
             self.batches.append(len(tokens))
+            self.shapes.append(tuple(tokens.shape))
             self.tokens += int(lengths.sum())
             return logits
 
@@ -73,7 +79,7 @@ def test_a_prefix_that_does_not_fit_says_so(tiny, monkeypatch):
     model, _ = tiny("llama")
     prompts = shared_prompts().select(range(6))
     read(model, prompts, progress=False)
-    Counting(monkeypatch, lambda tokens: out_of_memory("gpu") if len(tokens) == 1 else None)
+    Counting(monkeypatch, lambda tokens: out_of_memory("gpu") if tokens.shape[1] > 20 else None)
     with pytest.raises(RunError, match=r"\d+ tokens must fit into memory once; on cpu they do not"):
         read(model, prompts, progress=False)
 
@@ -153,3 +159,79 @@ def test_evidence_says_which_way_it_was_read(tiny, monkeypatch):
 def test_the_reading_is_saved(tiny, tmp_path):
     evidence = read(tiny("llama")[0], shared_prompts(), progress=False)
     assert Evidence.load(evidence.save(tmp_path / "e")).run.reading == evidence.run.reading != ""
+
+
+def relabelled_prompts():
+    """Two sets with each label replaced singly: prompts that share ever more of their demonstrations."""
+    prompts = shared_prompts(sets=2, tests=3, demos=6)
+    rows = []
+    for at in range(prompts.demos):
+        labels = prompts.demo_labels.clone()
+        labels[:, at] = (labels[:, at] + 1) % 3
+        rows.append(relabelled(prompts, torch.arange(len(prompts)), labels))
+    return stacked([prompts, *rows])
+
+
+FAMILIES = ("gpt2", "llama", "gemma2", "bloom")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_begins_alike_is_run_in_few_passes(tiny, monkeypatch, family):
+    """The same numbers as of prompts on their own, of prompts behind different leading tokens in one batch."""
+    model, _ = tiny(family)
+    prompts = relabelled_prompts()
+    assert prompts.lengths.unique().numel() > 3
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "sharing_of", lambda which, *_: (unshared(len(which)), "each alone"))
+        expected = read(model, prompts, progress=False)
+    counting = Counting(monkeypatch)
+    found = read(model, prompts, progress=False)
+    same_evidence(found, expected)
+    tokens, passes = counting.tokens, len(counting.batches)
+    assert "as prompts share the others" in found.run.reading
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "pass_cost", lambda *_: 0)
+        same_evidence(read(model, prompts, progress=False), expected)
+    apart, passes_apart = counting.tokens - tokens, len(counting.batches) - passes
+    assert passes < passes_apart / 3
+    assert apart < tokens < int(prompts.lengths.sum()), "passes are saved, and what is shared still is"
+    torch.testing.assert_close(
+        answer(model, prompts, progress=False), expected.label_scores, atol=1e-4, rtol=0
+    )
+
+
+def test_several_that_do_not_fit_together_are_run_in_halves(tiny, monkeypatch):
+    """Leading tokens as well as the prompts behind them."""
+    model, _ = tiny("llama")
+    prompts = relabelled_prompts()
+    expected = read(model, prompts, progress=False)
+    counting = Counting(monkeypatch, lambda tokens: out_of_memory("cpu") if len(tokens) > 4 else None)
+    same_evidence(read(model, prompts, progress=False), expected)
+    assert max(counting.batches) <= 4
+
+
+def test_what_is_run_again_is_run_in_the_same_batches(tiny, monkeypatch, tmp_path):
+    """So that an interrupted run ends with the very numbers of one that was not."""
+    model, _ = tiny("llama")
+    prompts = relabelled_prompts()
+    whole = answer(model, prompts, batch_size=4, progress=False)
+    passes = 0
+
+    def interrupt(_tokens):
+        nonlocal passes
+        passes += 1
+        if passes == 9:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        Counting(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            answer(model, prompts, batch_size=4, checkpoint=tmp_path, progress=False)
+    counting = Counting(monkeypatch)
+    again = answer(model, prompts, batch_size=4, checkpoint=tmp_path, progress=False)
+    assert again.equal(whole)
+    resumed = Counter(counting.shapes)
+    answer(model, prompts, batch_size=4, progress=False)
+    every = Counter(counting.shapes) - resumed
+    assert resumed <= every
+    assert resumed.total() < every.total() - 4, "finished prompts are not run again"
