@@ -64,7 +64,7 @@ def head_map_figure(
         classes = 1 + max(row["rank"] for row in demos)
         parts.append(_demo_bars(len(weights), weights.shape[-1], classes, shape[1], most))
         data["demos"] = [{"key": key, **row} for key, row in enumerate(demos)]
-    framed = "with the largest mean"
+    framed = f"with the largest {words}"
     if controlled:
         sure = rows[0]["above_control_low"] > 0
         framed = "most surely above its control" if sure else "nearest to its control; none is surely above"

@@ -307,9 +307,9 @@ def locate(
 
     Prints first whether there is anything to explain (as score does), then the model's own kernel, the located heads and what they carry
     together, every other head's class, the band of layers and the curves. Writes into OUT: report.html, heads.csv (a row a head:
-    its class, why, and every number with its interval), joint.csv (what sets of located heads carry; where any are), ranking.* and
-    curves.* (tables, figures, and the results themselves, read by `icl-kernel-lens show OUT` or by HeadRanking.load and
-    AblationCurves.load).
+    its class, why, and every number with its interval), joint.csv (what sets of located heads carry; where any are), fit_map.png
+    (every head's fit to the model's own kernel), ranking.* and curves.* (tables, figures, and the results themselves, read by
+    `icl-kernel-lens show OUT` or by HeadRanking.load and AblationCurves.load).
 
     icl-kernel-lens locate --out located
 
@@ -654,6 +654,7 @@ COMMANDS = {
                 ("ranking.png", "ranking.svg"),
                 also={
                     "joint.csv": lambda ranking, _: ranking.joint_table() if ranking.joint else None,
+                    "fit_map.png": lambda ranking, _: ranking.fit_map(),
                 },
             ),
             Saved.whole("curves", sometimes=True),

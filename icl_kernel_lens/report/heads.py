@@ -173,7 +173,7 @@ def _located(page: Page, ranking: HeadRanking) -> None:
         ["class", "heads"],
         [[f"{name}: {means}", str(count[name])] for name, means in CLASS_MEANS.items() if count[name]],
     )
-    page.chart(ranking.figure())
+    page.chart(ranking.figure()).chart(ranking.fit_map())
     _located_table(page, ranking)
     if ranking.joint:
         _together(page, ranking)

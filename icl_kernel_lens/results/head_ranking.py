@@ -14,6 +14,7 @@ from torch import Tensor
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.charts.figure import Figure
+from icl_kernel_lens.charts.head_map import head_map_figure
 from icl_kernel_lens.charts.ranking import ranking_figure
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
@@ -499,6 +500,21 @@ class HeadRanking(Result):
             effect=criteria.effect,
             level=criteria.level,
             band=band and asdict(band) | {"where": band.where, "depth": band.depth_words},
+        )
+
+    def fit_map(self) -> Figure:
+        """The layer × head map of the fit to the model's own kernel in the choosing half, which says so of every head.
+
+        Where no kernel part was found, the largest fits are the best of many to what no head is a kernel of.
+        """
+        rows = head_table({"fit": self.choosing["fit"], "fit_p": self.choosing["fit_p"]})
+        rows = rows.sort_values("fit", ascending=False, kind="stable", na_position="last")
+        return head_map_figure(
+            rows.to_dict("records"),
+            score="fit",
+            title="fit to the model's own kernel",
+            of=self.run.about,
+            measured=f"correlation with what belongs to the pair of test input and demonstration; {self.settings.get('choosing', 'choosing half')}",
         )
 
     def __repr__(self) -> str:

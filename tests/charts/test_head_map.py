@@ -60,7 +60,7 @@ def test_rows_make_a_map_and_the_first_is_framed():
     assert framed(figure) == {"layer": 1, "head": 0}
     words = texts(figure.svg())
     assert {"How", "it: 7 prompts", "a score"} <= set(words)
-    assert "framed: the head with the largest mean; layers and heads from 0" in words
+    assert "framed: the head with the largest a score; layers and heads from 0" in words
     assert "its strongest control" not in words
 
 

@@ -227,3 +227,19 @@ def test_the_notable_heads_are_those_of_a_class_and_those_that_were_cut(found):
         for head, name in found.classes.items()
         if name != "neither" or not found.columns["logit_diff_drop"][head].isnan()
     }
+
+
+def test_the_map_of_the_fit_is_of_every_head(found):
+    """What the choosing half said; a head that has no weights is grey, not 0."""
+    fits = found.choosing["fit"].clone()
+    fits[0, 1] = float("nan")
+    found = replace(found, choosing={**found.choosing, "fit": fits})
+    figure = found.fit_map()
+    rows = {(row["layer"], row["head"]): row["value"] for row in figure.spec()["datasets"]["heads"]}
+    assert len(rows) == fits.numel()
+    assert rows.pop((0, 1)) is None
+    for (layer, head), value in rows.items():
+        assert value == pytest.approx(float(fits[layer, head]), abs=1e-4)
+    framed = max(rows, key=rows.__getitem__)
+    assert figure.spec()["params"][0]["value"] == [{"layer": framed[0], "head": framed[1]}]
+    assert "Fit to the model" in figure.svg()
