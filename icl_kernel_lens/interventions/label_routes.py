@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -33,6 +34,7 @@ from icl_kernel_lens.numbers.rows import cut
 from icl_kernel_lens.prompts.label_edges import label_keys
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.run.runner import cost_of_pass
 from icl_kernel_lens.run.variants import Changes, Row, RowChange, Seen, kept_at, run_on
 
 Way = Literal["zeroed", "renormalised", "mean_replaced", "transport"]
@@ -171,27 +173,28 @@ class WithoutEdges(Intervention):
             by=by,
             ways=tuple(ways),
             masks=masks,
+            # Of a prompt alone, each variant is run from the layer that it changes on; that saves less than a pass does.
+            together=len(sets) * len(ways) < cost_of_pass(values.adapter),
         )
 
     def changes(
         self, numbers: list[int], seen: Seen | None, prefix: Prefix | None
     ) -> Callable[[PerVariant, PerVariant], Changes]:
-        (number,) = numbers
-        adapter, positions = self.values.adapter, self.values.positions(self.by, number)
-        keys = torch.zeros(int(self.prompts.answer_pos[number]) + 1, dtype=torch.bool)
-        keys[positions] = True
-        every = self.values.of(number)
-        own = every[self.by]
-        moved: dict[Way, Tensor] = {
-            "mean_replaced": every.mean((0, 3))[:, :, None] - own,
-            "transport": every.mean(0) - own,
-        }
+        adapter, count = self.values.adapter, len(numbers)
+        positions = [self.values.positions(self.by, number) for number in numbers]
+        keys = torch.zeros(count, int(self.prompts.answer_pos[numbers[0]]) + 1, dtype=torch.bool)
+        moved: list[dict[Way, Tensor]] = []
+        for at, number in enumerate(numbers):
+            keys[at, positions[at]] = True
+            every = self.values.of(number)
+            own = every[self.by]
+            mean = every.mean((0, 3))[:, :, None]
+            moved.append({"mean_replaced": mean - own, "transport": every.mean(0) - own})
         layer_at = {layer: at for at, layer in enumerate(attention_layers(adapter))}
-        group = adapter.shape.heads // own.shape[1]
 
         def of(cells: PerVariant, _kinds: PerVariant) -> Changes:
             masks = self.masks[self.column("set", cells)] & (cells >= 0)[:, None, None]
-            answer = self.prompts.answer_pos[number].expand(len(cells), 1)
+            answer = self.prompts.answer_pos[numbers].repeat_interleave(len(cells) // count)[:, None]
             way = self.column("way", cells)
 
             def taken(row: Row, name: Way) -> Bool[Tensor, " row"]:
@@ -202,20 +205,23 @@ class WithoutEdges(Intervention):
                 new = row.weights.clone()
                 for name in ("zeroed", "renormalised"):
                     mine = taken(row, name)
-                    here = keys.to(row.weights.device).expand(int(mine.sum()), -1)
+                    here = keys.to(row.weights.device)[row.prompts[mine]]
                     new[mine] = cut(
                         row.weights[mine], row.scores[mine], here, renormalise=name == "renormalised"
                     )
                 return new
 
             def added(row: Row) -> Float[Tensor, "row d_value"]:
-                at = positions.to(row.weights.device)
-                found = torch.zeros(len(row.weights), own.shape[-1], device=row.weights.device)
-                for name, by_head in moved.items():
-                    mine = taken(row, name)
+                weights, layer = row.weights, layer_at[row.layer]
+                width, kv_heads = (moved[0]["transport"].shape[at] for at in (-1, 1))
+                group = adapter.shape.heads // kv_heads
+                found = torch.zeros(len(weights), width, device=weights.device)
+                for prompt, name in product(range(count), moved[0]):
+                    mine = taken(row, name) & (row.prompts == prompt)
                     if mine.any():
-                        there = by_head[layer_at[row.layer]].to(row.weights)[row.heads[mine] // group]
-                        found[mine] = (row.weights[mine][:, at, None] * there).sum(1)
+                        at = positions[prompt].to(weights.device)
+                        there = moved[prompt][name][layer].to(weights)[row.heads[mine] // group]
+                        found[mine] = (weights[mine][:, at, None] * there).sum(1)
                 return found
 
             return Changes(rows=RowChange(masks, answer, change, added))

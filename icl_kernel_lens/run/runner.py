@@ -192,7 +192,7 @@ def sharing_of(
         prompts.lengths,
         prompts.answer_pos,
         most_tokens=prefix_tokens(adapter),
-        each_pass=_each_pass(adapter) if together else 0,
+        each_pass=cost_of_pass(adapter) if together else 0,
     )
     if not any(branch.end for _, branch in whole.walk()):
         return alone, "prompts read whole: they share no leading tokens worth it"
@@ -216,7 +216,8 @@ def _by_length(limit: int) -> str:
     return f"it places tokens by the length of what it is given, from {limit} tokens on"
 
 
-def _each_pass(adapter: ModelAdapter) -> int:
+def cost_of_pass(adapter: ModelAdapter) -> int:
+    """About what a pass costs beside the tokens it runs, in tokens."""
     shape = adapter.shape
     return pass_cost(shape.width or 64 * shape.heads, adapter.device.type)
 
@@ -236,7 +237,7 @@ class _Batches:
     def of(self, branch: Branch, prefix: Prefix | None = None) -> Iterator[tuple[list[int], _PrefixOf]]:
         """Those of a branch whose tokens have been run, and of all below it, so that few prefixes are kept at a time."""
         yield from self._behind([(branch, 0)], prefix)
-        each_pass = _each_pass(self.adapter) if self.together else 0
+        each_pass = cost_of_pass(self.adapter) if self.together else 0
         for bundle in bundles(branch.branches, each_pass):
             if self.done.issuperset(number for one in bundle for number in one.every_number()):
                 continue

@@ -8,7 +8,7 @@ from architectures import hf_model
 from interventions.huggingface import HEADS, Plain
 from interventions.test_coverage import keys_by_hand, long_labels, two_classes
 from models.left_as_found import build, same, state
-from support import shared_prompts
+from support import VOCAB, shared_prompts
 from worlds.planted.plans import best_kind, one
 
 from icl_kernel_lens import HeadRef, PromptSet, Task
@@ -16,6 +16,7 @@ from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.interventions import label_routes as routes
 from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.label_routes import WAYS, take_out
+from icl_kernel_lens.models.transformer_lens_adapters import TransformerLensAdapter
 from icl_kernel_lens.numbers.identification import share_removed
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import PlantedHead
@@ -138,6 +139,45 @@ def test_sets_ways_and_their_order_change_nothing(tiny):
     torch.testing.assert_close(some.scores, expected, atol=1e-5, rtol=0)
     alone = routed(model, prompts.select([1]), SETS)
     torch.testing.assert_close(alone.scores[:, 0], whole.scores[:, 1], atol=1e-5, rtol=0)
+
+
+def equally_long(count: int = 7, demos: int = 3, length: int = 32) -> PromptSet:
+    """Prompts of one length, whose labels stand at different places."""
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(3, VOCAB, (count, length), generator=generator)
+    labels = torch.randint(0, 3, (count, demos), generator=generator)
+    places = torch.randint(2, 9, (count, demos), generator=generator).cumsum(1)
+    words = torch.tensor([10, 20, 30])
+    last = torch.full((count,), length - 1)
+    return PromptSet.from_tokens(
+        tokens.scatter(1, places, words[labels]), places, labels, words, answer_pos=last
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
+def test_prompts_run_together_are_what_each_is_alone(tiny, monkeypatch, name):
+    """Where a pass costs more than a prompt's variants, equally long prompts share one."""
+    model, _ = tiny(name, "bridge")
+    prompts = equally_long()
+    assert len(prompts.label_pos.unique(dim=0)) == len(prompts)
+    routed(model, prompts.select([0]), SETS)  # what is verified once is not counted
+    passes = []
+    forward = TransformerLensAdapter.forward
+
+    def counted(adapter, tokens, *args, **options):
+        passes.append(len(tokens))
+        return forward(adapter, tokens, *args, **options)
+
+    monkeypatch.setattr(TransformerLensAdapter, "forward", counted)
+    monkeypatch.setattr(routes, "cost_of_pass", lambda _: 10**6)
+    together, few = routed(model, prompts, SETS, offsets=(0, 1)), len(passes)
+    monkeypatch.setattr(routes, "cost_of_pass", lambda _: 0)
+    alone = routed(model, prompts, SETS, offsets=(0, 1))
+    torch.testing.assert_close(together.scores, alone.scores, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.uncut, alone.uncut, atol=1e-5, rtol=0)
+    # What is left are the passes that give the values under every relabelling, one a prompt.
+    values = len(prompts) * prompts.labels
+    assert few - values <= (len(passes) - few - values) / 3
 
 
 def planted(*heads, **settings):
