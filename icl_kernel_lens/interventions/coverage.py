@@ -22,7 +22,7 @@ from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Reference
-from icl_kernel_lens.interventions.engine import RowEdit, RowEdits, run
+from icl_kernel_lens.interventions.engine import RowEdit, RowEdits, run_cells
 from icl_kernel_lens.interventions.validate import check_intervened
 from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
 from icl_kernel_lens.numbers.logits import logit_difference
@@ -172,7 +172,7 @@ class Relabelled:
         each = self.tokens(len(cells)) / len(self.prompts)
         with work("label coverage", [each] * len(self.prompts), self.progress):
             effects = [
-                run(
+                run_cells(
                     self.adapter,
                     self.cutting(prompts, cells, rows),
                     batch_size=self.batch_size,
@@ -181,8 +181,9 @@ class Relabelled:
                 )
                 for by, prompts in enumerate(self.prompts)
             ]
-        scores = torch.stack([e.label_scores for e in effects if e.label_scores is not None])
-        uncut = torch.stack([e.base_label_scores for e in effects])
+        scores, uncut = (
+            torch.stack([e.numbers[name] for e in effects]) for name in ("label_scores", "base_label_scores")
+        )
         truth = self.prompts[0].test_labels
         reference = uncut[0].argmax(-1) if self.against == "model" or truth is None else truth
         part = logit_difference(scores[0] - scores.mean(0), reference[:, None])

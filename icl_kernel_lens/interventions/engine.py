@@ -28,7 +28,7 @@ from torch import Tensor
 from icl_kernel_lens import fields
 from icl_kernel_lens.axes import HeadRef, Reference
 from icl_kernel_lens.interventions.validate import Heads, head_sets
-from icl_kernel_lens.interventions.verify import WHOLE, check_primitive, joins_late
+from icl_kernel_lens.interventions.verify import WHOLE, check_primitive, joins_late, narrows
 from icl_kernel_lens.models.adapter import InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.logits import logit_difference, measures
@@ -133,11 +133,14 @@ class Intervention(ABC):
 class Runs:
     """The two runs of a prompt, each behind the keys and values of its beginning."""
 
-    def __init__(self, adapter: InterceptableAdapter, what: Intervention) -> None:
-        self.adapter, self.what = adapter, what
+    def __init__(self, adapter: InterceptableAdapter, what: Intervention, others: bool) -> None:
+        self.adapter, self.what, self.others = adapter, what, others
         self.own = own_tokens(adapter, int(what.prompts.lengths.max()))
         self.beginning: Tensor | None = None
         self.prefix: Prefix | None = None
+        self.columns: Int[Tensor, " column"] | None = None
+        if not others and narrows(adapter):
+            self.columns = what.clean.label_tokens.unique()
 
     def bases(self, numbers: list[int], shared: Prefix | None) -> Callable[[list[int]], Prefix | None]:
         """Equally long prompts among these → `base`; those that share leading tokens are read in one pass, whatever their length."""
@@ -186,8 +189,14 @@ class Runs:
         if self.what.against == "truth":
             assert clean.test_labels is not None
             return int(clean.test_labels[number])
-        logits = base if seen is None or self.what.prompts is clean else seen.logits
-        return int(logits[clean.label_tokens[number].to(logits.device)].argmax())
+        if seen is not None and self.what.prompts is not clean:
+            return int(seen.logits[clean.label_tokens[number].to(seen.logits.device)].argmax())
+        return int(base[self.labels(number).to(base.device)].argmax())
+
+    def labels(self, number: int) -> Int[Tensor, " label"]:
+        """Where the label tokens of a prompt stand in the logits of a run."""
+        words = self.what.clean.label_tokens[number]
+        return words if self.columns is None else torch.searchsorted(self.columns, words)
 
 
 def run(
@@ -202,7 +211,9 @@ def run(
 
     Raises: see `run_cells`.
     """
-    measured = run_cells(adapter, what, batch_size=batch_size, checkpoint=checkpoint, progress=progress)
+    measured = run_cells(
+        adapter, what, others=True, batch_size=batch_size, checkpoint=checkpoint, progress=progress
+    )
     return _result(what, measured.numbers, measured.run, {**what.settings, "route": measured.route})
 
 
@@ -220,11 +231,14 @@ def run_cells(
     adapter: InterceptableAdapter,
     what: Intervention,
     *,
+    others: bool = False,
     batch_size: BatchSize = "auto",
     checkpoint: str | Path | None,
     progress: bool,
 ) -> Cells:
-    """Every cell of an intervention and of its controls, over all prompts.
+    """Every cell of an intervention and of its controls, over all prompts: its label scores, and where asked for the `OTHERS`.
+
+    Label scores alone need the logits of label tokens alone, where the model gives these as it gives all.
 
     Prompts that cannot be run together are run one at a time, whatever `batch_size`.
 
@@ -234,7 +248,7 @@ def run_cells(
     if what.path == "direct":
         # What is added must reach the last residual as it is: no norm may stand behind the sum.
         check_primitive(adapter, "attention_output")
-    runs, prompts = Runs(adapter, what), what.prompts
+    runs, prompts = Runs(adapter, what, others), what.prompts
     if runs.own is None:
         route = replace(route, route=WHOLE)
     # The first variant of all is unchanged.
@@ -261,7 +275,7 @@ def run_cells(
         adapter,
         step,
         name=what.name,
-        settings=what.identity(),
+        settings=what.identity() | {"others": str(others)},
         batch_size=batch_size if together else 1,
         most=most,
         most_shared=max(most, AHEAD),
@@ -301,7 +315,9 @@ def _measured(
         cells, kinds = torch.tensor(list(some)).repeat(len(numbers), 1).unbind(1)
 
         def forward(changes: Changes) -> Float[Tensor, "variant vocab"]:
-            return run_variants(adapter, tokens, at, len(some), changes, prefix, late=late)
+            return run_variants(
+                adapter, tokens, at, len(some), changes, prefix, late=late, columns=runs.columns
+            )
 
         changes = change(cells, kinds)
         if what.path == "total":
@@ -319,13 +335,19 @@ def _answer(
     runs: Runs, number: int, logits: list[Float[Tensor, "_ vocab"]], seen: Seen | None
 ) -> dict[str, Tensor]:
     """What is measured of one prompt's variants, the first of them unchanged."""
-    base, words = logits[0][0], runs.what.clean.label_tokens[number]
+    base, labels = logits[0][0], runs.labels(number)
     reference = runs.reference(number, base, seen)
-    found = [measures(out, base, words, reference) for out in logits]
+    found = [
+        measures(out, base, labels, reference)
+        if runs.others
+        else {"label_scores": out[:, labels.to(out.device)].cpu()}
+        for out in logits
+    ]
     joined = {key: torch.cat([f[key] for f in found]) for key in found[0]}
     source = {}
     if seen is not None:
-        source = {"source_scores": seen.logits[words.to(seen.logits.device)].cpu()}
+        words = runs.what.clean.label_tokens[number].to(seen.logits.device)
+        source = {"source_scores": seen.logits[words].cpu()}
     return (
         {key: values[1:] for key, values in joined.items()}
         | {f"base_{key}": values[0] for key, values in joined.items()}

@@ -338,7 +338,7 @@ def attributed(
     """
     check_primitive(adapter, patch.primitive)
     check_differentiable(adapter)
-    runs = Runs(adapter, patch)
+    runs = Runs(adapter, patch, others=True)
 
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():

@@ -149,6 +149,41 @@ def _grows(adapter: InterceptableAdapter, report: VerificationReport) -> bool:
         return False
 
 
+_narrows: WeakKeyDictionary[Any, tuple[VerificationReport, bool]] = WeakKeyDictionary()
+"""As long as the model's report holds."""
+
+
+def narrows(adapter: InterceptableAdapter) -> bool:
+    """Whether the logits of some tokens alone are those among the logits of all.
+
+    Measured once a model, on random tokens: what a model does to its logits after the unembedding may count on all of them.
+    """
+    report = verify_model(adapter)
+    if adapter.model not in _narrows or _narrows[adapter.model][0] is not report:
+        with without_hooks(modules_of(adapter.model)):
+            _narrows[adapter.model] = report, _same_logits(adapter, report)
+    return _narrows[adapter.model][1]
+
+
+def _same_logits(adapter: InterceptableAdapter, report: VerificationReport) -> bool:
+    vocab, length = adapter.shape.vocab, min(TOKENS, adapter.shape.context or TOKENS)
+    tokens = torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(1))
+    limit = max(report.limit, tolerance(adapter.dtype))
+
+    def run(columns: Tensor | None) -> Tensor:
+        return run_variants(adapter, tokens, length - 1, 1, Changes(), None, columns=columns)[0].cpu()
+
+    try:
+        whole = run(None)
+        # Few, as of labels; and nearly all, in any order.
+        few, many = torch.tensor([0, len(whole) // 2, len(whole) - 1]), torch.arange(len(whole)).flip(0)[1:]
+        return largest([gap(run(some), whole[some]) for some in (few, many)]) <= limit
+    except Exception as error:  # an unknown model's code may fail in any way
+        if exhausted(error):
+            raise
+        return False
+
+
 def _known_of(adapter: InterceptableAdapter, name: str) -> Primitive:
     """What is known of one kind of change; what is refused is measured again the next time."""
     report = verify_model(adapter)

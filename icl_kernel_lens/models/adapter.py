@@ -91,8 +91,12 @@ class InterceptableAdapter(ModelAdapter, Protocol):
         positions: Int[Tensor, "batch read"],
         *,
         gradients: bool = False,
+        columns: Int[Tensor, " column"] | None = None,
     ) -> Float[Tensor, "row read vocab"]:
-        """As `ModelAdapter.forward`; `gradients` records what autograd needs. A batch of one may have grown on the way."""
+        """As `ModelAdapter.forward`; `gradients` records what autograd needs. A batch of one may have grown on the way.
+
+        With `columns`, the logits of these tokens alone, which costs less (`models/unembedding.py`).
+        """
         ...
 
     def intercepting(self, handler: Handler, *, start: int = 0) -> AbstractContextManager[None]:

@@ -112,8 +112,9 @@ def attention_pass(
     edits: Edits | None = None,
     watched: Watched | None = None,
     gradients: bool = False,
+    columns: Int[Tensor, " column"] | None = None,
 ) -> Float[Tensor, "row read vocab"]:
-    """Next-token logits at `positions`, every layer's z given by `handle`.
+    """Next-token logits at `positions` (of all tokens, or of `columns`), every layer's z given by `handle`.
 
     `tokens` are those behind the prefix; lengths and positions count from the beginning of the prompt.
 
@@ -133,7 +134,9 @@ def attention_pass(
         stack.enter_context(adapter.editing(edits or {}))
         for module, see in (watched or {}).items():
             stack.enter_context(module_seen(module, see))
-        logits = adapter.forward(tokens, lengths - start, positions - start, gradients=gradients)
+        logits = adapter.forward(
+            tokens, lengths - start, positions - start, gradients=gradients, columns=columns
+        )
     for layer in attention_layers(adapter):
         times = ran.count(layer)
         refuse(

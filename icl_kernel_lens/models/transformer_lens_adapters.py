@@ -24,6 +24,7 @@ from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.models.hooks import hooked, hooks_everywhere, hooks_of, instead
 from icl_kernel_lens.models.stand_in import check_padding, refuse
 from icl_kernel_lens.models.takeover import Handler, intercepting, product_seen, without_masks
+from icl_kernel_lens.models.unembedding import unembedding_to
 
 HookName = Literal["hook_pattern", "hook_v", "hook_z"]
 """Of a layer's attention: (batch, head, query, key); (batch, pos, kv_head, d_head); (batch, pos, head, d_head)."""
@@ -191,8 +192,9 @@ class TransformerLensAdapter(ABC):
         positions: Int[Tensor, "batch read"],
         *,
         gradients: bool = False,
+        columns: Int[Tensor, " column"] | None = None,
     ) -> Float[Tensor, "row read vocab"]:
-        """See `InterceptableAdapter`; only the positions asked for go through the unembedding."""
+        """See `InterceptableAdapter`; only the positions asked for go through the unembedding, to the columns asked for."""
 
         def keep_answer(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             residual, *rest = args
@@ -210,8 +212,12 @@ class TransformerLensAdapter(ABC):
             # Under autocast the model would be another one than the one that was verified.
             torch.autocast(self.device.type, enabled=False),
             self.model.unembed.register_forward_pre_hook(keep_answer),
+            nullcontext() if columns is None else unembedding_to(self.model.unembed, columns),
         ):
-            return self._forward(tokens.to(self.device), mask.to(self.device)).float()
+            logits = self._forward(tokens.to(self.device), mask.to(self.device)).float()
+        if columns is not None and logits.shape[-1] != len(columns):
+            return logits[..., columns.to(logits.device)]
+        return logits
 
 
 class HookedAdapter(TransformerLensAdapter):

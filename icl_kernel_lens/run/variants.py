@@ -161,15 +161,16 @@ def run_variants(
     *,
     gradients: bool = False,
     late: bool = False,
+    columns: Int[Tensor, " column"] | None = None,
 ) -> Float[Tensor, "variant vocab"]:
-    """Logits at the answer position `at` of `count` variants a prompt, one prompt's after the other's.
+    """Logits (of all tokens, or of `columns`) at the answer position `at` of `count` variants a prompt, one prompt's after the other's.
 
     Only tokens behind the prefix are run. Several prompts are equally long, and change the same heads' rows. `late`: of a
     single prompt whose variants change attention rows alone, each joins below the first layer that it changes, as a copy of
     the unchanged row.
     """
     if late and changes.rows is not None and tokens.dim() == 1:
-        return _joining(adapter, tokens, at, changes.rows, prefix)
+        return _joining(adapter, tokens, at, changes.rows, prefix, columns)
 
     def handle(attention: AttentionUnderWay) -> Tensor:
         def edited(name: HeadVector, x: Tensor) -> Tensor:
@@ -200,6 +201,7 @@ def run_variants(
         prefix=prefix,
         edits={**edits, **changes.edits},
         gradients=gradients,
+        columns=columns,
     )[:, 0]
 
 
@@ -209,6 +211,7 @@ def _joining(
     at: int,
     rows: RowChange,
     prefix: Prefix | None,
+    columns: Int[Tensor, " column"] | None,
 ) -> Float[Tensor, "variant vocab"]:
     """The variants' logits, each run from the first layer that it changes; row 0 is the unchanged one."""
     touched = rows.heads.any(-1)
@@ -230,7 +233,9 @@ def _joining(
     }
     end = torch.tensor([at + 1])
     own = tokens[None, prefix.end if prefix else 0 : at + 1]
-    logits = attention_pass(adapter, own, end, end[:, None] - 1, handle, prefix=prefix, edits=edits)[:, 0]
+    logits = attention_pass(
+        adapter, own, end, end[:, None] - 1, handle, prefix=prefix, edits=edits, columns=columns
+    )[:, 0]
     return logits[row_of.to(logits.device)]
 
 

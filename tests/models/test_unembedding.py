@@ -1,0 +1,124 @@
+"""The logits of some tokens alone are those among all, in whatever model, and cost a product with their rows alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import VOCAB
+from models.left_as_found import same, state
+from support import shared_prompts
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from icl_kernel_lens import HeadRef
+from icl_kernel_lens.interventions import verify
+from icl_kernel_lens.interventions.coverage import Relabelled
+from icl_kernel_lens.interventions.label_routes import take_out
+from icl_kernel_lens.interventions.verify import narrows
+from icl_kernel_lens.models.adapter import as_adapter
+from icl_kernel_lens.models.transformer_lens_adapters import TransformerLensAdapter
+from icl_kernel_lens.models.unembedding import unembedding_to
+
+COLUMNS = torch.tensor([20, 3, VOCAB - 1, 3])
+"""In no order, and one twice."""
+CASES = [
+    (name, kind) for name in ("gpt2", "llama", "gemma2", "gptj", "bloom") for kind in ("hooked", "bridge")
+]
+
+
+class Weights(TorchFunctionMode):
+    """How many rows the weights have that a model multiplies with."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is functional.linear:
+            self.rows.add(args[1].shape[0])
+        return func(*args, **(kwargs or {}))
+
+
+def logits(model, columns=None):
+    tokens = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(2))
+    positions = torch.tensor([[4, 11], [0, 7]])
+    with Weights() as seen:
+        found = as_adapter(model).forward(tokens, torch.tensor([12, 12]), positions, columns=columns)
+    return found, seen.rows
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_some_columns_are_those_among_all(tiny, name, kind):
+    """After a soft cap or a scale, too; no product has the vocabulary's rows."""
+    model, _ = tiny(name, kind)
+    whole, rows = logits(model)
+    assert VOCAB in rows
+    assert whole.shape == (2, 2, VOCAB)
+    before = state(model)
+    some, rows = logits(model, COLUMNS)
+    assert VOCAB not in rows
+    assert len(COLUMNS) in rows
+    torch.testing.assert_close(some, whole[..., COLUMNS], atol=1e-5, rtol=0)
+    assert narrows(as_adapter(model))
+    assert same(state(model), before)
+    torch.testing.assert_close(logits(model)[0], whole, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["hooked", "bridge"])
+def test_a_users_hook_sees_all_columns(tiny, kind):
+    model, _ = tiny("llama", kind)
+    whole, _ = logits(model)
+    seen = []
+    handle = model.unembed.register_forward_hook(lambda _module, _given, out: seen.append(out.shape[-1]))
+    try:
+        some, _ = logits(model, COLUMNS)
+    finally:
+        handle.remove()
+    assert seen == [VOCAB]
+    torch.testing.assert_close(some, whole[..., COLUMNS], atol=1e-6, rtol=0)
+
+
+def test_it_is_as_before_after_an_exception(tiny):
+    model, _ = tiny("llama")
+    before = state(model)
+    with pytest.raises(ZeroDivisionError), unembedding_to(model.unembed, COLUMNS):
+        raise ZeroDivisionError
+    assert same(state(model), before)
+    assert "forward" not in vars(model.unembed)
+
+
+def test_a_model_whose_logits_hang_on_one_another_is_not_narrowed(tiny, monkeypatch):
+    """What it does behind its unembedding counts on all of them; interventions then run to all, with the same numbers."""
+    model, _ = tiny("llama", "bridge")
+    prompts, heads = shared_prompts(), [[HeadRef(1, 2)], [HeadRef(0, 1), HeadRef(2, 3)]]
+    forward = type(as_adapter(model))._forward
+
+    def normalised(adapter, tokens, mask):
+        return forward(adapter, tokens, mask).log_softmax(-1)
+
+    monkeypatch.setattr(type(as_adapter(model)), "_forward", normalised)
+    verify._narrows.clear()
+
+    def taken():
+        runs = Relabelled.of(model, prompts, (0,), "model", progress=False)
+        return take_out(runs, heads, checkpoint=None)
+
+    assert not narrows(as_adapter(model))
+    found = taken()
+    expected = logits(model)[0].exp().sum(-1)
+    torch.testing.assert_close(expected, torch.ones_like(expected), atol=1e-4, rtol=0)
+    narrowed = []
+    whole = TransformerLensAdapter.forward
+
+    def seen(adapter, *args, columns=None, **options):
+        narrowed.append(columns is not None)
+        return whole(adapter, *args, columns=columns, **options)
+
+    monkeypatch.setattr(TransformerLensAdapter, "forward", seen)
+    torch.testing.assert_close(taken().scores, found.scores, atol=1e-5, rtol=0)
+    assert narrowed
+    assert not any(narrowed)
+    monkeypatch.setattr(type(as_adapter(model)), "_forward", forward)
+    verify._narrows.clear()
+    taken()
+    assert any(narrowed), "else they are"
