@@ -196,7 +196,7 @@ class Runs:
     def labels(self, number: int) -> Int[Tensor, " label"]:
         """Where the label tokens of a prompt stand in the logits of a run."""
         words = self.what.clean.label_tokens[number]
-        return words if self.columns is None else torch.searchsorted(self.columns, words)
+        return words if self.columns is None else torch.searchsorted(self.columns, words.contiguous())
 
 
 def run(
