@@ -54,9 +54,9 @@ class Branch:
 def pass_cost(width: int, device: str) -> int:
     """About how many tokens a pass must run to cost twice what it costs however few it runs.
 
-    On one core of a CPU, 480 of a model of width 64 and 60 to 85 of one of width 576 were measured: reading a layer's weights
-    costs as much as some 32 tokens, and its calls less beside wider products. On a GPU calls weigh a hundred times more, as
-    products are that much faster; that is an estimate, and not measured.
+    On one core of a CPU, 480 to 635 of a model of width 64 and 60 to 85 of one of width 576 were measured (`benchmarks.passes`):
+    reading a layer's weights costs as much as some 32 tokens, and its calls less beside wider products. On a GPU calls weigh a
+    hundred times more, as products are that much faster; that is an estimate, and not measured.
     """
     return max(32, 2**15 // width) * (100 if device == "cuda" else 1)
 

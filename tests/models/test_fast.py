@@ -44,11 +44,12 @@ def test_shared_equals_whole(tiny, name, kind, monkeypatch):
     prompts = shared_prompts()
     ran = []
     original = runner.read_prefix
-    monkeypatch.setattr(
-        runner,
-        "read_prefix",
-        lambda adapter, tokens, parent: ran.append(len(tokens)) or original(adapter, tokens, parent),
-    )
+
+    def counted(adapter, tokens, *more):
+        ran.extend(len(row) for row in tokens.reshape(-1, tokens.shape[-1]))
+        return original(adapter, tokens, *more)
+
+    monkeypatch.setattr(runner, "read_prefix", counted)
     keep = ("label", "span_max", "span_sum")
     shared = read(model, prompts, keep=keep, progress=False)
     assert len(ran) == 2
