@@ -103,8 +103,9 @@ def locate_heads(
     the `offsets`), are used instead of running the model for them anew.
     `checkpoint` names a folder in which finished prompts of each step are kept; the same call goes on from there.
 
-    Does not show: that other heads could not take over (see `ablation_curves`); that a head is a kernel
-    on other tasks (`stability`); which features its kernel compares. A kernel whose labels enter elsewhere than by the
+    Does not show: that what a head carries is part of the kernel: one that follows the kernel and brings other labels passes
+    (`carried_influence` tells: its `pair_share`); that other heads could not take over (see `ablation_curves`); that a head is a
+    kernel on other tasks (`stability`); which features its kernel compares. A kernel whose labels enter elsewhere than by the
     answer's own label edges is not located, nor are heads that share one so finely that each carries less than
     `criteria.effect`.
 
