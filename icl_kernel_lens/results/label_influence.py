@@ -647,29 +647,31 @@ class LabelInfluence(Result):
     def verdict(self) -> str:
         """One sentence: what kind of answer this is."""
         kernel, best = self.kernel_part(), self.additivity(self.scale).r2
-        share = self.label_share()
         if not self.has_label_part:
-            return f"No dependence on labels: they make {share} of the spread of the label scores."
-        parts = []
-        if best.high < LEAST_ADDITIVE:
-            parts.append(f"Not additive: sums of single effects give R² {best} of joint ones")
-        elif kernel.found == "real":
-            parts.append(
-                "Kernel regression: labels add up, weighted by pairs of test input and demonstration"
+            return (
+                f"No dependence on labels: they make {self.label_share()} of the spread of the label scores."
             )
+        if best.high < LEAST_ADDITIVE:
+            said = f"Not additive: sums of single effects give R² {best} of joint ones"
         else:
-            known = kernel.found == "none" or (kernel.found == "tiny" and kernel.across.high < MUCH)
-            parts.append(self._habit(known=known))
-        parts.append(self._kernel_words(kernel))
-        return f"{'; '.join(parts)}."
+            said = self._weighted(kernel, best)
+        return f"{said}; {self._kernel_words(kernel)}."
 
-    def _habit(self, *, known: bool) -> str:
-        """What labels that add up are weighted by, if not by pairs; `known`: whether that could be seen."""
+    def _weighted(self, kernel: KernelPart, additivity: Estimate) -> str:
+        """What labels are weighted by, and whether they add up."""
+        adds = additivity.low >= LEAST_ADDITIVE
+        open_ = "" if adds else f"; whether they add up is not known (R² {additivity})"
+        if kernel.found == "real":
+            what = "weighted by pairs of test input and demonstration"
+            return f"Kernel regression: labels add up, {what}" if adds else f"Labels {what}{open_}"
         for place, name in ((-1, "last"), (0, "first")):
             share = self.at_place(place)
             if share.value > MOST_AT_ONE_PLACE and share.low > 2 / self.prompts.demos:
                 return f"Habit of the {name} label: its place has {share} of the influence"
-        return "Even vote: labels add up, and hardly by what the test input is" if known else "Labels add up"
+        if kernel.found == "none" or (kernel.found == "tiny" and kernel.across.high < MUCH):
+            what = "hardly by what the test input is"
+            return f"Even vote: labels add up, and {what}" if adds else f"Labels weighted {what}{open_}"
+        return "Labels add up" if adds else f"Labels matter{open_}"
 
     def _kernel_words(self, kernel: KernelPart) -> str:
         match kernel.found:

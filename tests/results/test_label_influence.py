@@ -12,7 +12,7 @@ from icl_kernel_lens import label_influence, load, load_task
 from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.influence import Estimate
 from icl_kernel_lens.reasons import Reason
-from icl_kernel_lens.results.label_influence import SCALES, LabelInfluence
+from icl_kernel_lens.results.label_influence import LEAST_ADDITIVE, SCALES, LabelInfluence
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,24 @@ def test_votes_by_place_alone(real, by_place, says):
     assert mean[mean["order"] == 1]["influence"].tolist() == pytest.approx(
         [2 * w for w in by_place], abs=1e-3
     )
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_that_labels_add_up_is_said_where_it_is_known(real, monkeypatch, kernel):
+    """An interval that reaches below what additive means leaves it open, whatever labels are weighted by."""
+    weights = draw(48, 8).exp()
+    if not kernel:
+        weights = torch.ones(48, 8)
+    found = scored(real, vote(real, lambda order: weights + 1e-4 * draw(48, 8, seed=order)))
+    assert "labels add up" in found.verdict()
+    sure = found.additivity()
+    for low, open_ in ((LEAST_ADDITIVE, False), (-5.9, True), (float("nan"), True)):
+        wide = sure._replace(r2=Estimate(0.9, low, 0.95))
+        monkeypatch.setattr(LabelInfluence, "additivity", lambda *_, wide=wide: wide)
+        said = found.verdict()
+        assert ("labels add up" not in said) is open_
+        assert ("whether they add up is not known (R² 0.90" in said) is open_
+        assert ("pairs of test input and demonstration" in said) is kernel
 
 
 def test_a_gain_of_the_test_input_is_no_kernel_part(real):
