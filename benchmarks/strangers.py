@@ -23,7 +23,7 @@ from icl_kernel_lens.models.planted_build import build
 from icl_kernel_lens.worlds.planted import PlantedHead, PlantedPlan
 from icl_kernel_lens.worlds.planted.roles import FEATURES
 from icl_kernel_lens.worlds.planted.slots import CONTENT
-from icl_kernel_lens.worlds.planted.write import _look_back, written
+from icl_kernel_lens.worlds.planted.write import look_back, written
 
 PROMPTS, EACH = 128, 4
 KERNEL: dict[str, Any] = {"gain": 3.0, "bandwidth": 0.35}
@@ -51,7 +51,7 @@ class Edited:
         """Make a head copy what stands so many tokens before."""
         w, d_head = self.weights, self.weights.q.shape[-1]
         q, k = (torch.zeros(self.stream.size, d_head, dtype=torch.float64) for _ in range(2))
-        _look_back(self.plan, self.stream, q, k, steps=steps)
+        look_back(self.plan, self.stream, q, k, steps=steps)
         width = w.embed.shape[1]
         w.q[layer, head], w.k[layer, head] = (
             self.stream.read(q * d_head**0.5, width),

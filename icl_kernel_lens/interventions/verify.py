@@ -18,7 +18,7 @@ Does not show: what the change does above its layer; the model's own code comput
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOKENS = 9
+COLUMNS = 500
+"""Logits that are compared, about."""
 ROWS = ("attention_edge", "attention_rows")
 """Changes of the answer row, which are made at the answer position alone where that is exact."""
 PRIMITIVES = (
@@ -113,8 +115,27 @@ def check_primitive(adapter: InterceptableAdapter, name: str) -> Primitive:
     return found
 
 
-_late: WeakKeyDictionary[Any, tuple[VerificationReport, bool]] = WeakKeyDictionary()
-"""As long as the model's report holds."""
+Facts = WeakKeyDictionary[Any, tuple[VerificationReport, bool]]
+"""What holds of each model, as long as its report does."""
+_late: Facts = WeakKeyDictionary()
+_narrows: Facts = WeakKeyDictionary()
+
+
+def _once_a_model(
+    facts: Facts, adapter: InterceptableAdapter, measure: Callable[[InterceptableAdapter, float], bool]
+) -> bool:
+    """Whether something holds of a model, within its limit; code of an unknown model may fail in any way, and then it does not."""
+    report = verify_model(adapter)
+    if adapter.model not in facts or facts[adapter.model][0] is not report:
+        try:
+            with without_hooks(modules_of(adapter.model)):
+                holds = measure(adapter, max(report.limit, tolerance(adapter.dtype)))
+        except Exception as error:
+            if exhausted(error):
+                raise
+            holds = False
+        facts[adapter.model] = report, holds
+    return facts[adapter.model][1]
 
 
 def joins_late(adapter: InterceptableAdapter) -> bool:
@@ -123,34 +144,20 @@ def joins_late(adapter: InterceptableAdapter) -> bool:
     Measured once a model, on random tokens, a changed row in each layer; a model whose code does not let the batch grow on
     the way runs every variant from the first layer.
     """
-    report = verify_model(adapter)
-    if adapter.model not in _late or _late[adapter.model][0] is not report:
-        with without_hooks(modules_of(adapter.model)):
-            _late[adapter.model] = report, _grows(adapter, report)
-    return _late[adapter.model][1]
+    return _once_a_model(_late, adapter, _grows)
 
 
-def _grows(adapter: InterceptableAdapter, report: VerificationReport) -> bool:
+def _grows(adapter: InterceptableAdapter, limit: float) -> bool:
     length = min(TOKENS, adapter.shape.context or TOKENS)
     tokens = torch.randint(adapter.shape.vocab, (2, length), generator=torch.Generator().manual_seed(1))
-    bench, limit = _Bench(adapter, tokens), max(report.limit, tolerance(adapter.dtype))
-    own = own_tokens(adapter, length)
+    bench, own = _Bench(adapter, tokens), own_tokens(adapter, length)
     kept = keep(adapter, tokens[0], bench.at, None, own)
     changes = Changes(rows=bench.row_change(with_values=False))
 
     def run(*, late: bool) -> Tensor:
         return run_variants(adapter, tokens[0], bench.at, len(bench.layers), changes, kept, late=late)
 
-    try:
-        return kept is not None and largest([gap(run(late=True), run(late=False))]) <= limit
-    except Exception as error:  # an unknown model's code may fail in any way
-        if exhausted(error):
-            raise
-        return False
-
-
-_narrows: WeakKeyDictionary[Any, tuple[VerificationReport, bool]] = WeakKeyDictionary()
-"""As long as the model's report holds."""
+    return kept is not None and largest([gap(run(late=True), run(late=False))]) <= limit
 
 
 def narrows(adapter: InterceptableAdapter) -> bool:
@@ -158,30 +165,21 @@ def narrows(adapter: InterceptableAdapter) -> bool:
 
     Measured once a model, on random tokens: what a model does to its logits after the unembedding may count on all of them.
     """
-    report = verify_model(adapter)
-    if adapter.model not in _narrows or _narrows[adapter.model][0] is not report:
-        with without_hooks(modules_of(adapter.model)):
-            _narrows[adapter.model] = report, _same_logits(adapter, report)
-    return _narrows[adapter.model][1]
+    return _once_a_model(_narrows, adapter, _same_logits)
 
 
-def _same_logits(adapter: InterceptableAdapter, report: VerificationReport) -> bool:
+def _same_logits(adapter: InterceptableAdapter, limit: float) -> bool:
     vocab, length = adapter.shape.vocab, min(TOKENS, adapter.shape.context or TOKENS)
     tokens = torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(1))
-    limit = max(report.limit, tolerance(adapter.dtype))
 
     def run(columns: Tensor | None) -> Tensor:
         return run_variants(adapter, tokens, length - 1, 1, Changes(), None, columns=columns)[0].cpu()
 
-    try:
-        whole = run(None)
-        # Few, as of labels; and nearly all, in any order.
-        few, many = torch.tensor([0, len(whole) // 2, len(whole) - 1]), torch.arange(len(whole)).flip(0)[1:]
-        return largest([gap(run(some), whole[some]) for some in (few, many)]) <= limit
-    except Exception as error:  # an unknown model's code may fail in any way
-        if exhausted(error):
-            raise
-        return False
+    whole = run(None)
+    # Few, as of labels, and many, from the last to the first: picked rows of the weights are copies.
+    few = torch.tensor([0, len(whole) // 2, len(whole) - 1])
+    many = torch.arange(len(whole) - 1, -1, -max(1, len(whole) // COLUMNS))
+    return largest([gap(run(some), whole[some]) for some in (few, many)]) <= limit
 
 
 def _known_of(adapter: InterceptableAdapter, name: str) -> Primitive:

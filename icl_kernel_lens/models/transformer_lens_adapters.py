@@ -212,12 +212,12 @@ class TransformerLensAdapter(ABC):
             # Under autocast the model would be another one than the one that was verified.
             torch.autocast(self.device.type, enabled=False),
             self.model.unembed.register_forward_pre_hook(keep_answer),
-            nullcontext() if columns is None else unembedding_to(self.model.unembed, columns),
+            nullcontext() if columns is None else unembedding_to(self.model.unembed, columns) as narrow,
         ):
             logits = self._forward(tokens.to(self.device), mask.to(self.device)).float()
-        if columns is not None and logits.shape[-1] != len(columns):
-            return logits[..., columns.to(logits.device)]
-        return logits
+        if columns is None or (narrow is not None and narrow.done):
+            return logits
+        return logits[..., columns.to(logits.device)]
 
 
 class HookedAdapter(TransformerLensAdapter):

@@ -20,16 +20,18 @@ from torch.overrides import TorchFunctionMode
 from icl_kernel_lens.models.hooks import hooks_of, instead
 
 
-class _Narrow(TorchFunctionMode):
+class Narrow(TorchFunctionMode):
     """Active while an unembedding runs: of its one product with weights, computes some rows."""
 
     def __init__(self, columns: Int[Tensor, " column"]) -> None:
         super().__init__()
         self.columns = columns
+        self.done = False
 
     @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.linear and not kwargs:
+            self.done = True
             given, weight, *bias = args
             here = self.columns.to(weight.device)
             return func(given, weight[here], *(b if b is None else b[here] for b in bias))
@@ -37,19 +39,20 @@ class _Narrow(TorchFunctionMode):
 
 
 @contextmanager
-def unembedding_to(unembed: nn.Module, columns: Int[Tensor, " column"]) -> Iterator[None]:
-    """Within, an unembedding gives these columns alone, where its own code is such a product; else all.
+def unembedding_to(unembed: nn.Module, columns: Int[Tensor, " column"]) -> Iterator[Narrow]:
+    """Within, an unembedding gives these columns alone, where its own code is such a product (`.done` says so); else all.
 
     Hooks of the user's on it see all columns.
     """
+    narrow = Narrow(columns)
     if any(hooks_of(module) for module in unembed.modules()):
-        yield
+        yield narrow
         return
     forward = unembed.forward
 
     def narrowed(*args: Any, **kwargs: Any) -> Any:
-        with _Narrow(columns):
+        with narrow:
             return forward(*args, **kwargs)
 
     with instead(unembed, "forward", narrowed):
-        yield
+        yield narrow

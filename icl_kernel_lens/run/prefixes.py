@@ -125,17 +125,17 @@ def _worth_their_passes(branch: Branch, each_pass: int) -> Branch:
     return replace(branch, numbers=tuple(sorted(numbers)), branches=tuple(branches))
 
 
-def bundles(branches: Sequence[Branch], each_pass: int) -> Iterator[list[Branch]]:
-    """Branches below the same one, those in one list to be run in one pass: of like length, and few where they are long."""
+def bundles(branches: Sequence[Branch], enough: int) -> Iterator[list[Branch]]:
+    """Branches below the same one, those in one list to be run in one pass: of like length, and no more once tokens are `enough`."""
     bundle: list[Branch] = []
     for branch in sorted(branches, key=lambda one: (bool(one.branches), one.start - one.end)):
         longest = bundle[0].end - bundle[0].start if bundle else 0
-        alike = bundle and bool(branch.branches) == bool(bundle[0].branches)
-        if not alike or (
-            branch.end - branch.start < LEAST_FILLED * longest or longest * len(bundle) >= ENOUGH * each_pass
+        if bundle and not (
+            bool(branch.branches) == bool(bundle[0].branches)
+            and branch.end - branch.start >= LEAST_FILLED * longest
+            and longest * len(bundle) < enough
         ):
-            if bundle:
-                yield bundle
+            yield bundle
             bundle = []
         bundle.append(branch)
     if bundle:

@@ -26,7 +26,7 @@ from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run.checkpoint import SUM, Checkpoint, fingerprint
 from icl_kernel_lens.run.memory import LARGEST_BATCH, in_pieces, must_fit, prefix_tokens, prompts_at_once
-from icl_kernel_lens.run.prefixes import Branch, bundles, find_branches, pass_cost, split, unshared
+from icl_kernel_lens.run.prefixes import ENOUGH, Branch, bundles, find_branches, pass_cost, split, unshared
 from icl_kernel_lens.run.processes import here
 from icl_kernel_lens.run.progress import work
 
@@ -237,8 +237,8 @@ class _Batches:
     def of(self, branch: Branch, prefix: Prefix | None = None) -> Iterator[tuple[list[int], _PrefixOf]]:
         """Those of a branch whose tokens have been run, and of all below it, so that few prefixes are kept at a time."""
         yield from self._behind([(branch, 0)], prefix)
-        each_pass = cost_of_pass(self.adapter) if self.together else 0
-        for bundle in bundles(branch.branches, each_pass):
+        enough = min(ENOUGH * cost_of_pass(self.adapter), prefix_tokens(self.adapter)) if self.together else 0
+        for bundle in bundles(branch.branches, enough):
             if self.done.issuperset(number for one in bundle for number in one.every_number()):
                 continue
             with must_fit(

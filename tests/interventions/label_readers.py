@@ -18,7 +18,7 @@ from icl_kernel_lens import PromptSet, planted_model
 from icl_kernel_lens.models.planted_build import build, default_kind
 from icl_kernel_lens.worlds.planted.roles import ABOVE, BOS, FIRST_LABEL, ROTARY
 from icl_kernel_lens.worlds.planted.stream import Stream
-from icl_kernel_lens.worlds.planted.write import _look_back, written
+from icl_kernel_lens.worlds.planted.write import look_back, written
 
 GAIN = 8.0
 DEMOS = 4
@@ -36,10 +36,10 @@ def label_reader(what: str, labels: int = 2):
         v[0, s["label"], :labels] = eye
         o[0, :labels, store] = eye
     if what == "after":
-        _look_back(plan, s, q[0], k[0], steps=1)
+        look_back(plan, s, q[0], k[0], steps=1)
     if what == "test":
         q[0, s["is_bos"], ROTARY] = k[0, s["is_bos"], ROTARY] = ABOVE
-        _look_back(plan, s, q[1], k[1], steps=1)
+        look_back(plan, s, q[1], k[1], steps=1)
     if what != "nothing":
         v[1, list(store) if what != "label" else s["label"], :labels] = eye
         o[1, :labels, s["vote"]] = GAIN * eye

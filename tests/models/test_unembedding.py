@@ -71,9 +71,11 @@ def test_a_users_hook_sees_all_columns(tiny, kind):
     handle = model.unembed.register_forward_hook(lambda _module, _given, out: seen.append(out.shape[-1]))
     try:
         some, _ = logits(model, COLUMNS)
+        reversed_, _ = logits(model, torch.arange(VOCAB).flip(0))
     finally:
         handle.remove()
-    assert seen == [VOCAB]
+    assert seen == [VOCAB, VOCAB]
+    torch.testing.assert_close(reversed_, whole.flip(-1), atol=1e-6, rtol=0)
     torch.testing.assert_close(some, whole[..., COLUMNS], atol=1e-6, rtol=0)
 
 

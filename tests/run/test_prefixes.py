@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from icl_kernel_lens.run.prefixes import Branch, bundles, find_branches, pass_cost, split
+from icl_kernel_lens.run.prefixes import ENOUGH, Branch, bundles, find_branches, pass_cost, split
 
 
 def made(rows):
@@ -155,7 +155,7 @@ def passes(whole, each_pass):
     found = 0
     for _, branch in whole.walk():
         found += bool(branch.numbers and branch.branches)
-        for bundle in bundles(branch.branches, each_pass):
+        for bundle in bundles(branch.branches, ENOUGH * each_pass):
             found += 1 + len({one.end for one in bundle if one.numbers and not one.branches})
     return found
 
@@ -185,11 +185,11 @@ def test_a_bundle_is_of_like_length_and_not_larger_than_it_must_be():
     ]
     apart = list(bundles(branches, 0))
     assert [len(bundle) for bundle in apart] == [1] * 8, "a pass that costs nothing is not shared"
-    together = [[one.end for one in bundle] for bundle in bundles(branches, 50)]
+    together = [[one.end for one in bundle] for bundle in bundles(branches, 200)]
     assert together == [[100, 100, 90], [80], [40, 39, 38], [100]], (
         "200 tokens are enough; 80 ends in time, 30 does not"
     )
-    assert sorted(n for bundle in bundles(branches, 50) for one in bundle for n in one.every_number()) == [
+    assert sorted(n for bundle in bundles(branches, 200) for one in bundle for n in one.every_number()) == [
         *range(7),
         9,
         10,

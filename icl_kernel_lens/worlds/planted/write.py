@@ -134,7 +134,7 @@ def _write_head(
     elif head.role in COPIES:
         copy = COPIES[head.role]
         size = s[copy.source].stop - s[copy.source].start
-        _look_back(plan, s, q, k, steps=copy.back(separator=plan.separator, trailing=plan.trailing))
+        look_back(plan, s, q, k, steps=copy.back(separator=plan.separator, trailing=plan.trailing))
         v[s[copy.source], :size] = torch.eye(size, dtype=torch.float64)
         gain = head.strength if head.role == "last_label" else copy.sign
         o[:size, s[copy.into]] = gain * torch.eye(size, dtype=torch.float64)
@@ -208,7 +208,7 @@ def _read_places(plan: PlantedPlan, head: PlantedHead, s: Stream, x: slice, q: T
         q[x, two] = sign * plan.frame.T @ turns.sin() / head.width**2
 
 
-def _look_back(plan: PlantedPlan, s: Stream, q: Tensor, k: Tensor, *, steps: int) -> None:
+def look_back(plan: PlantedPlan, s: Stream, q: Tensor, k: Tensor, *, steps: int) -> None:
     """Attend to the token so many steps before, by turning the query back."""
     one, two = _pairs(plan.form)
     size = _sharpness(plan.longest)
