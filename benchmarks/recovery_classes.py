@@ -130,7 +130,10 @@ def again(model: dict[str, Any]) -> dict[str, Any]:
     """The same model with classes by the rules as they are now, from the numbers that were measured."""
     criteria = Criteria()
     columns = {name: torch.tensor(values) for name, values in model["columns"].items()}
+    # An answer that was taken back for what the columns do not show (`no_echo`, `transports`) stays so.
+    unknown = {name: columns[name].isnan() for name in ("no_echo", "transports")}
     columns |= answered(columns, model["slope_of_model"], criteria)
+    columns |= {name: columns[name].masked_fill(which, torch.nan) for name, which in unknown.items()}
     selected = {name: torch.tensor(values) for name, values in model["selected"].items()}
     undone = frozenset(HeadRef.of(h["head"]) for h in model["heads"] if h["said"] == "cancelling")
     part = model["kernel_part_said"][0] in ("real", "tiny")

@@ -27,7 +27,7 @@ from icl_kernel_lens.worlds.planted.write import look_back, written
 
 PROMPTS, EACH = 128, 4
 KERNEL: dict[str, Any] = {"gain": 3.0, "bandwidth": 0.35}
-SHOWN = ("fit", "other_order", "transport", "swap_slope", "fit_cut_below", "label_shift", "input_shift")
+SHOWN = ("fit", "other_order", "transport", "kernel_share", "swap_slope", "fit_cut_below", "label_shift")
 
 
 class Edited:

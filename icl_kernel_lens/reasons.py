@@ -72,8 +72,20 @@ class Reason(str, Enum):
         "read_elsewhere",
         "labels enter elsewhere than at its label edges, too, so that an echo of them is not told from a kernel",
     )
+    LABELS_ONCE = (
+        "labels_once",
+        "no prompt shows two demonstrations of one label, so that an echo, which weighs these alike, is not told from a kernel",
+    )
     LOOKS_UNSURE = "looks_unsure", "more prompts must say whether its weights change with the test input"
     TRANSPORT_UNSURE = "transport_unsure", "more prompts must say whether its values carry labels"
+    MORE_THAN_ALL = (
+        "more_than_all",
+        "it carries more than all of the label part, and no head that was measured undoes it: something else does",
+    )
+    KERNEL_SHARE_UNSURE = (
+        "kernel_share_unsure",
+        "more prompts must say whether what it carries is part of the kernel",
+    )
     CUTS_UNSURE = "cuts_unsure", "its cuts disagree, or more prompts must say what they cost"
     ECHO_UNSURE = "echo_unsure", "more prompts must say whether it decides by what heads below it wrote"
     INPUTS_UNSURE = "inputs_unsure", "more prompts must say whether its weights follow the inputs"

@@ -37,7 +37,8 @@ from icl_kernel_lens.prompts.relabel import relabelled
 from icl_kernel_lens.results.carried_influence import CarriedInfluence, Carrier
 from icl_kernel_lens.results.label_influence import LabelInfluence
 from icl_kernel_lens.results.run_info import RunInfo
-from icl_kernel_lens.run.runner import BatchSize
+from icl_kernel_lens.run.memory import prefix_tokens
+from icl_kernel_lens.run.runner import BatchSize, cost_of_pass
 from icl_kernel_lens.run.variants import (
     Changes,
     Row,
@@ -195,23 +196,36 @@ class LabelEdges:
         kept = prefix if prefix is not None and prefix.end >= last else run_on(adapter, tokens[:last])
         whole = kept.until(last)
         own = own_tokens(adapter, int(self.prompts.lengths.max())) if prefix is not None else None
+        ends = positions.amax(-1) + 1
+        starts = torch.zeros_like(ends)
+        if own is not None:
+            starts = torch.minimum(self.prompts.label_pos[number], ends - own).clamp(min=0)
         labels, _ = self.replacements(number)
-        rows = torch.tensor([number])
         keys, moved = [], []
-        for demo, at in enumerate(positions):
-            end = int(at.max()) + 1
-            start = 0 if own is None else max(0, min(int(self.prompts.label_pos[number, demo]), end - own))
-            parent = whole.until(start) if start else None
-            before = kept_at(whole, at)
-            for label in labels[demo].tolist():
-                changed = self.prompts.demo_labels[number].clone()
-                changed[demo] = label
-                replaced = relabelled(self.prompts, rows, changed[None]).tokens[0, start:end]
-                found = kept_at(run_on(adapter, replaced, parent), at)
+        for demos in self._passes(starts, ends, labels.shape[1]):
+            start, end = int(starts[demos].min()), int(ends[demos].max())
+            changed = self.prompts.demo_labels[number].repeat(len(demos), labels.shape[1], 1)
+            changed[torch.arange(len(demos)), :, demos] = labels[demos]
+            changed = changed.flatten(0, 1)
+            replaced = relabelled(self.prompts, torch.full((len(changed),), number), changed)
+            run = run_on(adapter, replaced.tokens[:, start:end], whole.until(start) if start else None)
+            for row in range(len(changed)):
+                at = positions[demos[row // labels.shape[1]]]
+                found = kept_at(run.of([row], end), at)
                 keys.append(found[0])
-                moved.append(found[1] - before[1])
+                moved.append(found[1] - kept_at(whole, at)[1])
         shape = positions.shape[0], labels.shape[1]
         return Sources(*(torch.stack(x, 2).unflatten(2, shape) for x in (keys, moved)))
+
+    def _passes(self, starts: Int[Tensor, " demo"], ends: Int[Tensor, " demo"], others: int) -> Tensor:
+        """Demonstrations whose replaced labels are run in one pass, all of one length: all, or each for itself."""
+        demos = torch.arange(len(starts))
+        together = others * len(demos) * int(ends.max() - starts.min())
+        saved = cost_of_pass(self.adapter) * (len(demos) - 1)
+        apart = others * int((ends - starts).sum())
+        if together - apart < saved and together <= prefix_tokens(self.adapter):
+            return demos[None]
+        return demos[:, None]
 
     def pulled(
         self, base: Float[Tensor, "prompt label"], changed: Float[Tensor, "prompt set demo other label"]

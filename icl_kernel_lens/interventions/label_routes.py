@@ -127,7 +127,8 @@ class Values:
         tokens = [one.tokens[number, : int(at[-1]) + 1] for one, at in zip(self.every, where, strict=True)]
         begun = tuple(t.numpy().tobytes() + at.numpy().tobytes() for t, at in zip(tokens, where, strict=True))
         if begun not in self._kept:
-            found = [kept_at(run_on(self.adapter, t), at)[1] for t, at in zip(tokens, where, strict=True)]
+            run = run_on(self.adapter, torch.stack(tokens))
+            found = [kept_at(run.of([by], run.end), at)[1] for by, at in enumerate(where)]
             self._kept[begun] = torch.stack(found)
         return self._kept[begun]
 

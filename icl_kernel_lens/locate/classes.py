@@ -19,6 +19,8 @@ INPUT, PLACE = -0.5, 0.5
 HALF = 0.5
 """Least share of a kernel's fit that must lie among demonstrations of one label, against the model's own, as of what must be left
 of it with the labels below cut."""
+OF_KERNEL = ("fits", "looks", "carries_kernel")
+"""Answers without which what a head carries is no part of the kernel."""
 FLAT = 0.05
 """Total variation; weights that are no further from equal ones, or from what they are at each place, are so."""
 
@@ -41,14 +43,15 @@ def answered(columns: Mapping[str, PerHead], slope_of_model: float, criteria: Cr
         "with_input": told(high["swap_slope"] < bound, low["swap_slope"] > bound),
         "looks": told(low["input_shift"] > shift, high["input_shift"] < shift),
         "transports": carried(("transport",)),
+        "carries_kernel": told(low["kernel_share"] > effect, high["kernel_share"] < effect),
         "needed": carried(cuts),
         "no_echo": told(low["beyond_half_fit"] > 0, high["beyond_half_fit"] < 0),
     }
 
 
 MEASURED = (
-    *("fit", "swap_slope", "input_shift", "transport", "zeroed", "renormalised", "mean_replaced"),
-    "beyond_half_fit",
+    *("fit", "swap_slope", "input_shift", "transport", "kernel_share"),
+    *("zeroed", "renormalised", "mean_replaced", "beyond_half_fit"),
 )
 """The numbers that conditions go by."""
 
@@ -106,7 +109,7 @@ def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undon
     # An echo of an answer that no label below formed keeps its fit, and gives all demonstrations of a label the same weight.
     by_input = goes or invariant == 1 or head["within_labels_low"] > HALF
     by_label = not goes and invariant != 1 and head["within_labels_high"] <= HALF
-    carries = follows and transports == 1 and needed == 1
+    carries = follows and transports == 1 and head["carries_kernel"] == 1 and needed == 1
     by_place = head["place_shift_high"] < FLAT
     nothing = transports == 0
     effect = criteria.effect
@@ -124,7 +127,7 @@ def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undon
         "kernel head": carries and head["with_input"] == 1 and invariant == 1 and goes,
         "echo": (fits and (no_echo == 0 or by_label))
         or (moved and not follows and head["echo_low"] > criteria.follows),
-        "pair kernel": carries and mixed and by_input,
+        "pair kernel": carries and mixed and by_input and not stays,
         "word preference": moved
         and any(head[name] > criteria.follows for name in ("words_low", "preferred_low")),
         "label-blind": nothing and zeroed,
@@ -132,7 +135,7 @@ def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undon
         "shadow": follows and nothing and needed == 0,
         "salience": head["looks"] == 0 and goes and abs(transports) == 1,
         "recency": by_place and head["uneven_low"] > FLAT and abs(transports) == 1,
-        "driver": abs(transports) == 1 and (head["fits"] == 0 or transports == -1 or head["looks"] == 0),
+        "driver": transports == -1 or (transports == 1 and any(head[name] == 0 for name in OF_KERNEL)),
         "neither": nothing or not wanted,
         "undetermined": True,
     }

@@ -5,6 +5,7 @@
     with_input    its weights go with the inputs when those of two demonstrations of different classes are swapped
     looks         its weights change when the test input does
     transports    its values carry part of the label part: averaged over relabellings, weights fixed, it is gone
+    carries_kernel  what its values carry of each label's influence is part of the kernel: of its pair part, I
     needed        zeroed, renormalised and mean-replaced label edges agree that part of the label part goes without them
     no_echo       with the label edges of all earlier layers cut, its weights keep half of their fit
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef, Pooling
 from icl_kernel_lens.evidence.reading import answer, read
+from icl_kernel_lens.interventions.carried import carried_influence
 from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.cut_below import weights_cut_below
 from icl_kernel_lens.interventions.label_routes import WAYS, Routes, Way, take_out
@@ -50,6 +52,8 @@ from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.label_influence import LabelInfluence
 
 PerHead = Float[Tensor, "layer head"]
+ENDS = ("", "_low", "_high")
+"""A number's column, and those of the ends of its interval."""
 EACH = 4
 """Most test inputs of a set whose influence is measured: what the sets' number gives intervals, more of each costs more."""
 SETS = 16
@@ -145,10 +149,27 @@ class Measurement:
         whole = torch.full(weights.shape[1:3], torch.nan, dtype=torch.float64)
         columns = {}
         for name, ends in found.items():
-            for end, values in zip(("", "_low", "_high"), ends, strict=False):
+            for end, values in zip(ENDS, ends, strict=False):
                 columns[name + end] = whole.clone()
                 columns[name + end][layer, head] = values.double()
         return Conditions(columns, model_slope, read, notes)
+
+    def kernel_shares(self, heads: Sequence[HeadRef], numbers: Int[Tensor, " some"]) -> dict[str, PerHead]:
+        """What the values of these heads carry of the model's own kernel: Σ I_h I / Σ I², I_h the pair part of what they carry."""
+        if not heads:
+            return {}
+        found = carried_influence(
+            self.model,
+            self.influence,
+            heads=heads,
+            carrier="values",
+            offsets=self.offsets,
+            prompts=numbers.tolist(),
+            checkpoint=self.place("carried"),
+            progress=self.progress,
+        )
+        shares = found.share("pair", level=self.level)
+        return {f"kernel_share{end}": share for end, share in zip(ENDS, shares, strict=True)}
 
     def _fits(
         self, mine: Float[Tensor, "prompt head demo"], numbers: Int[Tensor, " prompt"], prompts: PromptSet

@@ -43,6 +43,8 @@ from icl_kernel_lens.run.progress import ROW, work
 
 PerHead = Float[Tensor, "layer head"]
 ORDERS = 2
+FOLLOWING = 4
+"""Heads that are expected to follow the kernel, for the estimate of time."""
 MOST_TOGETHER = 8
 """Located heads of which every subset is measured together."""
 
@@ -166,18 +168,40 @@ class Identification:
         few = self.sample.prompts.select(self.sample.reporting.tolist())
         with work("conditions", expected_conditions(few, len(heads)), self.measurement.progress):
             found = self.measurement.of(heads, self.sample.reporting)
-        columns = empty | dict(found.columns)
+            columns = empty | dict(found.columns)
+            answers = answered(columns, found.slope_of_model, self.criteria)
+            open_ = torch.stack([answers[name] != 0 for name in ("fits", "looks", "transports", "no_echo")])
+            may = [head for head in heads if open_.all(0)[head]]
+            columns |= self.measurement.kernel_shares(may, self.sample.reporting)
         columns |= answered(columns, found.slope_of_model, self.criteria)
-        notes = [*found.notes, *self._elsewhere(found)]
-        if not found.labels_read.value >= LOSE:
-            columns["no_echo"] = columns["no_echo"].masked_fill(columns["no_echo"] == 1, torch.nan)
+        notes = [*found.notes, *self._not_believed(columns, found, few)]
         return Identified(columns, found.slope_of_model, self._undone(columns), tuple(notes))
 
-    def _elsewhere(self, found: Conditions) -> Iterator[str]:
+    def _not_believed(
+        self, columns: dict[str, PerHead], found: Conditions, prompts: PromptSet
+    ) -> Iterator[str]:
+        """Takes back answers that rest on what cannot be told here, and says why."""
+        unknown: list[str] = []
         if not found.labels_read.value >= LOSE:
-            yield (
+            unknown.append(
                 f"the label edges of all heads hold {found.labels_read} of the label part: labels enter elsewhere, too, so that "
                 "an echo of what enters there is not told from a kernel"
+            )
+        if not (prompts.demo_labels.sort(-1).values.diff(dim=-1) == 0).any():
+            unknown.append(
+                "no prompt shows two demonstrations of one label, so that an echo, which weighs these alike, is not told from a "
+                "kernel"
+            )
+        if unknown:
+            columns["no_echo"] = columns["no_echo"].masked_fill(columns["no_echo"] == 1, torch.nan)
+            yield from unknown
+        more = columns["transport_low"] > 1 + self.criteria.effect
+        if more.any() and not (columns["transports"] == -1).any():
+            columns["transports"] = columns["transports"].masked_fill(more, torch.nan)
+            names = ", ".join(str(HeadRef(*head)) for head in more.nonzero().tolist())
+            yield (
+                f"{names}: more than all of the label part goes with its values, and no head that was measured carries any "
+                "against it; something else undoes what it carries"
             )
 
     def _undone(self, columns: Mapping[str, PerHead]) -> frozenset[HeadRef]:
@@ -243,4 +267,6 @@ def expected_conditions(prompts: PromptSet, heads: int = MOST) -> list[float]:
     length = float(prompts.lengths.double().mean())
     once = len(prompts) * length / min(EACH, 2)
     routes = once + ROW * len(WAYS) * (heads + 1) * len(prompts)
-    return [once, once * min(demos, 2 * MOST_PAIRS) * others / 4, once, *[routes] * prompts.labels]
+    swapped = once * min(demos, 2 * MOST_PAIRS) * others / 4
+    carried = once + ROW * FOLLOWING * demos * others * len(prompts)
+    return [once, swapped, once, *[routes] * prompts.labels, carried]

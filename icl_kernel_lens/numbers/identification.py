@@ -34,6 +34,17 @@ def interval(
     return _sure(off | values.isnan(), (mean, *cluster_t(values, demo_set, level=level)))
 
 
+def share_interval(
+    part: Float[Tensor, "prompt *cell"],
+    whole: Float[Tensor, "prompt *#cell"],
+    demo_set: Int[Tensor, " prompt"],
+    level: float = 0.95,
+) -> Ends:
+    """Σ part / Σ whole with its interval; the share itself where it is that of every prompt, up to rounding of the whole."""
+    ends = ratio_interval(part, whole, demo_set, level=level)
+    return _sure((part - ends[0] * whole).abs() <= ROUNDING * whole, ends)
+
+
 def share_removed(
     left: Float[Tensor, "prompt *cell label"],
     part: Float[Tensor, "prompt label"],
@@ -43,9 +54,8 @@ def share_removed(
     """1 − Σ ⟨t', t⟩ / Σ ⟨t, t⟩: what of the label part t is gone in t', along t; 1 all, below 0 if it grew."""
     t = part.double().reshape(len(part), *[1] * (left.dim() - 2), part.shape[-1])
     product, whole = (left.double() * t).sum(-1), (t * t).sum(-1)
-    share, low, high = ratio_interval(product, whole, demo_set, level=level)
-    alike = (product - share * whole).abs() <= ROUNDING * whole
-    return _sure(alike, (1 - share, 1 - high, 1 - low))
+    share, low, high = share_interval(product, whole, demo_set, level)
+    return 1 - share, 1 - high, 1 - low
 
 
 def drop_share(
@@ -105,7 +115,7 @@ def swap_slope(
     known = there.reshape(len(there), *[1] * (before.dim() - 2), -1).expand_as(differ[0])
     d, again = (torch.where(known, x, 0.0).nan_to_num() for x in differ)
     size = d.square().sum(-1)
-    ends = ratio_interval((d * again).sum(-1), size, demo_set, level=level)
+    ends = share_interval((d * again).sum(-1), size, demo_set, level)
     flat = size.sum(0) <= FLAT * known.double().sum((0, -1)).clamp(min=1)
     slope, low, high = (x.masked_fill(flat, torch.nan) for x in ends)
     return slope, low, high

@@ -14,8 +14,8 @@ from torch import Tensor
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Head, HeadRef
 from icl_kernel_lens.fields import unit
-from icl_kernel_lens.numbers.influence import Estimate, pair_part, ratio_estimate
-from icl_kernel_lens.numbers.intervals import ratio_interval
+from icl_kernel_lens.numbers.identification import share_interval
+from icl_kernel_lens.numbers.influence import Estimate, pair_part
 from icl_kernel_lens.results.base import Result, broken, first_rows, head_table
 from icl_kernel_lens.results.run_info import RunInfo
 
@@ -69,7 +69,10 @@ class CarriedInfluence(Result):
     def coverage(self, of: Of = "influence") -> Estimate:
         """⟨together, G⟩ / ⟨G, G⟩: the share of the influence that all label edges carry, patched jointly; of I with its pair part."""
         part, whole = self._pair(of)
-        return ratio_estimate((part * whole).nansum(-1), whole.square().nansum(-1), self.demo_set)
+        return self._of_whole((part * whole).nansum(-1), whole)
+
+    def _of_whole(self, part: Float[Tensor, " prompt"], whole: Float[Tensor, "prompt demo"]) -> Estimate:
+        return Estimate(*map(float, share_interval(part, whole.square().nansum(-1), self.demo_set)))
 
     def _pair(self, of: Of) -> tuple[Tensor, Tensor]:
         together, whole = self.together.double(), self.influence.double()
@@ -84,9 +87,9 @@ class CarriedInfluence(Result):
 
     @checked
     def share(
-        self, of: Of = "influence"
+        self, of: Of = "influence", *, level: float = 0.95
     ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-        """⟨carried, G⟩ / ⟨G, G⟩ of every head, and its 95 % interval between demonstration sets; of I with pair parts.
+        """⟨carried, G⟩ / ⟨G, G⟩ of every head, and its interval between demonstration sets; of I with pair parts.
 
         With everything above recomputed, shares of a head and of what echoes it overlap, and are not to be summed.
         """
@@ -94,7 +97,7 @@ class CarriedInfluence(Result):
         if of == "pair":
             values = pair_part(values, self.demo_set)
         part = (values * whole[:, None, None]).nansum(-1).masked_fill(values.isnan().all(-1), torch.nan)
-        share = ratio_interval(part, whole.square().nansum(-1)[:, None, None], self.demo_set)
+        share = share_interval(part, whole.square().nansum(-1)[:, None, None], self.demo_set, level)
         unknown = part.isnan().all(0)
         value, low, high = (x.masked_fill(unknown, torch.nan) for x in share)
         return value, low, high
@@ -132,11 +135,7 @@ class CarriedInfluence(Result):
             self.top(8).to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"),
         ]
         if self.path == "direct":
-            total = self.values.double().nansum((1, 2))
-            part = ratio_estimate(
-                (total * self.influence).nansum(-1),
-                self.influence.double().square().nansum(-1),
-                self.demo_set,
-            )
+            total, whole = self.values.double().nansum((1, 2)), self.influence.double()
+            part = self._of_whole((total * whole).nansum(-1), whole)
             lines.insert(2, f"  direct parts of these heads sum to {part}")
         return "\n".join(lines)

@@ -96,6 +96,9 @@ COLUMNS: Mapping[str, str] = {
     "transport": "share of the label part that is gone with its values averaged over relabellings (condition 4)",
     "transport_low": "lower end of its interval",
     "transport_high": "upper end",
+    "kernel_share": "share of the model's own kernel, its pair part, that its values carry (condition 4); NaN: it need not be known",
+    "kernel_share_low": "lower end of its interval",
+    "kernel_share_high": "upper end",
     "zeroed": "share of the label part that is gone without its label edges, not renormalised (condition 5)",
     "zeroed_low": "lower end of its interval",
     "zeroed_high": "upper end",
@@ -121,6 +124,7 @@ COLUMNS: Mapping[str, str] = {
     "with_input": "condition 2",
     "looks": "condition 3",
     "transports": "condition 4; −1: against the label part",
+    "carries_kernel": "condition 4: what it carries is part of the kernel",
     "needed": "condition 5; −1: against the label part",
     "no_echo": "condition 6",
     "votes": "1 yes, 0 no, NaN undetermined",
@@ -130,8 +134,8 @@ COLUMNS: Mapping[str, str] = {
 """What each column of a ranking is."""
 IDENTIFYING = tuple(COLUMNS)[tuple(COLUMNS).index("fit") : tuple(COLUMNS).index("votes")]
 """Those of them that hold a head against the model's own kernel; NaN for heads that were not so measured."""
-CONDITIONS = ("fits", "with_input", "looks", "transports", "needed", "no_echo")
-"""The six that all hold of a kernel head; of a pair kernel `with_input` need not."""
+CONDITIONS = ("fits", "with_input", "looks", "transports", "carries_kernel", "needed", "no_echo")
+"""The answers to the six that all hold of a kernel head (the fourth has two); of a pair kernel `with_input` need not."""
 SELECTED = ("votes", "label_shift", "matters", "fit", "carries")
 """Why a head was measured again."""
 MEASURED_AGAIN = ("votes", "matters", "fit", "carries")
@@ -148,7 +152,16 @@ DESCRIBED = [
         "transport",
         "transport_low",
     ),
-    *("transport_high", "zeroed", "fit_cut_below", "label_shift", "logit_diff_drop", "agreement", "control"),
+    *(
+        "transport_high",
+        "kernel_share",
+        "zeroed",
+        "fit_cut_below",
+        "label_shift",
+        "logit_diff_drop",
+        "agreement",
+        "control",
+    ),
 ]
 """What a ranking's description shows of its table."""
 CHOOSING = (
@@ -163,6 +176,7 @@ UNSURE: Mapping[str, tuple[Reason, str, str]] = {
     "with_input": (Reason.SWAP_UNSURE, "swap_slope", "slope"),
     "looks": (Reason.LOOKS_UNSURE, "input_shift", "shift"),
     "transports": (Reason.TRANSPORT_UNSURE, "transport", "effect"),
+    "carries_kernel": (Reason.KERNEL_SHARE_UNSURE, "kernel_share", "effect"),
     "needed": (Reason.CUTS_UNSURE, "zeroed", "effect"),
     "no_echo": (Reason.ECHO_UNSURE, "beyond_half_fit", "fit"),
     "invariant": (Reason.INPUTS_UNSURE, "label_shift", "least_label_shift"),
@@ -372,7 +386,13 @@ class HeadRanking(Result):
         if self.columns["swap_slope"][at].isnan():
             instead[Reason.SWAP_UNSURE] = Reason.SWAP_UNMEASURED
         if self.columns["beyond_half_fit_low"][at] > 0:
-            instead[Reason.ECHO_UNSURE] = Reason.READ_ELSEWHERE
+            alone = self.columns["within_labels"][at].isnan()
+            instead[Reason.ECHO_UNSURE] = Reason.LABELS_ONCE if alone else Reason.READ_ELSEWHERE
+        if self.columns["transport_low"][at] > self.criteria.effect:
+            instead[Reason.TRANSPORT_UNSURE] = Reason.MORE_THAN_ALL
+        # It is measured of heads that pass the others or may.
+        if self.columns["kernel_share"][at].isnan():
+            unknown = [why for why in unknown if why != Reason.KERNEL_SHARE_UNSURE]
         return tuple(instead.get(why, why) for why in unknown) or (Reason.NO_CLASS_FITS,)
 
     def why(self, head: Head | str) -> str:
@@ -390,6 +410,7 @@ class HeadRanking(Result):
             "swap_slope",
             "input_shift",
             "transport",
+            "kernel_share",
             "zeroed",
             "label_shift",
             "logit_diff_drop",

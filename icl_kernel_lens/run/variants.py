@@ -118,8 +118,8 @@ def keep(
     return read_prefix(adapter, tokens[..., start:end], shared) if end - start >= own else shared
 
 
-def run_on(adapter: ModelAdapter, tokens: Int[Tensor, " pos"], parent: Prefix | None = None) -> Prefix:
-    """Keys and values of one prompt's tokens, those of the parent before them."""
+def run_on(adapter: ModelAdapter, tokens: Int[Tensor, "*prompt pos"], parent: Prefix | None = None) -> Prefix:
+    """Keys and values of one prompt's tokens, or of several of one length (for `Prefix.of`), those of the parent before them."""
     return read_prefix(adapter, tokens, parent)
 
 

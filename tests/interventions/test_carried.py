@@ -14,6 +14,7 @@ from support import needs_hooked, shared_prompts
 
 from icl_kernel_lens import PromptSet, carried_influence, label_influence, load, load_task
 from icl_kernel_lens.errors import PromptError, ResultError, RunError
+from icl_kernel_lens.interventions import carried
 
 LAYERS = 3
 
@@ -160,6 +161,25 @@ def test_some_prompts_are_those_of_all(tiny, tmp_path):
     assert torch.equal(loaded.values, some.values)
     assert repr(loaded) == repr(some)
     assert set(some.to_dataframe().columns) >= {"prompt", "layer", "head", "demo", "values"}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "bloom"])
+def test_replaced_labels_run_together_are_what_each_is_alone(tiny, name, monkeypatch):
+    """Behind kept keys and values of different lengths; of three labels, two at once even then."""
+    model, _ = tiny(name, "bridge")
+    influence = label_influence(model, shared_prompts(), orders=1, progress=False)
+    found, rows = [], []
+    for cost in (0, 10_000):
+        monkeypatch.setattr(carried, "cost_of_pass", lambda _, cost=cost: cost)
+        run_on, ran = carried.run_on, []
+        monkeypatch.setattr(
+            carried, "run_on", lambda *a, ran=ran, run=run_on: ran.append(a[1].dim()) or run(*a)
+        )
+        found.append(carried_influence(model, influence, progress=False))
+        rows.append(ran.count(2))
+    assert rows[0] > rows[1] > 0, "passes"
+    torch.testing.assert_close(found[0].values, found[1].values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0].together, found[1].together, atol=1e-5, rtol=0)
 
 
 def test_prompts_that_begin_alike_may_have_other_label_words(tiny):

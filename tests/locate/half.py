@@ -25,6 +25,7 @@ KERNEL_HEAD = {
     "place_shift": 0.3,
     "uneven": 0.4,
     "transport": 0.3,
+    "kernel_share": 0.3,
     "zeroed": 0.3,
     "renormalised": 0.25,
     "mean_replaced": 0.35,

@@ -44,7 +44,7 @@ def test_a_head_of_each_class(name):
 
 def test_every_condition_holds_of_a_kernel_head():
     _, columns = classed(*numbers(0.9, 0.02, 0.3))
-    assert [columns[name] for name in CONDITIONS] == [1.0] * 6
+    assert [columns[name] for name in CONDITIONS] == [1.0] * len(CONDITIONS)
     assert columns["invariant"] == columns["votes"] == columns["matters"] == 1
 
 
@@ -56,6 +56,12 @@ def test_every_condition_holds_of_a_kernel_head():
         ("looks", {"input_shift": 0.0}, "salience"),
         ("transports", {"transport": 0.0}, "label-blind"),  # its edges are needed, and it carries no labels
         ("transports", {"transport": -0.3}, "driver"),
+        (
+            "carries_kernel",
+            {"kernel_share": 0.0},
+            "driver",
+        ),  # it carries labels, but not by the kernel it follows
+        ("carries_kernel", {"kernel_share": -0.3}, "driver"),
         ("needed", dict.fromkeys(CUTS, 0.0), "undetermined"),
         ("needed", dict.fromkeys(CUTS, -0.3), "undetermined"),
         ("no_echo", {"beyond_half_fit": -0.1}, "echo"),
@@ -66,7 +72,7 @@ def test_each_condition_alone_decides(condition, change, instead):
     name, columns = classed(*numbers(0.9, 0.02, 0.3), own=identified(**change))
     assert name == instead
     assert columns[condition] in (0, -1)
-    assert [columns[other] for other in CONDITIONS if other != condition] == [1.0] * 5
+    assert {columns[other] for other in CONDITIONS if other != condition} == {1.0}
 
 
 @pytest.mark.parametrize("number", MEASURED)
@@ -86,6 +92,14 @@ def test_fits_need_their_p_and_labels_their_invariance():
         "labels surely move its weights, by about half of what words carry"
     )
     assert named(shift=0.4) == "pair kernel", "its weights go with the label, too"
+
+
+def test_weights_that_stay_where_inputs_are_swapped_are_no_pair_kernels():
+    """They go by the test input and a place, or by a label that stands there."""
+    moved = {"shift": 0.4, "swap_slope": 0.45, "widths": {"swap_slope": 0.1}}
+    assert named(**moved) == "pair kernel", "the bound lies within"
+    assert named(**moved | {"swap_slope": 0.65}) == "undetermined"
+    assert named(swap_slope=0.65) == "addressing", "labels do not move it"
 
 
 def test_a_fit_that_is_one_of_labels_alone_is_an_echo():
@@ -115,6 +129,7 @@ def test_the_ends_of_the_intervals_are_held_against_the_criteria():
         ("with_input", "swap_slope", -0.9 + criteria.slope, 0),
         ("looks", "input_shift", criteria.shift, 1),
         ("transports", "transport", criteria.effect, 1),
+        ("carries_kernel", "kernel_share", criteria.effect, 1),
         ("no_echo", "beyond_half_fit", 0.0, 1),
     ):
         assert asked(condition, **{number: bound + 2 * narrow}) == above

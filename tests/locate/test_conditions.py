@@ -13,7 +13,7 @@ from icl_kernel_lens import Criteria, HeadRef, PromptSet, label_influence, read
 from icl_kernel_lens.interventions import cut_below, label_routes
 from icl_kernel_lens.locate import conditions
 from icl_kernel_lens.locate.classes import answered
-from icl_kernel_lens.locate.conditions import EACH, SETS, Measurement, Sample, read_edges
+from icl_kernel_lens.locate.conditions import EACH, ENDS, SETS, Measurement, Sample, read_edges
 from icl_kernel_lens.numbers.identification import drop_share, swap_slope
 from icl_kernel_lens.numbers.influence import fit, pair_part
 from icl_kernel_lens.numbers.votes import normalised
@@ -79,7 +79,8 @@ def planted():
 
 
 def test_there_is_a_column_for_every_number_and_head(planted):
-    assert set(planted.found.columns) | set(CONDITIONS) == set(IDENTIFYING)
+    shares = {f"kernel_share{end}" for end in ENDS}
+    assert set(planted.found.columns) | shares | set(CONDITIONS) == set(IDENTIFYING)
     asked = torch.zeros(4, 4, dtype=torch.bool)
     for ref in REFS.values():
         asked[tuple(ref)] = True
@@ -124,6 +125,28 @@ def test_the_fit_to_another_order_is_to_its_influence(planted):
         normalised(few.weights.double())[:, [1], [0]], torch.arange(6), planted.prompts.select(range(6))
     )
     assert found["other_order"][0].isnan().all()
+
+
+def test_shares_of_the_kernel_are_those_of_the_closed_form(planted):
+    """Of what values carry; some prompts, some heads."""
+    numbers = planted.numbers[4:]
+    prompts = planted.prompts.select(numbers.tolist())
+    refs = [REFS[name] for name in ("kernel", "late_kernel", "misbound", "unread_kernel", "recency")]
+    found = planted.measurement.kernel_shares(refs, numbers)
+    own = pair_part(planted.plan.influence(prompts), prompts.demo_set)
+    carried = pair_part(planted.plan.carried(prompts, "values"), prompts.demo_set)
+    closed = (carried * own[:, None, None]).sum((0, 3)) / own.square().sum()
+    assert [str(HeadRef(*at)) for at in found["kernel_share"].isfinite().nonzero().tolist()] == sorted(
+        map(str, refs)
+    )
+    for ref in refs:
+        assert float(found["kernel_share"][ref]) == pytest.approx(float(closed[ref]), abs=1e-4), ref
+        assert found["kernel_share_low"][ref] <= found["kernel_share"][ref] <= found["kernel_share_high"][ref]
+    assert float(closed[REFS["kernel"]]) > 0.2
+    assert float(closed[REFS["unread_kernel"]]) == 0
+    narrow = replace(planted.measurement, level=0.5).kernel_shares(refs[:1], numbers)
+    assert narrow["kernel_share_low"][refs[0]] > found["kernel_share_low"][refs[0]]
+    assert planted.measurement.kernel_shares([], numbers) == {}
 
 
 def test_swapped_inputs_say_what_weights_go_with(planted):
@@ -234,7 +257,8 @@ def test_the_fit_with_labels_cut_below_is_the_closed_forms(planted):
 
 def test_what_is_held_of_them(planted):
     """A kernel head passes; each impostor fails by the condition that is about it."""
-    said = answered(planted.found.columns, planted.found.slope_of_model, Criteria())
+    shares = planted.measurement.kernel_shares(list(REFS.values()), planted.numbers)
+    said = answered(planted.found.columns | shares, planted.found.slope_of_model, Criteria())
 
     def told(role):
         return {name: float(values[tuple(REFS[role])]) for name, values in said.items()}
@@ -341,8 +365,9 @@ def test_where_no_inputs_can_be_swapped_is_said_and_never_passed(tiny):
     assert "whether weights go with inputs was not measured" in note
     assert "match_lengths=True" in note
     assert found.columns["transport"][0, 1].isfinite()
-    assert answered(found.columns, found.slope_of_model, Criteria())["with_input"].isnan().all()
-    assert answered(found.columns, -1.0, Criteria())["with_input"].isnan().all()
+    unknown = {f"kernel_share{end}": found.columns["transport"] * torch.nan for end in ENDS}
+    for slope in (found.slope_of_model, -1.0):
+        assert answered(found.columns | unknown, slope, Criteria())["with_input"].isnan().all()
 
 
 def test_inputs_that_can_be_swapped_in_some_prompts(tiny):

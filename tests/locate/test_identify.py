@@ -99,7 +99,7 @@ def test_two_that_undo_one_another_are_named(found):
     assert float(said.columns["transports"][tuple(OPPOSED)]) == 1
     assert float(said.columns["transports"][tuple(OPPOSING)]) == -1
     for at in KERNELS:
-        for name in ("fits", "looks", "transports", "needed"):
+        for name in ("fits", "looks", "transports", "carries_kernel", "needed"):
             assert float(said.columns[name][at]) == 1, (at, name)
     assert said.slope_of_model == pytest.approx(-1, abs=0.1)
     assert said.notes == ()
@@ -126,6 +126,68 @@ def test_where_labels_enter_elsewhere_no_echo_is_ruled_out(found, monkeypatch):
     (note,) = said.notes
     assert "hold 0.50 [0.40, 0.60] of the label part" in note
     assert "an echo of what enters there is not told from a kernel" in note
+
+
+def test_the_share_of_the_kernel_is_measured_where_it_can_decide(found, monkeypatch):
+    """Of heads of which no other condition surely fails."""
+    _, _, own = found
+    original, asked = Measurement.of, []
+
+    def failing(self, heads, numbers):
+        measured = original(self, heads, numbers)
+        columns = {name: values.clone() for name, values in measured.columns.items()}
+        for end in ("", "_low", "_high"):
+            columns[f"input_shift{end}"][2, 1] = 0.0
+        return replace(measured, columns=columns)
+
+    shares = Measurement.kernel_shares
+    monkeypatch.setattr(Measurement, "of", failing)
+    monkeypatch.setattr(
+        Measurement,
+        "kernel_shares",
+        lambda self, heads, numbers: asked.append(heads) or shares(self, heads, numbers),
+    )
+    said = own.of_heads([HeadRef(1, 0), HeadRef(2, 1)])
+    assert asked == [[HeadRef(1, 0)]]
+    assert float(said.columns["carries_kernel"][1, 0]) == 1
+    assert said.columns["kernel_share"][2, 1].isnan()
+    assert said.columns["carries_kernel"][2, 1].isnan()
+
+
+def test_where_no_label_is_shown_twice_no_echo_is_ruled_out():
+    plan, _ = planted()
+    two = replace(plan, demos=2)
+    prompts = two.prompts(count=64, tests_per_set=2)
+    once = (prompts.demo_labels.diff(dim=-1) != 0).all(-1)
+    prompts = prompts.select(once.nonzero()[:, 0].tolist())
+    own = identification(two, PlantedModel.of(two, best_kind()).model, prompts)
+    said = own.of_heads([HeadRef(1, 0)])
+    assert float(said.columns["beyond_half_fit_low"][1, 0]) > 0
+    assert said.columns["no_echo"][1, 0].isnan()
+    assert [note for note in said.notes if note.startswith("no prompt shows two demonstrations of one label")]
+
+
+def test_what_something_unseen_undoes_is_not_believed(found, monkeypatch):
+    """More than all of the label part cannot be carried, unless a head that was measured carries the rest back."""
+    _, _, own = found
+    original = Measurement.of
+
+    def more(self, heads, numbers):
+        measured = original(self, heads, numbers)
+        columns = {name: values.clone() for name, values in measured.columns.items()}
+        for end, value in (("", 1.8), ("_low", 1.4), ("_high", 2.2)):
+            columns[f"transport{end}"][1, 0] = value
+        return replace(measured, columns=columns)
+
+    monkeypatch.setattr(Measurement, "of", more)
+    said = own.of_heads([HeadRef(1, 0), HeadRef(2, 1)])
+    assert said.columns["transports"][1, 0].isnan()
+    assert float(said.columns["transports"][2, 1]) == 1
+    (note,) = said.notes
+    assert note.startswith("L1H0: more than all of the label part goes with its values")
+    seen = own.of_heads([HeadRef(1, 0), OPPOSING])
+    assert float(seen.columns["transports"][1, 0]) == 1, "a head that was measured undoes it"
+    assert seen.notes == ()
 
 
 def test_joint_effects_are_of_every_set_and_in_closed_form(found):

@@ -11,6 +11,7 @@ from icl_kernel_lens.numbers.identification import (
     drop_share,
     interval,
     next_of_set,
+    share_interval,
     share_removed,
     share_within,
     swap_slope,
@@ -257,5 +258,9 @@ def test_what_every_prompt_shows_alike_is_certain_in_few_sets():
     assert value[:2].tolist() == low[:2].tolist() == high[:2].tolist() == [0.0, 0.75]
     assert low[2] < value[2] < high[2]
     assert interval(torch.zeros(3, 1), demo_set) == (0.0, 0.0, 0.0)
+    assert share_interval(torch.zeros(3), torch.rand(3), demo_set) == (0.0, 0.0, 0.0)
+    unmoved = draw(3, DEMOS)
+    pairs = torch.tensor([[[0, 1]]] * 3)
+    assert swap_slope(unmoved, unmoved, pairs, demo_set) == (1.0, 1.0, 1.0)
     mean, low, high = interval(torch.tensor([[0.1], [0.2], [0.3]]), demo_set)
     assert low < mean < high

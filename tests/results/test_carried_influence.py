@@ -26,6 +26,8 @@ def test_shares_are_ratios_of_sums(carried):
     one, two = (pair_part(x.double(), carried.demo_set) for x in (carried.of((2, 1)), whole))
     pair = float((one * two).sum() / two.square().sum())
     assert float(carried.share("pair")[0][2, 1]) == pytest.approx(pair)
+    wide, narrow = (carried.share("pair", level=level) for level in (0.95, 0.5))
+    assert wide[1][2, 1] < narrow[1][2, 1] < narrow[2][2, 1] < wide[2][2, 1]
     together = float((carried.together.double() * whole).sum() / whole.square().sum())
     assert carried.coverage().value == pytest.approx(together)
 

@@ -47,14 +47,23 @@ def test_it_begins_with_whether_there_is_anything_to_explain(found):
 def test_why_is_a_reason(found):
     assert found.reasons("L0H1") == (Reason.NOT_SINGLED_OUT,)
     assert found.reasons("L0H0") == ()
-    unasked = tuple(why for why, *_ in UNSURE.values())
+    unasked = tuple(why for why, *_ in UNSURE.values() if why != Reason.KERNEL_SHARE_UNSURE)
     swapped = {**found.columns, "swap_slope": torch.zeros(4, 3)}
     assert replace(found, columns=swapped).reasons("L1H1") == unasked
     unmeasured = [Reason.SWAP_UNMEASURED if why == Reason.SWAP_UNSURE else why for why in unasked]
     assert found.reasons("L1H1") == tuple(unmeasured), "no more prompts would say it"
     kept = {**swapped, "beyond_half_fit_low": torch.full((4, 3), 0.1)}
     elsewhere = [Reason.READ_ELSEWHERE if why == Reason.ECHO_UNSURE else why for why in unasked]
-    assert replace(found, columns=kept).reasons("L1H1") == tuple(elsewhere), "an echo is not ruled out there"
+    assert replace(found, columns=kept | {"within_labels": torch.ones(4, 3)}).reasons("L1H1") == tuple(
+        elsewhere
+    ), "an echo is not ruled out there"
+    once = [Reason.LABELS_ONCE if why == Reason.READ_ELSEWHERE else why for why in elsewhere]
+    assert replace(found, columns=kept).reasons("L1H1") == tuple(once), "no label was shown twice"
+    more = replace(found, columns={**swapped, "transport_low": torch.full((4, 3), 1.2)}).reasons("L1H1")
+    assert Reason.MORE_THAN_ALL in more
+    assert Reason.TRANSPORT_UNSURE not in more
+    share = replace(found, columns={**swapped, "kernel_share": torch.ones(4, 3)}).reasons("L1H1")
+    assert set(share) - set(unasked) == {Reason.KERNEL_SHARE_UNSURE}
     known = {**found.columns, **dict.fromkeys(UNSURE, torch.ones(4, 3))}
     assert replace(found, columns=known).reasons("L1H1") == (Reason.NO_CLASS_FITS,)
     missing = {**known, "transport": torch.full((4, 3), torch.nan)}

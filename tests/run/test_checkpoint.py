@@ -64,7 +64,9 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     in_pieces = runner.in_pieces
 
     def counted(pieces, size, run):
-        read_now.extend(one for one in pieces if isinstance(one, int))  # prompts, not the beginnings they share
+        read_now.extend(
+            one for one in pieces if isinstance(one, int)
+        )  # prompts, not the beginnings they share
         return in_pieces(pieces, size, run)
 
     monkeypatch.setattr(runner, "in_pieces", counted)

@@ -15,6 +15,7 @@ from torch import Tensor
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.prompts.promptset import PromptSet
+from icl_kernel_lens.results.criteria import KERNEL_CLASSES
 from icl_kernel_lens.worlds.planted.check import check_plan
 from icl_kernel_lens.worlds.planted.label_influence import (
     Factor,
@@ -80,25 +81,33 @@ def echoes(weights: Tensor, labels: Tensor, answer: Tensor) -> bool:
     return bool((least >= 2 * most).double().mean() >= 0.9)
 
 
-def expected_class(head: PlantedHead, label_share: float, effect: float) -> PlantedClass:
-    """What a head is that carries this share of the label part and costs this share of the lead when it is cut.
+def expected_class(head: PlantedHead, label_share: float, effect: float, kernel_share: float) -> PlantedClass:
+    """What a head is that carries these shares of the label part and of the model's own kernel, and costs this share of the lead.
 
     A kernel that carries nothing is a shadow, whatever it would have written; any other head that carries nothing is neither.
+    One that carries labels, and next to nothing of the model's own kernel, is a driver.
     """
     what = "echo" if head.echo_share > 0.5 else ROLES[head.role].what
     if what in ("echo", "word preference", "neither"):
         return what
     share = effect if what in ("label-blind", "sink") else label_share
-    if abs(share) >= MATTERS or (head.role in OTHER_EDGES and head.strength > 0):
+    if head.role in OTHER_EDGES and head.strength > 0:
         return what
+    if abs(share) >= MATTERS:
+        return "driver" if what in KERNEL_CLASSES and kernel_share < MATTERS else what
     return "shadow" if what in KERNEL_LIKE else "neither"
 
 
-def _clear(expected: PlantedClass, label_share: float, effect: float, follows: float) -> bool:
-    """Whether no threshold is near: of what matters, and of following the model's own kernel, where there is one."""
+def _clear(
+    head: PlantedHead, expected: PlantedClass, label_share: float, effect: float, kernel: tuple[float, float]
+) -> bool:
+    """Whether no threshold is near: of what matters, and of following and carrying the model's own kernel, where there is one."""
+    follows, carries = kernel
     if expected in ("word preference", "echo"):
         return True
     near = effect if expected in ("label-blind", "sink") else label_share
+    if ROLES[head.role].what in KERNEL_CLASSES and CLEAR[0] < carries < CLEAR[1]:
+        return False
     return not CLEAR[0] < abs(near) < CLEAR[1] and not (expected in KERNEL_LIKE and follows < FOLLOWS)
 
 
@@ -184,8 +193,8 @@ class PlantedPlan(PlantedWorld):
             if head.strength:
                 cut = forward(self, view, sinks, Change((ref,))).votes
                 effect = 1 - float(difference(cut, answer).mean()) / whole
-            expected = expected_class(head, labels[i], effect)
             follows, carries = float(kernel.fit[i]), float(kernel.share[i])
+            expected = expected_class(head, labels[i], effect, carries)
             rows.append(
                 Judged(
                     head=str(ref),
@@ -198,11 +207,9 @@ class PlantedPlan(PlantedWorld):
                     label_share=labels[i],
                     kernel_share=carries,
                     fit=follows,
-                    findable=expected in ("kernel head", "pair kernel")
-                    and labels[i] >= MATTERS
-                    and carries >= MATTERS,
+                    findable=expected in KERNEL_CLASSES and labels[i] >= MATTERS and carries >= MATTERS,
                     expected=expected,
-                    clear=_clear(expected, labels[i], effect, follows)
+                    clear=_clear(head, expected, labels[i], effect, (follows, carries))
                     and (head.role != "echo" or echoes(clean.weights[ref], view.labels, answer)),
                 )
             )

@@ -230,5 +230,14 @@ def test_a_driver_that_decides_alone_matters():
     assert not weak.clear[1, 0]
     assert weak.findable == ()
     assert plan(PlantedHead(1, 0, "kernel", gain=0.0)).expected[1, 0] == "shadow"
+    wide = plan(
+        PlantedHead(1, 0, "kernel", gain=3.0, bandwidth=0.35),
+        PlantedHead(1, 1, "kernel", gain=8.0, bandwidth=4.0),
+    )
+    assert list(wide.expected.values())[2:4] == ["kernel head", "driver"], "labels, next to evenly"
+    assert wide.facts().set_index("head").loc["L1H1", "label_share"] > 0.2
+    assert wide.clear[1, 1]
+    nearly = replace(wide, heads=(wide.heads[0], replace(wide.heads[1], bandwidth=2.0)))
+    assert not nearly.clear[1, 1], "its share of the kernel is near the threshold"
     quarter = [PlantedHead(1 + i // 2, i % 2, "kernel", gain=0.75) for i in range(4)]
     assert list(plan(*quarter, direct=0.0).expected.values()).count("kernel head") == 4
