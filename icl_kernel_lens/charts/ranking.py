@@ -68,6 +68,7 @@ MEASURED = {
     "transport": "share of the label part in its values",
     "transport_low": "interval from",
     "transport_high": "to",
+    "kernel_share": "share of the model's own kernel in its values",
     "zeroed": "share gone without its label edges",
     "fit_cut_below": "fit, label edges below it cut",
     "logit_diff_drop": "drop of the logit difference without its label edges",

@@ -5,7 +5,7 @@
     with_input    its weights go with the inputs when those of two demonstrations of different classes are swapped
     looks         its weights change when the test input does
     transports    its values carry part of the label part: averaged over relabellings, weights fixed, it is gone
-    carries_kernel  what its values carry of each label's influence is part of the kernel: of its pair part, I
+    carries_kernel  and part of I: of the influence of each label, what its values carry
     needed        zeroed, renormalised and mean-replaced label edges agree that part of the label part goes without them
     no_echo       with the label edges of all earlier layers cut, its weights keep half of their fit
 

@@ -170,12 +170,17 @@ class Identification:
             found = self.measurement.of(heads, self.sample.reporting)
             columns = empty | dict(found.columns)
             answers = answered(columns, found.slope_of_model, self.criteria)
-            open_ = torch.stack([answers[name] != 0 for name in ("fits", "looks", "transports", "no_echo")])
-            may = [head for head in heads if open_.all(0)[head]]
-            columns |= self.measurement.kernel_shares(may, self.sample.reporting)
+            columns |= self.measurement.kernel_shares(self._may_carry(heads, answers), self.sample.reporting)
         columns |= answered(columns, found.slope_of_model, self.criteria)
         notes = [*found.notes, *self._not_believed(columns, found, few)]
         return Identified(columns, found.slope_of_model, self._undone(columns), tuple(notes))
+
+    def _may_carry(self, heads: Sequence[HeadRef], answers: Mapping[str, PerHead]) -> list[HeadRef]:
+        """Heads whose share of the kernel part can decide what they are: no other condition surely fails, and there is one."""
+        if not self.influence.has_kernel_part:
+            return []
+        may = torch.stack([answers[name] != 0 for name in ("fits", "looks", "transports", "no_echo")]).all(0)
+        return [head for head in heads if may[head]]
 
     def _not_believed(
         self, columns: dict[str, PerHead], found: Conditions, prompts: PromptSet

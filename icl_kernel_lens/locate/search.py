@@ -81,7 +81,8 @@ def locate_heads(
         fits         their weights follow I as the test input alone varies
         with_input   their weights go with inputs that are swapped: the slope lies below that of G itself + `criteria.slope`
         looks        their weights change with the test input
-        transports   the label part goes when their values, not their weights, are averaged over relabellings
+        transports   the label part goes when their values, not their weights, are averaged over relabellings, and
+                     (carries_kernel) what their values carry of each label's influence is part of I
         needed       it goes without their label edges: zeroed, renormalised and mean-replaced
         no_echo      more than half of the fit is left with the label edges of all earlier layers cut
 
@@ -103,9 +104,8 @@ def locate_heads(
     the `offsets`), are used instead of running the model for them anew.
     `checkpoint` names a folder in which finished prompts of each step are kept; the same call goes on from there.
 
-    Does not show: that what a head carries is part of the kernel: one that follows the kernel and brings other labels passes
-    (`carried_influence` tells: its `pair_share`); that other heads could not take over (see `ablation_curves`); that a head is a
-    kernel on other tasks (`stability`); which features its kernel compares. A kernel whose labels enter elsewhere than by the
+    Does not show: that all that a head carries is part of the kernel (compare `kernel_share` with `transport`); that other heads
+    could not take over (see `ablation_curves`); that a head is a kernel on other tasks (`stability`); which features its kernel compares. A kernel whose labels enter elsewhere than by the
     answer's own label edges is not located, nor are heads that share one so finely that each carries less than
     `criteria.effect`.
 

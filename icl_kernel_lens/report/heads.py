@@ -52,7 +52,7 @@ LOCATING_BY = (
     "Six conditions hold of a kernel head: (1) its weights follow the model's own kernel, fit above {fit:g}; (2) they go with the "
     "inputs of two demonstrations that are swapped, their slope less than {slope:g} above the model's own, {own}; (3) they change "
     "with the test input, by more than {shift:g}; (4) its values carry labels to the answer, transport above {effect:g} of the label "
-    "part; (5) so much is gone without its label edges, too, zeroed, renormalised and mean-replaced; (6) with the label edges of "
+    "part, and as much of the kernel; (5) so much is gone without its label edges, too, zeroed, renormalised and mean-replaced; (6) with the label edges of "
     "all earlier layers cut, half of its fit is left. A condition holds where its whole interval lies there, and does not where "
     "its whole interval lies beyond; else it is undetermined. A pair kernel is as a kernel head, but its weights also go with the label or the place."
 )
@@ -191,6 +191,7 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
             _held(row, "with_input", "swap_slope"),
             _held(row, "looks", "input_shift"),
             _held(row, "transports", "transport"),
+            _held(row, "carries_kernel", "kernel_share"),
             " / ".join(_number(row, name) for name in CUTS) + _mark(row, "needed", "zeroed"),
             _held(row, "no_echo", "fit_cut_below"),
             _held(row, "invariant", "label_shift"),
@@ -208,6 +209,7 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
             "swap slope",
             "looks (input shift)",
             "transport",
+            "kernel share",
             "cuts: zeroed / renormalised / mean",
             "fit, cut below",
             "label shift",
@@ -218,7 +220,7 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
         f"{len(rows)} of the {len(measured)} heads that are more than neither, or were cut in the reporting half; the others "
         "are in the table of all heads (heads.csv, or HeadRanking.table()). ✓ holds, ✗ does not, ✗ − holds of the opposite, ? "
         "undetermined. Other order: the fit to the kernel under another order of the same demonstrations. Transport and cuts: shares of "
-        "the label part. Label shift: total variation of the weights when labels are permuted, ✓ where they follow the inputs. Drop: of "
+        "the label part. Kernel share: of the model's own kernel, what its values carry. Label shift: total variation of the weights when labels are permuted, ✓ where they follow the inputs. Drop: of "
         "the logit difference without the head's label edges, as a share. Agreement: of its vote with the answer, beside its strongest "
         f"control. {ranking.criteria.level:.0%} intervals.",
     )

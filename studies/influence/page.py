@@ -28,6 +28,8 @@ NAMES: Mapping[str, str] = {
 Row = Mapping[str, Any]
 SHOWN = 10
 """Heads of a cell."""
+COLUMNS = ("fit", "other_order", "swap_slope", "input_shift", "transport", "kernel_share")
+"""Their numbers that have an interval."""
 
 
 def finished(results: Path) -> list[tuple[Cell, Row]]:
@@ -85,10 +87,7 @@ def heads(results: Path) -> Table:
                     named(cell),
                     row["head"],
                     row["class"],
-                    *(
-                        _ends(row, of, 2)
-                        for of in ("fit", "other_order", "swap_slope", "input_shift", "transport")
-                    ),
+                    *(_ends(row, of, 2) for of in COLUMNS),
                     " / ".join(f"{row[of]:.2f}" for of in ("zeroed", "renormalised", "mean_replaced")),
                     f"{row['fit_cut_below']:.2f}",
                 ]
@@ -105,7 +104,7 @@ def heads(results: Path) -> Table:
                 "swap slope",
                 "changes with the test input",
             ),
-            *("carries (transport)", "cuts", "fit, cut below"),
+            *("carries (transport)", "kernel share", "cuts", "fit, cut below"),
         ],
         list(rows()),
         f"The {SHOWN} heads of each cell that carry most of the label part, measured on one half of the sets; 95 % intervals.",
@@ -118,7 +117,7 @@ def named(cell: Cell) -> str:
 
 
 def _ends(row: Any, name: str, digits: int) -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    value, low, high = (row.get(f"{name}{end}", float("nan")) for end in ("", "_low", "_high"))
     if value != value:
         return "–"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
