@@ -18,9 +18,13 @@ KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 """Where PyTorch keeps hooks of a module; those of every module stand under the same names behind `_global`."""
 
 
-def hooks_of(module: Any) -> list[Any]:
-    """The user's hooks on a module, forward and backward, and a `forward` put in place of its own."""
-    return [*registered(module).values(), *_replacement(module)]
+def with_hooks(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of these modules that have a hook of the user's, forward or backward, or a `forward` put in place of its own.
+
+    It is asked at every run, of many modules that have nothing.
+    """
+    touched = [m for m in modules if "forward" in vars(m) or any(map(vars(m).get, KINDS))]
+    return [module for module in touched if registered(module) or _replacement(module)]
 
 
 def registered(module: Any) -> dict[tuple[str, int], Any]:
@@ -46,7 +50,8 @@ def hooks_everywhere() -> list[Any]:
 
 def lasting(modules: Iterable[Any]) -> tuple[int, ...]:
     """What `without_hooks` leaves, by identity: each `forward` put in place of a module's own, and hooks on every module."""
-    return tuple(map(id, [*hooks_everywhere(), *(own for module in modules for own in _replacement(module))]))
+    replaced = (own for module in modules if "forward" in vars(module) for own in _replacement(module))
+    return tuple(map(id, [*hooks_everywhere(), *replaced]))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from icl_kernel_lens.errors import ModelError
-from icl_kernel_lens.models.hooks import hooked, hooks_everywhere, hooks_of, instead
+from icl_kernel_lens.models.hooks import hooked, hooks_everywhere, instead, with_hooks
 from icl_kernel_lens.models.stand_in import check_padding, refuse
 from icl_kernel_lens.models.takeover import Handler, intercepting, product_seen, without_masks
 from icl_kernel_lens.models.unembedding import unembedding_to
@@ -155,9 +155,8 @@ class TransformerLensAdapter(ABC):
     def hooks_in_place(self) -> list[str]:
         """See `InterceptableAdapter`; a bridge's own hooks, which capture what it reports, are not the user's."""
         everywhere = ["every module of PyTorch's"] if hooks_everywhere() else []
-        return everywhere + sorted(
-            name for module, name in modules_of(self.model).items() if hooks_of(module)
-        )
+        modules = modules_of(self.model)
+        return everywhere + sorted(modules[module] for module in with_hooks(modules))
 
     @abstractmethod
     def _standing_from(self, start: int, attentions: Mapping[int, Any]) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from icl_kernel_lens.models.hooks import hooks_of, instead
+from icl_kernel_lens.models.hooks import instead, with_hooks
 
 
 class Narrow(TorchFunctionMode):
@@ -45,7 +45,7 @@ def unembedding_to(unembed: nn.Module, columns: Int[Tensor, " column"]) -> Itera
     Hooks of the user's on it see all columns.
     """
     narrow = Narrow(columns)
-    if any(hooks_of(module) for module in unembed.modules()):
+    if with_hooks(unembed.modules()):
         yield narrow
         return
     forward = unembed.forward
