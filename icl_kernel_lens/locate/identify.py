@@ -172,7 +172,7 @@ class Identification:
             answers = answered(columns, found.slope_of_model, self.criteria)
             columns |= self.measurement.kernel_shares(self._may_carry(heads, answers), self.sample.reporting)
         columns |= answered(columns, found.slope_of_model, self.criteria)
-        notes = [*found.notes, *self._not_believed(columns, found, few)]
+        notes = [*found.notes, *self._not_believed(columns, found)]
         return Identified(columns, found.slope_of_model, self._undone(columns), tuple(notes))
 
     def _may_carry(self, heads: Sequence[HeadRef], answers: Mapping[str, PerHead]) -> list[HeadRef]:
@@ -182,9 +182,7 @@ class Identification:
         may = torch.stack([answers[name] != 0 for name in ("fits", "looks", "transports", "no_echo")]).all(0)
         return [head for head in heads if may[head]]
 
-    def _not_believed(
-        self, columns: dict[str, PerHead], found: Conditions, prompts: PromptSet
-    ) -> Iterator[str]:
+    def _not_believed(self, columns: dict[str, PerHead], found: Conditions) -> Iterator[str]:
         """Takes back answers that rest on what cannot be told here, and says why."""
         unknown: list[str] = []
         if not found.labels_read.value >= LOSE:
@@ -192,7 +190,7 @@ class Identification:
                 f"the label edges of all heads hold {found.labels_read} of the label part: labels enter elsewhere, too, so that "
                 "an echo of what enters there is not told from a kernel"
             )
-        if not (prompts.demo_labels.sort(-1).values.diff(dim=-1) == 0).any():
+        if not self.influence.prompts.repeat_labels:
             unknown.append(
                 "no prompt shows two demonstrations of one label, so that an echo, which weighs these alike, is not told from a "
                 "kernel"

@@ -203,6 +203,11 @@ class PromptSet:
         return self.label_lengths.shape[1]
 
     @property
+    def repeat_labels(self) -> bool:
+        """Whether any prompt shows two demonstrations of one label."""
+        return bool((self.demo_labels.sort(-1).values.diff(dim=-1) == 0).any())
+
+    @property
     def from_text(self) -> bool:
         """Whether the texts are known that the prompts were made from, so that they can be written anew."""
         return self.episodes is not None and self.info.template is not None

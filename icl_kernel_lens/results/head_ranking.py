@@ -386,8 +386,8 @@ class HeadRanking(Result):
         if self.columns["swap_slope"][at].isnan():
             instead[Reason.SWAP_UNSURE] = Reason.SWAP_UNMEASURED
         if self.columns["beyond_half_fit_low"][at] > 0:
-            alone = self.columns["within_labels"][at].isnan()
-            instead[Reason.ECHO_UNSURE] = Reason.LABELS_ONCE if alone else Reason.READ_ELSEWHERE
+            twice = self.influence.prompts.repeat_labels
+            instead[Reason.ECHO_UNSURE] = Reason.READ_ELSEWHERE if twice else Reason.LABELS_ONCE
         if self.columns["transport_low"][at] > self.criteria.effect:
             instead[Reason.TRANSPORT_UNSURE] = Reason.MORE_THAN_ALL
         # It is measured of heads that pass the others or may.
