@@ -43,6 +43,14 @@ def test_label_words_may_differ_from_prompt_to_prompt():
     assert make(label_tokens=words).label_tokens.tolist() == words.tolist()
 
 
+def test_labels_are_repeated_where_one_prompt_shows_one_twice():
+    for labels, repeated in (([[0, 1, 2], [1, 2, 0]], False), ([[0, 1, 2], [1, 2, 1]], True)):
+        shown = torch.tensor(labels)
+        tokens = TOKENS.scatter(1, LABEL_POS, 30 + shown)
+        prompts = make(tokens=tokens, demo_labels=shown, label_tokens=torch.arange(30, 33))
+        assert prompts.repeat_labels == repeated
+
+
 def test_what_stands_behind_the_answer_is_padding():
     prompts = make(answer_pos=torch.tensor([9, 7]))
     assert prompts.lengths.tolist() == [10, 8]
