@@ -109,7 +109,13 @@ def test_conditions_stand_beside_their_numbers(hostile, votes, tmp_path):
     said |= {"carries_kernel": 0}
     for name, value in said.items():
         changed[name][2, 1] = value
-    numbers = {"swap_slope": 0.4, "input_shift": 0.3, "kernel_share": 0.02, "zeroed": 0.2, "renormalised": 0.25}
+    numbers = {
+        "swap_slope": 0.4,
+        "input_shift": 0.3,
+        "kernel_share": 0.02,
+        "zeroed": 0.2,
+        "renormalised": 0.25,
+    }
     for name, value in numbers.items():
         changed[name][2, 1] = value
     changed["swap_slope_low"][2, 1], changed["swap_slope_high"][2, 1] = 0.3, 0.5
