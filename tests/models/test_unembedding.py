@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from architectures import VOCAB
-from models.left_as_found import same, state
+from models.left_as_found import KINDS, same, state
 from support import shared_prompts
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -21,9 +21,7 @@ from icl_kernel_lens.models.unembedding import unembedding_to
 
 COLUMNS = torch.tensor([20, 3, VOCAB - 1, 3])
 """In no order, and one twice."""
-CASES = [
-    (name, kind) for name in ("gpt2", "llama", "gemma2", "gptj", "bloom") for kind in ("hooked", "bridge")
-]
+CASES = [(name, kind) for name in ("gpt2", "llama", "gemma2", "gptj", "bloom") for kind in KINDS]
 
 
 class Weights(TorchFunctionMode):
@@ -63,7 +61,7 @@ def test_some_columns_are_those_among_all(tiny, name, kind):
     torch.testing.assert_close(logits(model)[0], whole, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["hooked", "bridge"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_users_hook_sees_all_columns(tiny, kind):
     model, _ = tiny("llama", kind)
     whole, _ = logits(model)
