@@ -23,6 +23,11 @@ if not SHARED.exists():
     SHARED = Path(__file__).parents[2] / "shared"
 
 
+def unchecked(function):
+    """A function as users call it: around the type check, where it is checked."""
+    return getattr(function, "__wrapped__", function)
+
+
 def has_hooked_transformer() -> bool:
     """Whether this TransformerLens still has the class (up to 3.9)."""
     return find_spec("transformer_lens.HookedTransformer") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support import unchecked
 
 from icl_kernel_lens import HeadRef
 from icl_kernel_lens.axes import check_pooling, check_reference
@@ -19,7 +20,7 @@ def test_a_head_is_a_name_or_a_pair():
 
 @pytest.mark.parametrize("name", ["10.2", "L10", "l1h2", " L1H2", "L1H2 ", "L-1H2", (1, 2, 3)])
 def test_what_is_no_head_is_no_head_ref(name):
-    taken = HeadRef.of.__func__.__wrapped__  # as users call it, around the type check
+    taken = unchecked(HeadRef.of.__func__)
     with pytest.raises(ResultError, match="both from 0; got") as caught:
         taken(HeadRef, name)
     assert caught.value.code == "head-name"

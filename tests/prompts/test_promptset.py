@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support import unchecked
 
 from icl_kernel_lens import PromptSet, read
 from icl_kernel_lens.errors import PromptError
@@ -116,9 +117,8 @@ def test_wrong_shapes_are_refused_without_type_checks_too(changes, message):
         "demo_labels": DEMO_LABELS,
         "label_tokens": LABEL_TOKENS,
     }
-    unchecked = PromptSet.from_tokens.__func__.__wrapped__  # as users call it, around the type check
     with pytest.raises(PromptError, match=message):
-        unchecked(PromptSet, **(given | changes))
+        unchecked(PromptSet.from_tokens.__func__)(PromptSet, **(given | changes))
 
 
 def test_shifted_label_positions_are_warned_about_and_copies_are_taken():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import uneven_prompts
+from support import unchecked, uneven_prompts
 
 from icl_kernel_lens import Evidence, read
 from icl_kernel_lens.errors import ResultError
@@ -32,7 +32,7 @@ def test_evidence_survives_a_file(tmp_path, tiny):
 def test_it_stands_for_its_prompts_and_its_model_alone():
     found = small_evidence()
     adapter = SimpleNamespace(name="by hand", kind="none", shape=SimpleNamespace(layers=2, heads=2))
-    check = Evidence.check_of.__wrapped__ if hasattr(Evidence.check_of, "__wrapped__") else Evidence.check_of
+    check = unchecked(Evidence.check_of)
     check(found, adapter, found.prompts)
     check(found, adapter, replace(found.prompts, demo_set=torch.zeros(4, dtype=torch.long)))
     with pytest.raises(ResultError, match="must be a reading of these 2 prompts; it is of 4 others"):
