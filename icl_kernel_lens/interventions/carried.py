@@ -201,6 +201,7 @@ class LabelEdges:
         if own is not None:
             starts = torch.minimum(self.prompts.label_pos[number], ends - own).clamp(min=0)
         labels, _ = self.replacements(number)
+        before = [kept_at(whole, at)[1] for at in positions]
         keys, moved = [], []
         for demos in self._passes(starts, ends, labels.shape[1]):
             start, end = int(starts[demos].min()), int(ends[demos].max())
@@ -210,14 +211,16 @@ class LabelEdges:
             replaced = relabelled(self.prompts, torch.full((len(changed),), number), changed)
             run = run_on(adapter, replaced.tokens[:, start:end], whole.until(start) if start else None)
             for row in range(len(changed)):
-                at = positions[demos[row // labels.shape[1]]]
-                found = kept_at(run.of([row], end), at)
+                demo = int(demos[row // labels.shape[1]])
+                found = kept_at(run.of([row], end), positions[demo])
                 keys.append(found[0])
-                moved.append(found[1] - kept_at(whole, at)[1])
+                moved.append(found[1] - before[demo])
         shape = positions.shape[0], labels.shape[1]
         return Sources(*(torch.stack(x, 2).unflatten(2, shape) for x in (keys, moved)))
 
-    def _passes(self, starts: Int[Tensor, " demo"], ends: Int[Tensor, " demo"], others: int) -> Tensor:
+    def _passes(
+        self, starts: Int[Tensor, " demo"], ends: Int[Tensor, " demo"], others: int
+    ) -> Int[Tensor, "pass together"]:
         """Demonstrations whose replaced labels are run in one pass, all of one length: all, or each for itself."""
         demos = torch.arange(len(starts))
         together = others * len(demos) * int(ends.max() - starts.min())

@@ -34,6 +34,7 @@ from icl_kernel_lens.numbers.rows import cut
 from icl_kernel_lens.prompts.label_edges import label_keys
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.run.memory import in_batches
 from icl_kernel_lens.run.runner import cost_of_pass
 from icl_kernel_lens.run.variants import Changes, Row, RowChange, Seen, kept_at, run_on
 
@@ -127,10 +128,15 @@ class Values:
         tokens = [one.tokens[number, : int(at[-1]) + 1] for one, at in zip(self.every, where, strict=True)]
         begun = tuple(t.numpy().tobytes() + at.numpy().tobytes() for t, at in zip(tokens, where, strict=True))
         if begun not in self._kept:
-            run = run_on(self.adapter, torch.stack(tokens))
-            found = [kept_at(run.of([by], run.end), at)[1] for by, at in enumerate(where)]
-            self._kept[begun] = torch.stack(found)
+            runs = in_batches(self.adapter, tokens, len(tokens[0]), 0, self._run)
+            rows = (run.of([row], run.end) for run, count in runs for row in range(count))
+            self._kept[begun] = torch.stack(
+                [kept_at(row, at)[1] for row, at in zip(rows, where, strict=True)]
+            )
         return self._kept[begun]
+
+    def _run(self, tokens: Sequence[Int[Tensor, " pos"]]) -> tuple[Prefix, int]:
+        return run_on(self.adapter, torch.stack(list(tokens))), len(tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

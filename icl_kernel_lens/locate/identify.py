@@ -176,7 +176,7 @@ class Identification:
         return Identified(columns, found.slope_of_model, self._undone(columns), tuple(notes))
 
     def _may_carry(self, heads: Sequence[HeadRef], answers: Mapping[str, PerHead]) -> list[HeadRef]:
-        """Heads whose share of the kernel part can decide what they are: no other condition surely fails, and there is one."""
+        """Heads whose share of the kernel part can decide what they are: they may follow it and carry labels, and there is one."""
         if not self.influence.has_kernel_part:
             return []
         may = torch.stack([answers[name] != 0 for name in ("fits", "looks", "transports", "no_echo")]).all(0)

@@ -18,6 +18,7 @@ from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.label_routes import WAYS, take_out
 from icl_kernel_lens.models.transformer_lens_adapters import TransformerLensAdapter
 from icl_kernel_lens.numbers.identification import share_removed
+from icl_kernel_lens.run import memory
 from icl_kernel_lens.worlds.planted.model import PlantedModel
 from icl_kernel_lens.worlds.planted.roles import PlantedHead
 
@@ -184,6 +185,22 @@ def planted(*heads, **settings):
     plan = one(*heads, **({"labels": 3, "demos": 6, "layers": 3, "heads_per_layer": 3} | settings))
     prompts = plan.prompts(count=6, tests_per_set=3)
     return plan, PlantedModel.of(plan, best_kind()).model, prompts
+
+
+def test_relabellings_that_do_not_fit_together_are_run_in_fewer(tiny, monkeypatch):
+    """The values at label edges are the same whatever memory there is for how many relabellings at once."""
+    model, _ = tiny("gpt2", "bridge")
+    runs = Relabelled.of(model, shared_prompts(), (0,), "model", progress=False)
+    assert len(runs.prompts) > 2
+    found, passes, run_on = [], [], routes.run_on
+    for most in (1, 2, 100):
+        monkeypatch.setattr(memory, "prompts_at_once", lambda *_, most=most, **__: most)
+        monkeypatch.setattr(routes, "run_on", lambda *a: passes.append(len(a[1])) or run_on(*a))
+        found.append(routes.Values(runs.adapter, runs.prompts, runs.offsets).of(0))
+        assert max(passes) == min(most, len(runs.prompts))
+        passes.clear()
+    for values in found[1:]:
+        torch.testing.assert_close(values, found[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("labels", [2, 3])
