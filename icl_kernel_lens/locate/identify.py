@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -33,6 +33,7 @@ from icl_kernel_lens.numbers.permutations import benjamini_hochberg
 from icl_kernel_lens.prompts.corrupt_labels import shift_labels
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.prompts.swapped import MOST_PAIRS
+from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.criteria import Criteria
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.head_ranking import IDENTIFYING
@@ -182,30 +183,23 @@ class Identification:
         may = torch.stack([answers[name] != 0 for name in ("fits", "looks", "transports", "no_echo")]).all(0)
         return [head for head in heads if may[head]]
 
-    def _not_believed(self, columns: dict[str, PerHead], found: Conditions) -> Iterator[str]:
-        """Takes back answers that rest on what cannot be told here, and says why."""
-        unknown: list[str] = []
+    def _not_believed(self, columns: dict[str, PerHead], found: Conditions) -> list[str]:
+        """Takes back answers, in place, that rest on what cannot be told here; returns why."""
+        notes: list[str] = []
         if not found.labels_read.value >= LOSE:
-            unknown.append(
+            notes.append(
                 f"the label edges of all heads hold {found.labels_read} of the label part: labels enter elsewhere, too, so that "
                 "an echo of what enters there is not told from a kernel"
             )
         if not self.influence.prompts.repeat_labels:
-            unknown.append(
-                "no prompt shows two demonstrations of one label, so that an echo, which weighs these alike, is not told from a "
-                "kernel"
-            )
-        if unknown:
+            notes.append(Reason.LABELS_ONCE.message)
+        if notes:
             columns["no_echo"] = columns["no_echo"].masked_fill(columns["no_echo"] == 1, torch.nan)
-            yield from unknown
         more = columns["transport_low"] > 1 + self.criteria.effect
-        if more.any() and not (columns["transports"] == -1).any():
+        if not (columns["transports"] == -1).any():
             columns["transports"] = columns["transports"].masked_fill(more, torch.nan)
-            names = ", ".join(str(HeadRef(*head)) for head in more.nonzero().tolist())
-            yield (
-                f"{names}: more than all of the label part goes with its values, and no head that was measured carries any "
-                "against it; something else undoes what it carries"
-            )
+            notes += [f"{HeadRef(*at)}: {Reason.MORE_THAN_ALL.message}" for at in more.nonzero().tolist()]
+        return notes
 
     def _undone(self, columns: Mapping[str, PerHead]) -> frozenset[HeadRef]:
         """Heads that follow the kernel and carry opposite parts, two of which together carry next to nothing."""

@@ -184,7 +184,7 @@ def test_what_something_unseen_undoes_is_not_believed(found, monkeypatch):
     assert said.columns["transports"][1, 0].isnan()
     assert float(said.columns["transports"][2, 1]) == 1
     (note,) = said.notes
-    assert note.startswith("L1H0: more than all of the label part goes with its values")
+    assert note.startswith("L1H0: it carries more than all of the label part")
     seen = own.of_heads([HeadRef(1, 0), OPPOSING])
     assert float(seen.columns["transports"][1, 0]) == 1, "a head that was measured undoes it"
     assert seen.notes == ()
