@@ -12,12 +12,6 @@ VENV ?= .venv
 VENV4 ?= .venv-tl4
 MODELS ?= smollm2
 TL4 := 4.3.0
-# Whole paths take most of the time, and checking shapes at every call trebles it: there those of the packages named are
-# checked that these paths are the test of; those below them are checked in their own tests. With TransformerLens 4 none are again.
-WHOLE := tests/locate tests/cli tests/test_end_to_end.py
-space := $(subst ,, )
-comma := ,
-CHECKED := $(subst $(space),$(comma),$(addprefix icl_kernel_lens.,locate influence results report charts cli) beartype.beartype)
 # What knows no model (numbers, charts, files, theory) is tested once; so are locks and processes, which know no class.
 TL4_TESTS := $(addprefix tests/,models prompts run evidence scores influence readouts interventions locate worlds cli test_end_to_end.py)
 TL4_SKIP := $(addprefix --ignore=tests/,run/test_folder.py run/test_processes.py cli/test_two_runs.py)
@@ -30,11 +24,10 @@ lm: $(VENV)/.ready
 		--task opinions --demos 8 --prompts 160 --sets 32 --out lm
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(WHOLE))
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --jaxtyping-packages=$(CHECKED) $(WHOLE)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-tl4: $(VENV4)/.ready
-	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest -n 2 --dist loadfile --jaxtyping-packages= $(TL4_TESTS) $(TL4_SKIP)
+	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest -n 2 --dist loadfile --jaxtyping-packages= -m "not real and not once" $(TL4_TESTS) $(TL4_SKIP)
 
 test-real: $(VENV)/.ready
 	$(call real,$(VENV))

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+pytest_plugins = ["first_calls"]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

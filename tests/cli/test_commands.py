@@ -107,6 +107,7 @@ def test_a_file_task_and_another_model(tmp_path, capsys):
     assert len(scores.demo_set.unique()) == 5
 
 
+@pytest.mark.once
 def test_the_first_line_says_that_demonstrations_hurt(tmp_path, capsys):
     """Test inputs are labelled the other way round than the demonstrations, from which the bundled model learns."""
     pools = ("harbor sail tide anchor reef dock", "violin drum chord melody flute tempo")
@@ -114,8 +115,8 @@ def test_the_first_line_says_that_demonstrations_hurt(tmp_path, capsys):
     for name, turn in (("boats.train", 0), ("boats.test", 1)):
         rows = [{"text": texts[i % 2][i // 2], "label": (i + turn) % 2} for i in range(200)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    arguments = ("--label-words", "red", "blue", "--template", "{text} is {label} .", "--prompts", 64)
-    arguments = (*arguments, "--sets", 32)
+    arguments = ("--label-words", "red", "blue", "--template", "{text} is {label} .", "--prompts", 40)
+    arguments = (*arguments, "--sets", 20)
     task = tmp_path / "boats.train.jsonl"
     for command in (score, locate):
         out = tmp_path / command.__name__
@@ -159,6 +160,7 @@ def test_folders_that_hold_something_else(tmp_path, capsys):
     assert "--steps and --threads must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_an_interrupted_run_leaves_earlier_results_whole(tmp_path, capsys, monkeypatch):
     """Ctrl-C after the reading, and bad input: the folder still holds the first run, and all of it."""
     out = tmp_path / "out"
@@ -187,6 +189,7 @@ def test_an_interrupted_run_leaves_earlier_results_whole(tmp_path, capsys, monke
     assert (out / "evidence.safetensors").read_bytes() != before["evidence.safetensors"]
 
 
+@pytest.mark.once
 def test_show_never_mixes_two_runs(tmp_path, capsys):
     """Whichever file is another run's; and the command that wrote the folder writes the same bytes again."""
     a, b = tmp_path / "a", tmp_path / "b"
@@ -280,9 +283,10 @@ def interrupt_after(patch, most: int | None) -> set[tuple[Path, int]]:
     return done
 
 
-def locate(out, *more):
+def locate(out, *more, prompts=96, sets=48, demos=8):
     return run(
-        *("locate", "--out", out, "--prompts", 96, "--sets", 48, "--demos", 8), *("--device", "cpu", "--no-progress"), *more
+        *("locate", "--out", out, "--prompts", prompts, "--sets", sets, "--demos", demos),
+        *("--device", "cpu", "--no-progress"), *more,
     )  # fmt: skip
 
 
@@ -342,6 +346,7 @@ def test_locate_then_show(tmp_path, capsys, monkeypatch):
     assert names(out) == {*COMMANDS["locate"].files, "manifest.json"}
 
 
+@pytest.mark.once
 def test_locate_without_curves_or_without_heads(tmp_path, capsys):
     out = tmp_path / "out"
     assert locate(out, "--no-curves") == 0
@@ -352,7 +357,7 @@ def test_locate_without_curves_or_without_heads(tmp_path, capsys):
     (out / "curves.csv").write_text("stale")
     assert locate(out, "--criteria.effect", "0.98") == 1
     assert "effect=0.05" in capsys.readouterr().err
-    assert locate(out, "--criteria.effect", "0.98", "--overwrite") == 0
+    assert locate(out, "--criteria.effect", "0.98", "--overwrite", prompts=32, sets=16, demos=4) == 0
     printed = capsys.readouterr().out
     assert "kernel heads: none" in printed
     assert "not measured; no head located" in printed
@@ -362,6 +367,7 @@ def test_locate_without_curves_or_without_heads(tmp_path, capsys):
     assert "<td>criterion: effect</td><td>0.98</td>" in report
 
 
+@pytest.mark.once
 def test_other_edges_from_the_command_line(tmp_path, capsys):
     """In whatever order they are named; results say which they are of."""
     small = ["--no-progress", "--device", "cpu", "--demos", "4", "--prompts", "32", "--sets", "16"]
@@ -447,6 +453,7 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.once
 def test_influence_ranks_heads_only_where_there_is_a_kernel_part(tmp_path, capsys):
     """One order: undetermined. Fresh demonstrations for each prompt: nothing to compare heads on."""
     out = tmp_path / "a"
@@ -484,6 +491,7 @@ def test_locate_refuses(tmp_path, capsys):
     assert "Criteria.effect must lie between 0 and 1; got 5.0" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.once
 def test_theory_then_show(tmp_path, capsys):
     out = tmp_path / "out"
     options = ("--preset", "sparse", "--trials", 12, "--no-experiments", "--no-progress")

@@ -17,6 +17,7 @@ CASES = [("salience", 0), ("misbound", 1), ("echo", 1)]
 DRAWN = ("opposed_kernel", "pair_kernel")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("kind", "seed"), CASES)
 def test_the_kernel_is_found_and_its_impostor_is_not_taken_for_one(kind, seed):
     plan = impostor_plan(kind, seed)

@@ -78,6 +78,7 @@ def test_where_the_model_has_no_kernel_part_it_is_only_said_which_heads_read_lab
     assert "Of the heads it is said only whether they read labels: 1 do." in repr(found)
 
 
+@pytest.mark.once
 def test_layers_18_to_21_of_gptjs_form():
     """28 layers of 16 heads, rotary on part of the head, attention beside the MLP; as the class there is."""
     places = [(18, 3), (19, 7), (20, 0), (21, 12)]
@@ -91,9 +92,9 @@ def test_layers_18_to_21_of_gptjs_form():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         made = planted_model(
-            heads, layers=28, heads_per_layer=16, form="parallel", direct=0.3, demos=6, seed=3
+            heads, layers=28, heads_per_layer=16, form="parallel", direct=0.3, demos=4, seed=3
         )
-    ranking = locate_heads(made.model, made.prompts(count=64, seed=1), offsets=(0,), progress=False)
+    ranking = locate_heads(made.model, made.prompts(count=48, seed=1), offsets=(0,), progress=False)
     assert sorted(ranking.heads) == places
     band = ranking.band
     assert (band.first, band.last) == (18, 21)
@@ -204,6 +205,7 @@ def test_saved_and_loaded(ranking, tmp_path):
     assert next(iter(again.choosing_table()["head"])) == "L2H1"
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*demonstration sets a half are few")
 def test_an_interrupted_search_goes_on(mini, few, of_few, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:

@@ -61,7 +61,7 @@ def test_two_processes_equal_one(tmp_path, sets):
 @pytest.mark.parametrize(
     ("command", "results", "options"),
     [
-        ("locate", ("ranking", "evidence"), ["--prompts", "60", "--sets", "30", "--demos", "6"]),
+        ("locate", ("ranking", "evidence"), ["--prompts", "32", "--sets", "16", "--demos", "4"]),
         ("influence", ("influence", "fit"), ["--prompts", "12", "--sets", "4", "--demos", "3"]),
         ("patch", ("patch_labels", "knock_out"), ["--prompts", "6", "--sets", "2", "--demos", "4"]),
     ],

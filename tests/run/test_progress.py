@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from support import shared_prompts
 
@@ -13,7 +15,7 @@ from icl_kernel_lens.run.runner import tokens_to_run
 
 @pytest.fixture
 def bars(monkeypatch):
-    """Every bar that is made: how far it is of what, after each step."""
+    """Every bar that is made, drawn anew at each step: how far it is of what."""
     made: list[list[tuple[float, float]]] = []
     original = progress._Bar.draw
 
@@ -25,6 +27,7 @@ def bars(monkeypatch):
                 made.append(self.seen)
             self.seen.append((self.bar.n, self.bar.total))
 
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, mininterval=0))
     monkeypatch.setattr(progress._Bar, "draw", draw)
     return made
 
@@ -109,6 +112,7 @@ def progress_adapter(model):
     return as_adapter(model)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*demonstration sets a half are few")
 def test_locating_and_accuracy_draw_one_bar_each(mini, bars, capsys):
     prompts = load_task("topics").prompts(mini, demos=4, count=64, sets=32)

@@ -110,6 +110,7 @@ def test_cuts_of_a_harmful_key_disagree():
     assert plan.carried(prompts)[:, 1, 1].abs().max() < 1e-9
 
 
+@pytest.mark.once
 def test_every_class():
     """What a head is where it matters, and where it does not."""
     settings = {"layers": 3, "heads_per_layer": 6, "separator": True, "trailing": True, "direct": 0.2}

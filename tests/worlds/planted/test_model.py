@@ -34,6 +34,7 @@ def test_a_model_of_gptj_s_shape():
     assert planted.findable == ((18, 0), (19, 5), (20, 10), (21, 15))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("seed", [0, 4, 5, 7])
 def test_random_plans_are_clear_and_computed_exactly(seed):
     before = torch.get_rng_state()
