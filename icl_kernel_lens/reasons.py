@@ -77,6 +77,10 @@ class Reason(str, Enum):
         "no prompt shows two demonstrations of one label, so that an echo, which weighs these alike, is not told from a kernel",
     )
     LOOKS_UNSURE = "looks_unsure", "more prompts must say whether its weights change with the test input"
+    RANKS_UNSURE = (
+        "ranks_unsure",
+        "more prompts must say whether another test input ranks the demonstrations otherwise, or only more sharply",
+    )
     TRANSPORT_UNSURE = "transport_unsure", "more prompts must say whether its values carry labels"
     MORE_THAN_ALL = (
         "more_than_all",
@@ -85,6 +89,10 @@ class Reason(str, Enum):
     KERNEL_SHARE_UNSURE = (
         "kernel_share_unsure",
         "more prompts must say whether what it carries is part of the kernel",
+    )
+    GIVES_UNSURE = (
+        "gives_unsure",
+        "more prompts must say whether a new label gains what the old one loses by it",
     )
     CUTS_UNSURE = "cuts_unsure", "its cuts disagree, or more prompts must say what they cost"
     ECHO_UNSURE = "echo_unsure", "more prompts must say whether it decides by what heads below it wrote"

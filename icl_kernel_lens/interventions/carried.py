@@ -30,7 +30,7 @@ from icl_kernel_lens.interventions.validate import HeadList, check_heads, check_
 from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.attention import scores_of_keys
-from icl_kernel_lens.numbers.influence import label_pull
+from icl_kernel_lens.numbers.influence import label_gain, label_pull
 from icl_kernel_lens.prompts.label_edges import check_offsets, label_keys
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.prompts.relabel import relabelled
@@ -100,7 +100,9 @@ def carried_influence(
     edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)))
     place = None if checkpoint is None else Path(checkpoint)
 
-    def measured(sets: Sequence[Sequence[HeadRef]], path: EffectPath, at: str) -> tuple[Tensor, RunInfo]:
+    def measured(
+        sets: Sequence[Sequence[HeadRef]], path: EffectPath, at: str
+    ) -> tuple[Tensor, Tensor, RunInfo]:
         found = run_cells(
             adapter,
             EdgesFrom.of(edges, sets, carrier, path),
@@ -110,19 +112,21 @@ def carried_influence(
         )
         influence.check_scores(numbers, found.numbers["base_label_scores"])
         changed = found.numbers["label_scores"].unflatten(1, (len(sets), some.demos, -1))
-        return edges.pulled(found.numbers["base_label_scores"], changed), found.run
+        return *edges.pulled(found.numbers["base_label_scores"], changed), found.run
 
     if path == "total":
-        found, info = measured([*([ref] for ref in refs), every], path, "heads")
-        single, together = found[:, :-1], found[:, -1]
+        found, gains, info = measured([*([ref] for ref in refs), every], path, "heads")
+        single, gains, together = found[:, :-1], gains[:, :-1], found[:, -1]
     else:
-        single, info = measured([[ref] for ref in refs], path, "heads")
-        together, _ = measured([every], "total", "together")
+        single, gains, info = measured([[ref] for ref in refs], path, "heads")
+        together, _, _ = measured([every], "total", "together")
         together = together[:, 0]
     values = torch.full((len(some), adapter.shape.layers, adapter.shape.heads, some.demos), torch.nan)
-    values[:, [r.layer for r in refs], [r.head for r in refs]] = single
+    gained, layer, head = values.clone(), [r.layer for r in refs], [r.head for r in refs]
+    values[:, layer, head], gained[:, layer, head] = single, gains
     return CarriedInfluence(
         values=values,
+        gained=gained,
         together=together,
         influence=influence.values[numbers],
         numbers=numbers,
@@ -232,8 +236,8 @@ class LabelEdges:
 
     def pulled(
         self, base: Float[Tensor, "prompt label"], changed: Float[Tensor, "prompt set demo other label"]
-    ) -> Float[Tensor, "prompt set demo"]:
-        """(s_y − s_c)(base) − (s_y − s_c)(changed), the mean over the replacements there are."""
+    ) -> tuple[Float[Tensor, "prompt set demo"], Float[Tensor, "prompt set demo"]]:
+        """(s_y − s_c)(base) − (s_y − s_c)(changed), and what of it c gains: means over the replacements there are."""
         labels = self.prompts.labels
         by_label = torch.full((*changed.shape[:3], labels, labels), torch.nan)
         for number in range(len(changed)):
@@ -242,7 +246,9 @@ class LabelEdges:
             by_label[number, :, demo, which[demo, other]] = changed[number][:, demo, other]
         sets = changed.shape[1]
         own = self.prompts.demo_labels[:, None].expand(-1, sets, -1)
-        return label_pull(base[:, None].expand(-1, sets, -1), by_label, own).nanmean(-1)
+        before = base[:, None].expand(-1, sets, -1)
+        pull, gain = (of(before, by_label, own).nanmean(-1) for of in (label_pull, label_gain))
+        return pull, gain
 
 
 def _first(chosen: Bool[Tensor, "row place"], most: int) -> Int[Tensor, "row first"]:

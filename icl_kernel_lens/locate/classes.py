@@ -12,6 +12,7 @@ from torch import Tensor
 from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.results.criteria import Criteria, HeadClass
 from icl_kernel_lens.results.head_ranking import MEASURED_AGAIN
+from icl_kernel_lens.results.label_influence import LEAST_GAINED
 
 PerHead = Float[Tensor, "layer head"]
 INPUT, PLACE = -0.5, 0.5
@@ -19,7 +20,7 @@ INPUT, PLACE = -0.5, 0.5
 HALF = 0.5
 """Least share of a kernel's fit that must lie among demonstrations of one label, against the model's own, as of what must be left
 of it with the labels below cut."""
-OF_KERNEL = ("fits", "looks", "carries_kernel")
+OF_KERNEL = ("fits", "looks", "ranks", "carries_kernel", "gives")
 """Answers without which what a head carries is no part of the kernel."""
 FLAT = 0.05
 """Total variation; weights that are no further from equal ones, or from what they are at each place, are so."""
@@ -42,15 +43,17 @@ def answered(columns: Mapping[str, PerHead], slope_of_model: float, criteria: Cr
         "fits": told((low["fit"] > fit) & (columns["fit_p"] <= criteria.false_discovery), high["fit"] < fit),
         "with_input": told(high["swap_slope"] < bound, low["swap_slope"] > bound),
         "looks": told(low["input_shift"] > shift, high["input_shift"] < shift),
+        "ranks": told(low["ranking_fit"] > 0, high["ranking_fit"] < fit),
         "transports": carried(("transport",)),
         "carries_kernel": told(low["kernel_share"] > effect, high["kernel_share"] < effect),
+        "gives": told(low["gained"] > LEAST_GAINED, high["gained"] < LEAST_GAINED),
         "needed": carried(cuts),
         "no_echo": told(low["beyond_half_fit"] > 0, high["beyond_half_fit"] < 0),
     }
 
 
 MEASURED = (
-    *("fit", "swap_slope", "input_shift", "transport", "kernel_share"),
+    *("fit", "swap_slope", "input_shift", "ranking_fit", "transport", "kernel_share", "gained"),
     *("zeroed", "renormalised", "mean_replaced", "beyond_half_fit"),
 )
 """The numbers that conditions go by."""
@@ -105,11 +108,13 @@ def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undon
     moved = invariant == 0 and head["label_attention"] >= criteria.label_attention
     stays, goes = low > PLACE, high < INPUT
     before = head["behind_slope_high"] < INPUT
-    follows = fits and looks and no_echo == 1
+    alike = fits and looks and no_echo == 1
+    follows = alike and head["ranks"] == 1
     # An echo of an answer that no label below formed keeps its fit, and gives all demonstrations of a label the same weight.
-    by_input = goes or invariant == 1 or head["within_labels_low"] > HALF
+    tells_apart = fits and head["within_labels_low"] > HALF
+    by_input = goes or invariant == 1 or tells_apart
     by_label = not goes and invariant != 1 and head["within_labels_high"] <= HALF
-    carries = follows and transports == 1 and head["carries_kernel"] == 1 and needed == 1
+    carries = follows and needed == 1 and all(head[x] == 1 for x in ("transports", "carries_kernel", "gives"))
     by_place = head["place_shift_high"] < FLAT
     nothing = transports == 0
     effect = criteria.effect
@@ -123,17 +128,20 @@ def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undon
     rules: dict[HeadClass, bool] = {
         "misbound": looks and before and transports != 0,
         "addressing": looks and stays and invariant != 0 and transports != 0,
-        "cancelling": follows and undone,
+        "cancelling": alike and undone,
         "kernel head": carries and head["with_input"] == 1 and invariant == 1 and goes,
         "echo": (fits and (no_echo == 0 or by_label))
-        or (moved and not follows and head["echo_low"] > criteria.follows),
+        or (moved and not alike and head["echo_low"] > criteria.follows),
         "pair kernel": carries and mixed and by_input and not stays,
         "word preference": moved
+        and not tells_apart
         and any(head[name] > criteria.follows for name in ("words_low", "preferred_low")),
         "label-blind": nothing and zeroed,
         "sink": nothing and unzeroed and elsewhere,
         "shadow": follows and nothing and needed == 0,
-        "salience": head["looks"] == 0 and goes and abs(transports) == 1,
+        "salience": (head["looks"] == 0 or (head["fits"] != 0 and head["ranks"] == 0))
+        and goes
+        and abs(transports) == 1,
         "recency": by_place and head["uneven_low"] > FLAT and abs(transports) == 1,
         "driver": transports == -1 or (transports == 1 and any(head[name] == 0 for name in OF_KERNEL)),
         "neither": nothing or not wanted,

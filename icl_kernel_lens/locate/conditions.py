@@ -4,8 +4,10 @@
     within_labels they do so among demonstrations of the same label, where an echo of any answer is even
     with_input    its weights go with the inputs when those of two demonstrations of different classes are swapped
     looks         its weights change when the test input does
+    ranks         and not in sharpness alone: what no one ranking of the demonstrations explains follows I, too
     transports    its values carry part of the label part: averaged over relabellings, weights fixed, it is gone
     carries_kernel  and part of I: of the influence of each label, what its values carry
+    gives         of which the new label gains its half, and the old one does not only lose it
     needed        zeroed, renormalised and mean-replaced label edges agree that part of the label part goes without them
     no_echo       with the label edges of all earlier layers cut, its weights keep half of their fit
 
@@ -33,6 +35,7 @@ from icl_kernel_lens.interventions.validate import every_head
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.numbers.identification import (
     Ends,
+    beyond_one_ranking,
     drop_share,
     interval,
     next_of_set,
@@ -155,7 +158,7 @@ class Measurement:
         return Conditions(columns, model_slope, read, notes)
 
     def kernel_shares(self, heads: Sequence[HeadRef], numbers: Int[Tensor, " some"]) -> dict[str, PerHead]:
-        """What the values of these heads carry of the model's own kernel: Σ I_h I / Σ I², I_h the pair part of what they carry."""
+        """What the values of these heads carry of the model's own kernel, Σ I_h I / Σ I² (I_h: its pair part); what new labels gain."""
         if not heads:
             return {}
         found = carried_influence(
@@ -168,8 +171,9 @@ class Measurement:
             checkpoint=self.place("carried"),
             progress=self.progress,
         )
-        shares = found.share("pair", level=self.level)
-        return {f"kernel_share{end}": share for end, share in zip(ENDS, shares, strict=True)}
+        shares = {"kernel_share": found.share("pair", level=self.level)}
+        shares["gained"] = found.gained_share(level=self.level)
+        return {name + end: x for name, ends in shares.items() for end, x in zip(ENDS, ends, strict=True)}
 
     def _fits(
         self, mine: Float[Tensor, "prompt head demo"], numbers: Int[Tensor, " prompt"], prompts: PromptSet
@@ -183,13 +187,15 @@ class Measurement:
         other = torch.full_like(r.by_prompt, torch.nan)
         if len(self.influence.places) > 1:
             other = fit(w, self.influence.pair(order=1)[numbers]).by_prompt
+        ranked = fit(beyond_one_ranking(mine, prompts.demo_set), target)
         # Weights that are the same for all test inputs follow nothing.
-        followed = r.by_prompt.masked_fill(r.correlation.isnan(), 0.0)
+        followed, ranked = (one.by_prompt.masked_fill(one.correlation.isnan(), 0.0) for one in (r, ranked))
         return {
             "fit": self._mean(followed, prompts),
             "within_labels": share_within(w, target, prompts.demo_labels, prompts.demo_set, self.level),
             "fit_p": (p,),
             "other_order": self._mean(other, prompts),
+            "ranking_fit": self._mean(ranked, prompts),
         }
 
     def _looks(self, mine: Float[Tensor, "prompt head demo"], prompts: PromptSet) -> dict[str, Ends]:

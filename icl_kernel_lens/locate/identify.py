@@ -180,7 +180,9 @@ class Identification:
         """Heads whose share of the kernel part can decide what they are: they may follow it and carry labels, and there is one."""
         if not self.influence.has_kernel_part:
             return []
-        may = torch.stack([answers[name] != 0 for name in ("fits", "looks", "transports", "no_echo")]).all(0)
+        may = torch.stack(
+            [answers[name] != 0 for name in ("fits", "looks", "ranks", "transports", "no_echo")]
+        ).all(0)
         return [head for head in heads if may[head]]
 
     def _not_believed(self, columns: dict[str, PerHead], found: Conditions) -> list[str]:

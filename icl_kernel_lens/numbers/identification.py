@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.numbers.groups import numbered
-from icl_kernel_lens.numbers.influence import pair_products
+from icl_kernel_lens.numbers.influence import ROUNDING as ALIKE
+from icl_kernel_lens.numbers.influence import centred_over_set, pair_products
 from icl_kernel_lens.numbers.intervals import cluster_t, ratio_interval
 
 Ends = tuple[Tensor, Tensor, Tensor]
@@ -21,6 +22,10 @@ ROUNDING = 1e-6
 """Of what a prompt has; a change below this share of it is rounding."""
 SAME = 1e-9
 """Numbers of order 1 that differ by less are the same."""
+ROUNDS = 30
+"""Of alternating least squares, in which a fit of one ranking to few weights no longer moves."""
+LEAST = 1e-12
+"""A weight below this is taken for it where its logarithm is; so are squares that are divided by."""
 FLAT = 1e-6
 """Squares of log ratios below this, on average, are rounding: weights that do not differ between demonstrations."""
 
@@ -42,7 +47,7 @@ def share_interval(
 ) -> Ends:
     """Σ part / Σ whole with its interval; the share itself where it is that of every prompt, up to rounding of the whole."""
     ends = ratio_interval(part, whole, demo_set, level=level)
-    return _sure((part - ends[0] * whole).abs() <= ROUNDING * whole, ends)
+    return _sure((part - ends[0] * whole).abs() <= ROUNDING * whole.abs(), ends)
 
 
 def share_removed(
@@ -166,6 +171,42 @@ def share_within(
     even = (mine.square().nansum((0, -1)) == 0) & ~whole.isnan().all(0)
     value, low, high = (torch.where(even, 0.0, x.masked_fill(own == 0, torch.nan)) for x in ends)
     return value, low, high
+
+
+def one_ranking(
+    weights: Float[Tensor, "prompt *cell demo"], demo_set: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt *cell demo"]:
+    """Weights of a head that ranks the demonstrations of a set the same for all test inputs, each more or less sharply.
+
+        softmax_i(β(x) s_i), β(x) ≥ 0        β and s by alternating least squares on the log weights, each less its mean over i
+
+    A kernel that two test inputs rank in opposite ways has no such weights, with one feature either. NaN in sets of one prompt.
+    """
+    found, member = torch.full_like(weights, torch.nan), numbered(demo_set)
+    for group in range(int(member.max()) + 1):
+        at = (member == group).nonzero()[:, 0]
+        if len(at) < 2:
+            continue
+        logs = weights[at].clamp(min=LEAST).log()
+        logs = (logs - logs.mean(-1, keepdim=True)).movedim(0, -2)
+        sharpness, ranking = torch.ones_like(logs[..., :1]), logs.mean(-2, keepdim=True)
+        for _ in range(ROUNDS):
+            size = sharpness.square().sum(-2, keepdim=True).clamp(min=LEAST)
+            ranking = (sharpness * logs).sum(-2, keepdim=True) / size
+            size = ranking.square().sum(-1, keepdim=True).clamp(min=LEAST)
+            sharpness = ((ranking * logs).sum(-1, keepdim=True) / size).clamp(min=0)
+        found[at] = (sharpness * ranking).softmax(-1).movedim(-2, 0)
+    return found
+
+
+def beyond_one_ranking(
+    weights: Float[Tensor, "prompt *cell demo"], demo_set: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt *cell demo"]:
+    """Weights less those of `one_ranking`, less their mean over the set; NaN in cells where that is rounding, and in sets of one."""
+    left, _ = centred_over_set(weights - one_ranking(weights, demo_set), demo_set)
+    size = weights.double().square().nanmean((0, -1))
+    still = ~(left.square().nanmean((0, -1)) > ALIKE**2 * size)
+    return left.masked_fill(still[..., None], torch.nan)
 
 
 def next_of_set(demo_set: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:

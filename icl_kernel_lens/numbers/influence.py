@@ -47,6 +47,27 @@ def label_pull(
     return found.masked_fill(same, torch.nan)
 
 
+def label_gain(
+    scores: Float[Tensor, "*prompt label"],
+    replaced: Float[Tensor, "*prompt demo replacement label"],
+    demo_labels: Int[Tensor, "*prompt demo"],
+) -> Float[Tensor, "*prompt demo replacement"]:
+    """The part of G that the replacement label gains: (s_c − s̄)(P with y_i → c) − (s_c − s̄)(P), s̄ the mean of all third labels.
+
+    G/2 in a kernel regression: what the old label loses the new one gains. 0 where a label that is not the own brings nothing.
+    With two labels there is no third one to measure from: G/2 throughout.
+    """
+    labels = replaced.shape[-1]
+    pull = label_pull(scores, replaced, demo_labels)
+    if labels == 2:
+        return pull / 2
+    moved = replaced - scores[..., None, None, :].expand_as(replaced)
+    gained = moved.diagonal(dim1=-2, dim2=-1)
+    own = demo_labels[..., None, None].expand(*replaced.shape[:-1], 1)
+    third = (moved.sum(-1) - gained - moved.gather(-1, own)[..., 0]) / (labels - 2)
+    return (gained - third).masked_fill(pull.isnan(), torch.nan)
+
+
 def centred_over_set(
     values: Float[Tensor, "prompt *cell"], demo_set: Int[Tensor, " prompt"]
 ) -> tuple[Float[Tensor, "prompt *cell"], Float[Tensor, "prompt *cell"]]:

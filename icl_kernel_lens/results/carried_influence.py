@@ -33,6 +33,8 @@ class CarriedInfluence(Result):
 
     values: Float[Tensor, "prompt layer head demo"] = field(metadata=unit("logits"))
     """NaN: the head was not asked for, or the demonstration's label could not be replaced."""
+    gained: Float[Tensor, "prompt layer head demo"] = field(metadata=unit("logits"))
+    """What of it the replacement labels gain, the rest being what the own label loses: half in a kernel regression."""
     together: Float[Tensor, "prompt demo"] = field(metadata=unit("logits"))
     """With the label edges of all heads patched at once, everything above recomputed."""
     influence: Float[Tensor, "prompt demo"] = field(metadata=unit("logits"))
@@ -53,6 +55,9 @@ class CarriedInfluence(Result):
             {
                 "what all edges carry must be known wherever the influence is": bool(
                     self.together[known].isfinite().all()
+                ),
+                "what new labels gain must be known wherever what is carried is": bool(
+                    self.gained[self.values.isfinite()].isfinite().all()
                 ),
                 "a head must be there": bool(self.values.isfinite().any()),
                 f"offsets must be some, each once and in ascending order; they are {self.offsets}": (
@@ -100,6 +105,25 @@ class CarriedInfluence(Result):
         share = share_interval(part, whole.square().nansum(-1)[:, None, None], self.demo_set, level)
         unknown = part.isnan().all(0)
         value, low, high = (x.masked_fill(unknown, torch.nan) for x in share)
+        return value, low, high
+
+    @checked
+    def gained_share(
+        self, *, level: float = 0.95
+    ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+        """⟨gained, I⟩ / ⟨carried, I⟩, of pair parts: what of the kernel in a head's values the new label gains; with intervals.
+
+        ½ where values carry whatever label stands there; 0 where only the own label brings something, so that flipped labels
+        silence the head and teach it nothing. Always ½ with two labels: there such a head adds the same to an answer as half a
+        kernel regression and what the model would say of the inputs without their labels.
+        """
+        whole = self._pair("pair")[1][:, None, None]
+        gained, carried = (pair_part(x.double(), self.demo_set) for x in (self.gained, self.values))
+        unknown = self.values.isnan().all(-1)
+        gained, carried = (
+            ((x * whole).nansum(-1)).masked_fill(unknown, torch.nan) for x in (gained, carried)
+        )
+        value, low, high = share_interval(gained, carried, self.demo_set, level)
         return value, low, high
 
     def table(self) -> pd.DataFrame:

@@ -87,6 +87,9 @@ COLUMNS: Mapping[str, str] = {
     "input_shift": "total variation of the weights between test inputs of a set (condition 3)",
     "input_shift_low": "lower end of its interval",
     "input_shift_high": "upper end",
+    "ranking_fit": "the fit of what of its weights is no sharpening of one ranking of the demonstrations (condition 3)",
+    "ranking_fit_low": "lower end of its interval",
+    "ranking_fit_high": "upper end",
     "place_shift": "total variation from what the weights are at each place on average",
     "place_shift_low": "lower end of its interval",
     "place_shift_high": "upper end",
@@ -99,6 +102,9 @@ COLUMNS: Mapping[str, str] = {
     "kernel_share": "share of the model's own kernel, its pair part, that its values carry (condition 4); NaN: it need not be known",
     "kernel_share_low": "lower end of its interval",
     "kernel_share_high": "upper end",
+    "gained": "what of the kernel in its values the new label gains: half of it where they carry any label (condition 4)",
+    "gained_low": "lower end of its interval",
+    "gained_high": "upper end",
     "zeroed": "share of the label part that is gone without its label edges, not renormalised (condition 5)",
     "zeroed_low": "lower end of its interval",
     "zeroed_high": "upper end",
@@ -123,8 +129,10 @@ COLUMNS: Mapping[str, str] = {
     "fits": "condition 1: 1 holds, 0 does not, NaN undetermined or not measured",
     "with_input": "condition 2",
     "looks": "condition 3",
+    "ranks": "condition 3: another test input does not only sharpen its weights",
     "transports": "condition 4; −1: against the label part",
     "carries_kernel": "condition 4: what it carries is part of the kernel",
+    "gives": "condition 4: and gives to the new label what it takes from the old one",
     "needed": "condition 5; −1: against the label part",
     "no_echo": "condition 6",
     "votes": "1 yes, 0 no, NaN undetermined",
@@ -134,8 +142,12 @@ COLUMNS: Mapping[str, str] = {
 """What each column of a ranking is."""
 IDENTIFYING = tuple(COLUMNS)[tuple(COLUMNS).index("fit") : tuple(COLUMNS).index("votes")]
 """Those of them that hold a head against the model's own kernel; NaN for heads that were not so measured."""
-CONDITIONS = ("fits", "with_input", "looks", "transports", "carries_kernel", "needed", "no_echo")
-"""The answers to the six that all hold of a kernel head (the fourth has two); of a pair kernel `with_input` need not."""
+CONDITIONS = (
+    *("fits", "with_input", "looks", "ranks", "transports", "carries_kernel", "gives"),
+    *("needed", "no_echo"),
+)
+"""The answers to the six that all hold of a kernel head (the third has two, the fourth three); of a pair kernel `with_input`
+need not."""
 SELECTED = ("votes", "label_shift", "matters", "fit", "carries")
 """Why a head was measured again."""
 MEASURED_AGAIN = ("votes", "matters", "fit", "carries")
@@ -175,8 +187,10 @@ UNSURE: Mapping[str, tuple[Reason, str, str]] = {
     "fits": (Reason.FIT_UNSURE, "fit", "fit"),
     "with_input": (Reason.SWAP_UNSURE, "swap_slope", "slope"),
     "looks": (Reason.LOOKS_UNSURE, "input_shift", "shift"),
+    "ranks": (Reason.RANKS_UNSURE, "ranking_fit", "fit"),
     "transports": (Reason.TRANSPORT_UNSURE, "transport", "effect"),
     "carries_kernel": (Reason.KERNEL_SHARE_UNSURE, "kernel_share", "effect"),
+    "gives": (Reason.GIVES_UNSURE, "gained", "effect"),
     "needed": (Reason.CUTS_UNSURE, "zeroed", "effect"),
     "no_echo": (Reason.ECHO_UNSURE, "beyond_half_fit", "fit"),
     "invariant": (Reason.INPUTS_UNSURE, "label_shift", "least_label_shift"),
@@ -392,7 +406,7 @@ class HeadRanking(Result):
             instead[Reason.TRANSPORT_UNSURE] = Reason.MORE_THAN_ALL
         # It is measured of heads that pass the others or may.
         if self.columns["kernel_share"][at].isnan():
-            unknown = [why for why in unknown if why != Reason.KERNEL_SHARE_UNSURE]
+            unknown = [why for why in unknown if why not in (Reason.KERNEL_SHARE_UNSURE, Reason.GIVES_UNSURE)]
         return tuple(instead.get(why, why) for why in unknown) or (Reason.NO_CLASS_FITS,)
 
     def why(self, head: Head | str) -> str:

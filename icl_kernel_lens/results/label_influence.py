@@ -28,6 +28,7 @@ from icl_kernel_lens.numbers.influence import (
     centred_over_set,
     exchanged,
     exchanged_demos,
+    label_gain,
     label_pull,
     negative_again,
     negative_share,
@@ -64,6 +65,8 @@ LEAST_LABELS = 0.01
 """The smallest share of the label scores' spread that is worth the name of a label part."""
 LEAST_ADDITIVE = 0.5
 """If R² surely lies below this, what demonstrations do together is not the sum of what each does."""
+LEAST_GAINED = 0.25
+"""Half of the share that a replacement label gains in a kernel regression: surely below it, labels switch and do not teach."""
 MOST_AT_ONE_PLACE = 0.4
 """With more of the influence than this at the last (or first) place, and surely twice its even part, it is a habit."""
 MOST_SHOWN = 12
@@ -194,6 +197,19 @@ class LabelInfluence(Result):
             )
         on = _on(scale)
         return label_pull(on(self.scores[order]), on(self.replaced[order]), self.prompts.demo_labels)
+
+    @checked
+    def gained(self) -> Estimate:
+        """Σ G⁺ G / Σ G², G⁺ what of G the replacement label gains (`numbers.influence.label_gain`); in log-odds.
+
+        ½ in a kernel regression: what a label that goes takes away, the one that comes brings. 0 where a demonstration counts
+        only with the label that the model expects of its input: other labels silence it, and no label is learned. Always ½ with
+        two labels, where such an answer is half a kernel regression beside what the inputs alone say.
+        """
+        own = self.prompts.demo_labels
+        pull, gain = (of(self.scores[0], self.replaced[0], own).double() for of in (label_pull, label_gain))
+        pull, gain = pull.nanmean(-1), gain.nanmean(-1)
+        return ratio_estimate((pull * gain).nansum(-1), pull.square().nansum(-1), self.demo_set)
 
     @checked
     def pair(self, scale: Scale = "log_odds", order: int = 0) -> Float[Tensor, "prompt demo"]:
@@ -661,6 +677,8 @@ class LabelInfluence(Result):
         """What labels are weighted by, and whether they add up."""
         adds = additivity.low >= LEAST_ADDITIVE
         open_ = "" if adds else f"; whether they add up is not known (R² {additivity})"
+        if (gained := self.gained()).high < LEAST_GAINED:
+            return f"No labels are learned: one put in another's place gains {gained} of its influence (½ in a kernel regression)"
         if kernel.found == "real":
             what = "weighted by pairs of test input and demonstration"
             return f"Kernel regression: labels add up, {what}" if adds else f"Labels {what}{open_}"
@@ -703,6 +721,7 @@ class LabelInfluence(Result):
             of = f"{UNITS[scale]}" + (", the better on one half" if scale == self.scale else "")
             found = self.additivity(scale)
             rows += [("additivity R²", of, found.r2), ("additivity slope", of, found.slope)]
+        rows += [("gained by the label put in", "share", self.gained())]
         negative, again = self.negative()
         rows += [("negative share of |G|", "share", negative), ("negative in both orders", "share", again)]
         for scale in SCALES:

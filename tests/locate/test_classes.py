@@ -16,7 +16,7 @@ from icl_kernel_lens.results.head_ranking import CONDITIONS, SELECTED
 CUTS = ("zeroed", "renormalised", "mean_replaced")
 NOTHING = dict.fromkeys(("transport", *CUTS), 0.0)
 """Of a head that carries no labels."""
-NO_FIT = {"fit": 0.0, "fit_p": 0.6, "fit_cut_below": 0.0, "beyond_half_fit": 0.0}
+NO_FIT = {"fit": 0.0, "fit_p": 0.6, "ranking_fit": 0.0, "fit_cut_below": 0.0, "beyond_half_fit": 0.0}
 OF_EACH_CLASS = {
     "kernel head": {},
     "pair kernel": {"swap_slope": 0.2},
@@ -54,6 +54,7 @@ def test_every_condition_holds_of_a_kernel_head():
         ("fits", {"fit": 0.05}, "driver"),
         ("with_input", {"swap_slope": -0.6}, "pair kernel"),
         ("looks", {"input_shift": 0.0}, "salience"),
+        ("ranks", {"ranking_fit": 0.0}, "salience"),  # a test input only sharpens one ranking
         ("transports", {"transport": 0.0}, "label-blind"),  # its edges are needed, and it carries no labels
         ("transports", {"transport": -0.3}, "driver"),
         (
@@ -62,6 +63,7 @@ def test_every_condition_holds_of_a_kernel_head():
             "driver",
         ),  # it carries labels, but not by the kernel it follows
         ("carries_kernel", {"kernel_share": -0.3}, "driver"),
+        ("gives", {"gained": 0.0}, "driver"),  # other labels silence it, and teach it nothing
         ("needed", dict.fromkeys(CUTS, 0.0), "undetermined"),
         ("needed", dict.fromkeys(CUTS, -0.3), "undetermined"),
         ("no_echo", {"beyond_half_fit": -0.1}, "echo"),
@@ -130,6 +132,7 @@ def test_the_ends_of_the_intervals_are_held_against_the_criteria():
         ("looks", "input_shift", criteria.shift, 1),
         ("transports", "transport", criteria.effect, 1),
         ("carries_kernel", "kernel_share", criteria.effect, 1),
+        ("gives", "gained", 0.25, 1),
         ("no_echo", "beyond_half_fit", 0.0, 1),
     ):
         assert asked(condition, **{number: bound + 2 * narrow}) == above
@@ -142,6 +145,10 @@ def test_the_ends_of_the_intervals_are_held_against_the_criteria():
     for way in CUTS:
         at = asked("needed", **{way: 0.0})
         assert at != at, "the cuts disagree"
+    assert asked("ranks", ranking_fit=2 * narrow) == 1
+    assert asked("ranks", ranking_fit=0.0) == 0, "surely below the least fit of interest"
+    unsure = identified(width=2 * criteria.fit, ranking_fit=criteria.fit)["ranks"]
+    assert unsure.isnan().all()
     unknown = identified(slope_of_model=float("nan"))["with_input"]
     assert unknown.isnan().all(), "nothing to hold the slope against"
 

@@ -79,7 +79,7 @@ def planted():
 
 
 def test_there_is_a_column_for_every_number_and_head(planted):
-    shares = {f"kernel_share{end}" for end in ENDS}
+    shares = {f"{name}{end}" for name in ("kernel_share", "gained") for end in ENDS}
     assert set(planted.found.columns) | shares | set(CONDITIONS) == set(IDENTIFYING)
     asked = torch.zeros(4, 4, dtype=torch.bool)
     for ref in REFS.values():
@@ -142,6 +142,8 @@ def test_shares_of_the_kernel_are_those_of_the_closed_form(planted):
     for ref in refs:
         assert float(found["kernel_share"][ref]) == pytest.approx(float(closed[ref]), abs=1e-4), ref
         assert found["kernel_share_low"][ref] <= found["kernel_share"][ref] <= found["kernel_share_high"][ref]
+        if float(closed[ref]) > 0.01:
+            assert float(found["gained"][ref]) == pytest.approx(0.5, abs=1e-3), "values carry any label"
     assert float(closed[REFS["kernel"]]) > 0.2
     assert float(closed[REFS["unread_kernel"]]) == 0
     narrow = replace(planted.measurement, level=0.5).kernel_shares(refs[:1], numbers)
@@ -265,6 +267,7 @@ def test_what_is_held_of_them(planted):
 
     assert all(value == 1 for value in told("kernel").values()), told("kernel")
     assert told("salience")["looks"] == 0
+    assert told("salience")["ranks"] == 0
     assert told("addressing")["with_input"] == 0
     assert told("misbound")["with_input"] != 1
     assert told("label_blind")["transports"] == 0
@@ -365,7 +368,8 @@ def test_where_no_inputs_can_be_swapped_is_said_and_never_passed(tiny):
     assert "whether weights go with inputs was not measured" in note
     assert "match_lengths=True" in note
     assert found.columns["transport"][0, 1].isfinite()
-    unknown = {f"kernel_share{end}": found.columns["transport"] * torch.nan for end in ENDS}
+    nothing = found.columns["transport"] * torch.nan
+    unknown = {f"{name}{end}": nothing for name in ("kernel_share", "gained") for end in ENDS}
     for slope in (found.slope_of_model, -1.0):
         assert answered(found.columns | unknown, slope, Criteria())["with_input"].isnan().all()
 

@@ -79,6 +79,7 @@ def test_where_the_model_has_no_kernel_part_it_is_only_said_which_heads_read_lab
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings("ignore:.*demonstration sets a half are few")
 def test_layers_18_to_21_of_gptjs_form():
     """28 layers of 16 heads, rotary on part of the head, attention beside the MLP; as the class there is."""
     places = [(18, 3), (19, 7), (20, 0), (21, 12)]

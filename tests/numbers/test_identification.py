@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from icl_kernel_lens.numbers.identification import (
+    beyond_one_ranking,
     drop_share,
     interval,
     next_of_set,
+    one_ranking,
     share_interval,
     share_removed,
     share_within,
@@ -18,7 +20,7 @@ from icl_kernel_lens.numbers.identification import (
     total_variation,
     within_labels,
 )
-from icl_kernel_lens.numbers.influence import pair_part
+from icl_kernel_lens.numbers.influence import fit, pair_part
 from icl_kernel_lens.numbers.intervals import cluster_t, ratio_interval
 
 PROMPTS, DEMOS = 12, 8
@@ -244,6 +246,25 @@ def test_an_echo_has_nothing_among_demonstrations_of_one_label_and_a_kernel_all(
     assert [float(x) for x in echoed] == [0.0, 0.0, 0.0], "an echo of an echo goes by labels"
 
 
+def test_one_ranking_sharpened_is_told_from_a_kernel():
+    """Log weights β(x) s_i leave nothing; a kernel of one feature, which turns the ranking round, leaves what follows it."""
+    sets, each, demos = 12, 4, 8
+    demo_set = torch.arange(sets).repeat_interleave(each)
+    taste = draw(sets, demos).repeat_interleave(each, 0)
+    sharp = draw(sets * each, 1, seed=1).abs() + 0.2
+    x = draw(sets * each, 1, seed=2)
+    offset = draw(sets * each, 1, seed=3)
+    weights = torch.stack([(sharp * taste + offset), x * taste, 1e-3 * taste], 1).softmax(-1)
+    torch.testing.assert_close(one_ranking(weights, demo_set)[:, ::2], weights[:, ::2])
+    left = beyond_one_ranking(weights, demo_set)
+    assert left[:, 0].isnan().all()
+    assert left[:, 2].isnan().all(), "rounding"
+    target = pair_part(weights[:, 1], demo_set)
+    assert float(fit(left[:, 1:2], target).correlation) > 0.6
+    alone = torch.arange(sets * each)
+    assert beyond_one_ranking(weights, alone).isnan().all(), "no second test input to rank them otherwise"
+
+
 def test_means_are_of_the_same_label_and_leave_out_what_is_unknown():
     values = torch.tensor([[1.0, 3.0, 5.0, float("nan")]])
     found = within_labels(values, torch.tensor([[0, 0, 1, 1]]))
@@ -258,6 +279,9 @@ def test_what_every_prompt_shows_alike_is_certain_in_few_sets():
     assert value[:2].tolist() == low[:2].tolist() == high[:2].tolist() == [0.0, 0.75]
     assert low[2] < value[2] < high[2]
     assert interval(torch.zeros(3, 1), demo_set) == (0.0, 0.0, 0.0)
+    whole = torch.tensor([2.0, -0.5, 1.0])
+    half = share_interval(whole / 2, whole, demo_set)
+    assert [float(x) for x in half] == [0.5, 0.5, 0.5], "of what is below 0 in some prompts, too"
     assert share_interval(torch.zeros(3), torch.rand(3), demo_set) == (0.0, 0.0, 0.0)
     unmoved = draw(3, DEMOS)
     pairs = torch.tensor([[[0, 1]]] * 3)

@@ -14,6 +14,7 @@ from icl_kernel_lens.numbers.influence import (
     exchanged,
     exchanged_demos,
     fit,
+    label_gain,
     label_pull,
     negative_again,
     negative_share,
@@ -62,6 +63,23 @@ def test_influence_is_the_difference_of_margins_written_out():
             if c != y:
                 expected = (scores[0, y] - scores[0, c]) - (replaced[0, demo, c, y] - replaced[0, demo, c, c])
                 assert float(found[0, demo, c]) == pytest.approx(float(expected))
+
+
+def test_of_a_kernel_regressions_influence_the_new_label_gains_half():
+    weights, labels = draw(PROMPTS, DEMOS).abs(), torch.randint(0, LABELS, (PROMPTS, DEMOS))
+    scores, replaced = regression(weights, labels, draw(PROMPTS, LABELS, seed=1), beta=1.7)
+    found, pull = label_gain(scores, replaced, labels), label_pull(scores, replaced, labels)
+    torch.testing.assert_close(found, pull / 2, equal_nan=True)
+    # Labels that count where they stand now and bring nothing anywhere else; all scores may move together.
+    one_hot = torch.nn.functional.one_hot(labels, LABELS)
+    silenced = scores[:, None, None] - (weights[..., None] * one_hot)[:, :, None] + 7.0
+    silenced = silenced.expand_as(replaced)
+    found, pull = label_gain(scores, silenced, labels), label_pull(scores, silenced, labels)
+    torch.testing.assert_close(found.nanmean(-1), torch.zeros_like(weights), atol=1e-9, rtol=0)
+    torch.testing.assert_close(pull.nanmean(-1), weights)
+    two = label_gain(scores[:, :2], silenced[:, :, :2, :2], labels.clamp(max=1))
+    pull = label_pull(scores[:, :2], silenced[:, :, :2, :2], labels.clamp(max=1))
+    torch.testing.assert_close(two, pull / 2, equal_nan=True)  # no third label to measure from
 
 
 def pair_by_hand(values, sets):

@@ -83,8 +83,8 @@ def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
     row, nothing = cells("L2H1"), "– / – / –"
     assert row[:2] == ["L2H1", "kernel head"]
     assert row[2] == with_interval("fit", (2, 1)) + " ?", "by hand: no condition was asked"
-    assert row[3:6] == ["–", "–", "–"]
-    assert row[6:11] == [with_interval("transport", (2, 1)) + " ?", "–", nothing, "–", "–"]
+    assert row[3:6] == ["–", "–", "– / –"]
+    assert row[6:11] == [with_interval("transport", (2, 1)) + " ?", "– / –", nothing, "–", "–"]
     assert row[11:] == [with_interval("logit_diff_drop", (2, 1)), "0.90 (0.50, label prior)"]
     both = found.joint[-1]
     assert cells("L2H1 L2H2") == [
@@ -106,12 +106,14 @@ def test_conditions_stand_beside_their_numbers(hostile, votes, tmp_path):
     found = ranking()
     changed = {name: column.clone() for name, column in found.columns.items()}
     said = {"fits": 1, "with_input": 0, "looks": torch.nan, "transports": -1, "needed": 1, "invariant": 1}
-    said |= {"carries_kernel": 0}
+    said |= {"carries_kernel": 0, "ranks": 1, "gives": 0}
     for name, value in said.items():
         changed[name][2, 1] = value
     numbers = {
         "swap_slope": 0.4,
         "input_shift": 0.3,
+        "ranking_fit": 0.4,
+        "gained": 0.1,
         "kernel_share": 0.02,
         "zeroed": 0.2,
         "renormalised": 0.25,
@@ -123,9 +125,9 @@ def test_conditions_stand_beside_their_numbers(hostile, votes, tmp_path):
     row = next(r for r in re.findall(r"<tr>(.*?)</tr>", html.unescape(body(page))) if "<td>L2H1</td>" in r)
     cells = re.findall(r"<td>(.*?)</td>", row)
     assert cells[2].endswith(") ✓")
-    assert cells[4:6] == ["0.40 (0.30 to 0.50) ✗", "0.30 ?"]
+    assert cells[4:6] == ["0.40 (0.30 to 0.50) ✗", "0.30 ? / 0.40 ✓"]
     assert cells[6].endswith(") ✗ −")
-    assert cells[7:11] == ["0.02 ✗", "0.20 / 0.25 / – ✓", "–", "–"]
+    assert cells[7:11] == ["0.02 ✗ / 0.10 ✗", "0.20 / 0.25 / – ✓", "–", "–"]
 
 
 def test_what_was_not_located_is_not_there(hostile, votes, tmp_path):

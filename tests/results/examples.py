@@ -143,6 +143,7 @@ def carried_influence() -> CarriedInfluence:
     share[1, 1], share[0, 0] = 0.5, torch.nan
     return CarriedInfluence(
         values=share[..., None] * whole[:, None, None],
+        gained=share[..., None] * whole[:, None, None] / 2,
         together=0.9 * whole,
         influence=whole,
         numbers=torch.arange(len(whole)),

@@ -32,6 +32,18 @@ def test_shares_are_ratios_of_sums(carried):
     assert carried.coverage().value == pytest.approx(together)
 
 
+def test_what_new_labels_gain_is_a_share_of_what_is_carried(carried):
+    """Half of it with two labels; and a ratio of sums of pair parts, whatever was gained."""
+    assert carried.gained_share()[0][2, 1] == pytest.approx(0.5, abs=1e-6)
+    gained = carried.values * torch.linspace(0.1, 0.4, len(carried.values))[:, None, None, None]
+    value, low, high = replace(carried, gained=gained).gained_share()
+    parts = [pair_part(x[:, 2, 1].double(), carried.demo_set) for x in (gained, carried.values)]
+    own = pair_part(carried.influence.double(), carried.demo_set)
+    expected = float((parts[0] * own).sum() / (parts[1] * own).sum())
+    assert float(value[2, 1]) == pytest.approx(expected)
+    assert low[2, 1] < value[2, 1] < high[2, 1]
+
+
 def test_what_all_of_it_carries_has_a_share_of_one(carried):
     values = carried.influence[:, None, None].expand_as(carried.values).clone()
     values[:, 0, 0] = torch.nan
@@ -47,6 +59,8 @@ def test_what_all_of_it_carries_has_a_share_of_one(carried):
 def test_what_is_not_whole_is_refused(carried):
     with pytest.raises(ResultError, match="a head must be there"):
         replace(carried, values=carried.values * torch.nan)
+    with pytest.raises(ResultError, match="what new labels gain"):
+        replace(carried, gained=carried.gained * torch.nan)
     with pytest.raises(ResultError, match="ascending order"):
         replace(carried, offsets=())
     with pytest.raises(ResultError, match="wherever the influence is"):

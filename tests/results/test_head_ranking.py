@@ -47,7 +47,8 @@ def test_it_begins_with_whether_there_is_anything_to_explain(found):
 def test_why_is_a_reason(found):
     assert found.reasons("L0H1") == (Reason.NOT_SINGLED_OUT,)
     assert found.reasons("L0H0") == ()
-    unasked = tuple(why for why, *_ in UNSURE.values() if why != Reason.KERNEL_SHARE_UNSURE)
+    of_carried = {Reason.KERNEL_SHARE_UNSURE, Reason.GIVES_UNSURE}
+    unasked = tuple(why for why, *_ in UNSURE.values() if why not in of_carried)
     swapped = {**found.columns, "swap_slope": torch.zeros(4, 3)}
     assert replace(found, columns=swapped).reasons("L1H1") == unasked
     unmeasured = [Reason.SWAP_UNMEASURED if why == Reason.SWAP_UNSURE else why for why in unasked]
@@ -62,7 +63,7 @@ def test_why_is_a_reason(found):
     assert Reason.MORE_THAN_ALL in more
     assert Reason.TRANSPORT_UNSURE not in more
     share = replace(found, columns={**swapped, "kernel_share": torch.ones(4, 3)}).reasons("L1H1")
-    assert set(share) - set(unasked) == {Reason.KERNEL_SHARE_UNSURE}
+    assert set(share) - set(unasked) == of_carried
     known = {**found.columns, **dict.fromkeys(UNSURE, torch.ones(4, 3))}
     assert replace(found, columns=known).reasons("L1H1") == (Reason.NO_CLASS_FITS,)
     missing = {**known, "transport": torch.full((4, 3), torch.nan)}

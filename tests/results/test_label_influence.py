@@ -325,6 +325,20 @@ def test_a_kernel_regression_over_labels_is_twice_its_weights():
         assert influence.at_place(-1).value == pytest.approx(float(kernel[:, -1].sum() / kernel.sum()))
 
 
+def test_labels_that_only_switch_what_is_known_are_not_learned():
+    """A demonstration counts with its own label and brings nothing with another; of two labels it is a kernel, and a prior."""
+    for labels in (2, 3, 5):
+        influence = made_influence(labels=labels)
+        assert influence.gained().value == pytest.approx(0.5)
+        replaced = influence.replaced.clone()
+        replaced.diagonal(dim1=-2, dim2=-1).sub_(BETA * kernel_of()[..., None])
+        switched = replace(influence, replaced=replaced)
+        assert switched.gained().value == pytest.approx(0.5 if labels == 2 else 0, abs=1e-6)
+        assert switched.verdict().startswith("No labels are learned") == (labels > 2)
+        frame = switched.summary().set_index("what")
+        assert frame.loc["gained by the label put in", "value"] == switched.gained().value
+
+
 def test_tables_in_long_form():
     influence = made_influence(blank=True)
     frame = influence.to_dataframe()
