@@ -8,6 +8,7 @@
 
 # %%
 import icl_kernel_lens as ikl
+from icl_kernel_lens.readouts import input_kernels
 from icl_kernel_lens.influence.measure import influence_cost
 
 model = ikl.load_model("mini")
@@ -32,14 +33,12 @@ for pattern in ("pair", "half", "all"):
     print(pattern, influence.additivity(pattern=pattern).r2)
 
 # %% [markdown]
-# **What does the kernel compare?** How much of it a given kernel explains, on demonstration sets held out: here, whether a
-# demonstration has the class of the test input.
+# **What does the kernel compare?** How much of it given kernels explain, on demonstration sets held out, each alone and all
+# together. `encoders` may add the vectors of any text encoder.
 
 # %%
-truth = prompts.test_labels
-assert truth is not None
-same_class = (prompts.demo_labels == truth[:, None]).double()
-print(influence.compares({"same class": same_class}).to_string(index=False, float_format="%.3f"))
+kernels = input_kernels(model, prompts)
+print(influence.compares(kernels).to_string(index=False, float_format="%.3f"))
 
 # %% [markdown]
 # **Which head follows it?** Weights and influence, within demonstration sets: one head of twelve fits. `p_family` is of the

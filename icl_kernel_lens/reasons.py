@@ -90,6 +90,10 @@ class Reason(str, Enum):
         "kernel_share_unsure",
         "more prompts must say whether what it carries is part of the kernel",
     )
+    OWN_UNSURE = (
+        "own_unsure",
+        "more prompts must say whether its label edges bring their own demonstrations' labels",
+    )
     GIVES_UNSURE = (
         "gives_unsure",
         "more prompts must say whether a new label gains what the old one loses by it",

@@ -62,6 +62,7 @@ def carried_influence(
     carrier: Carrier = "both",
     path: EffectPath = "total",
     offsets: Sequence[int] = (0,),
+    later: bool = False,
     prompts: Sequence[int] | None = None,
     batch_size: BatchSize = "auto",
     checkpoint: str | Path | None = None,
@@ -73,13 +74,15 @@ def carried_influence(
 
     the mean over the replacement labels that `influence` has, in logits; equations for `carrier` at the head of this module.
     `offsets` say which tokens are a label's edges (0: all tokens of the label; see `label_coverage`); what stands before a
-    label is the same in both runs and carries nothing. `prompts` picks some of the influence's prompts. With `path="total"`
+    label is the same in both runs and carries nothing. With `later`, the label edges of all later demonstrations are read from
+    the run with that label, too: in a kernel regression they bring their own labels and nothing of it
+    (`CarriedInfluence.others_share`). `prompts` picks some of the influence's prompts. With `path="total"`
     everything above the head is recomputed, so that a kernel and what echoes it are counted in both: such parts must not be
     summed. With `path="direct"` everything above but the final norm is frozen, and parts may be summed. The edges of all
     heads patched together are in the result, too: that, over G, is their *coverage*.
 
     Cost: per prompt one forward pass, and a token for each head, demonstration and replacement. The tokens of replaced labels
-    are run once for all prompts that share their demonstrations. `checkpoint` names a folder in which finished prompts are kept.
+    are run once for all prompts that share their demonstrations (`later`: and what stands between them and the last label). `checkpoint` names a folder in which finished prompts are kept.
 
     Does not show: that the head makes the kernel: what it carries may have been decided below it (a key that another
     head wrote). Labels that are read elsewhere than at the answer's own edges are not in it.
@@ -97,7 +100,7 @@ def carried_influence(
     every = every_head(adapter)
     refs = every if heads is None else sorted(check_heads(adapter, heads))
     put = ~influence.replaced[0, numbers].isnan().any(-1)
-    edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)))
+    edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)), later)
     place = None if checkpoint is None else Path(checkpoint)
 
     def measured(
@@ -135,6 +138,7 @@ def carried_influence(
         carrier=carrier,
         path=path,
         offsets=edges.offsets,
+        later=later,
         run=replace(info, prompts=some.info),
     )
 
@@ -157,6 +161,8 @@ class LabelEdges:
     put: Bool[Tensor, "prompt demo label"]
     """Which replacements there are."""
     offsets: tuple[int, ...]
+    later: bool = False
+    """Whether those of later demonstrations count as a demonstration's edges, too."""
     _kept: dict[bytes, Sources] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -178,7 +184,12 @@ class LabelEdges:
         most = max(1, int(keys.sum(-1).max()))
         order = _first(keys, most)
         there = keys.gather(-1, order)
-        return torch.where(there, order, self.prompts.label_pos[number][:, None]), there
+        at = torch.where(there, order, self.prompts.label_pos[number][:, None])
+        if not self.later:
+            return at, there
+        demos = torch.arange(len(at))
+        behind = demos.repeat_interleave(most) >= demos[:, None]
+        return at.flatten().expand(len(at), -1), there.flatten() & behind
 
     def sources(self, number: int, prefix: Prefix | None) -> Sources:
         """Keys and changes of values of every replaced label, kept for prompts that begin alike and have the same label words."""
@@ -287,6 +298,7 @@ class EdgesFrom(Intervention):
             settings={
                 "carrier": carrier,
                 "offsets": str(edges.offsets),
+                "later": str(edges.later),
                 "replacements": fields.digest({}, {"put": edges.put}),
             },
             path=path,

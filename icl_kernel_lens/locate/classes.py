@@ -20,7 +20,9 @@ INPUT, PLACE = -0.5, 0.5
 HALF = 0.5
 """Least share of a kernel's fit that must lie among demonstrations of one label, against the model's own, as of what must be left
 of it with the labels below cut."""
-OF_KERNEL = ("fits", "looks", "ranks", "carries_kernel", "gives")
+OTHERS = 0.25
+"""Half of the share where what edges bring of another's label counts as much as what they bring of their own."""
+OF_KERNEL = ("fits", "looks", "ranks", "carries_kernel", "own", "gives")
 """Answers without which what a head carries is no part of the kernel."""
 FLAT = 0.05
 """Total variation; weights that are no further from equal ones, or from what they are at each place, are so."""
@@ -46,14 +48,18 @@ def answered(columns: Mapping[str, PerHead], slope_of_model: float, criteria: Cr
         "ranks": told(low["ranking_fit"] > 0, high["ranking_fit"] < fit),
         "transports": carried(("transport",)),
         "carries_kernel": told(low["kernel_share"] > effect, high["kernel_share"] < effect),
-        "gives": told(low["gained"] > LEAST_GAINED, high["gained"] < LEAST_GAINED),
+        "own": told(high["others"] < OTHERS, low["others"] > OTHERS),
+        "gives": told(
+            (low["gained"] > LEAST_GAINED) & (high["gained"] < 1 - LEAST_GAINED),
+            (high["gained"] < LEAST_GAINED) | (low["gained"] > 1 - LEAST_GAINED),
+        ),
         "needed": carried(cuts),
         "no_echo": told(low["beyond_half_fit"] > 0, high["beyond_half_fit"] < 0),
     }
 
 
 MEASURED = (
-    *("fit", "swap_slope", "input_shift", "ranking_fit", "transport", "kernel_share", "gained"),
+    *("fit", "swap_slope", "input_shift", "ranking_fit", "transport", "kernel_share", "others", "gained"),
     *("zeroed", "renormalised", "mean_replaced", "beyond_half_fit"),
 )
 """The numbers that conditions go by."""
@@ -114,7 +120,11 @@ def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undon
     tells_apart = fits and head["within_labels_low"] > HALF
     by_input = goes or invariant == 1 or tells_apart
     by_label = not goes and invariant != 1 and head["within_labels_high"] <= HALF
-    carries = follows and needed == 1 and all(head[x] == 1 for x in ("transports", "carries_kernel", "gives"))
+    carries = (
+        follows
+        and needed == 1
+        and all(head[x] == 1 for x in ("transports", "carries_kernel", "own", "gives"))
+    )
     by_place = head["place_shift_high"] < FLAT
     nothing = transports == 0
     effect = criteria.effect

@@ -7,6 +7,7 @@
     ranks         and not in sharpness alone: what no one ranking of the demonstrations explains follows I, too
     transports    its values carry part of the label part: averaged over relabellings, weights fixed, it is gone
     carries_kernel  and part of I: of the influence of each label, what its values carry
+    own           each label edge bringing its own demonstration's label, and not another's
     gives         of which the new label gains its half, and the old one does not only lose it
     needed        zeroed, renormalised and mean-replaced label edges agree that part of the label part goes without them
     no_echo       with the label edges of all earlier layers cut, its weights keep half of their fit
@@ -158,20 +159,26 @@ class Measurement:
         return Conditions(columns, model_slope, read, notes)
 
     def kernel_shares(self, heads: Sequence[HeadRef], numbers: Int[Tensor, " some"]) -> dict[str, PerHead]:
-        """What the values of these heads carry of the model's own kernel, Σ I_h I / Σ I² (I_h: its pair part); what new labels gain."""
+        """What the values of these heads carry of the model's own kernel, Σ I_h I / Σ I² (I_h: its pair part); what of
+        it new labels gain; and what other demonstrations' edges bring of a label."""
         if not heads:
             return {}
-        found = carried_influence(
-            self.model,
-            self.influence,
-            heads=heads,
-            carrier="values",
-            offsets=self.offsets,
-            prompts=numbers.tolist(),
-            checkpoint=self.place("carried"),
-            progress=self.progress,
+        found, wider = (
+            carried_influence(
+                self.model,
+                self.influence,
+                heads=heads,
+                carrier="values",
+                offsets=self.offsets,
+                later=later,
+                prompts=numbers.tolist(),
+                checkpoint=self.place("carried later" if later else "carried"),
+                progress=self.progress,
+            )
+            for later in (False, True)
         )
         shares = {"kernel_share": found.share("pair", level=self.level)}
+        shares["others"] = found.others_share(wider, level=self.level)
         shares["gained"] = found.gained_share(level=self.level)
         return {name + end: x for name, ends in shares.items() for end, x in zip(ENDS, ends, strict=True)}
 

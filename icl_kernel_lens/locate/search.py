@@ -82,8 +82,8 @@ def locate_heads(
         with_input   their weights go with inputs that are swapped: the slope lies below that of G itself + `criteria.slope`
         looks        their weights change with the test input, and (ranks) not only in how sharp they are
         transports   the label part goes when their values, not their weights, are averaged over relabellings,
-                     (carries_kernel) what their values carry of each label's influence is part of I, and (gives) a label
-                     put in another's place gains its half of it
+                     (carries_kernel) what their values carry of each label's influence is part of I, (own) each edge
+                     brings its own demonstration's label, and (gives) a label put in another's place gains its half
         needed       it goes without their label edges: zeroed, renormalised and mean-replaced
         no_echo      more than half of the fit is left with the label edges of all earlier layers cut
 

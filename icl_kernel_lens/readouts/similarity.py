@@ -96,10 +96,10 @@ def prediction_similarity(
             f"a correlation needs at least three demonstrations; these prompts have {prompts.demos}.",
             code="too-few-demonstrations",
         )
-    similar = _similarities(
+    similar = similarities(
         adapter,
         prompts,
-        _texts(adapter, prompts),
+        texts_alone(adapter, prompts),
         batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
@@ -155,23 +155,42 @@ def _constant(numbers: Tensor) -> Tensor:
     return numbers.amax(-1) - numbers.amin(-1) <= SAME * numbers.abs().amax(-1)
 
 
-def _texts(adapter: ModelAdapter, prompts: PromptSet) -> list[list[Text]]:
-    """Each prompt's test input and then its demonstrations, every one as the tokens it has alone."""
+Pieces = tuple[tuple[str, bool], ...]
+"""A text's pieces, and of each whether it is the template's."""
+
+
+def _written(prompts: PromptSet) -> list[list[Pieces]] | None:
+    """Each prompt's test input and then its demonstrations, as text; None where prompts were not made from any."""
     template = prompts.info.template
     if prompts.episodes is None or template is None:
-        return _cut_out(prompts)
+        return None
 
-    def written(example: Example) -> tuple[tuple[str, bool], ...]:
+    def written(example: Example) -> Pieces:
         # Between its fields, as in the template; not what stands before and behind.
         pieces = template.pieces(example.texts, None)
         fields = [at for at, (role, _) in enumerate(pieces) if role != "template"]
         inner = pieces[fields[0] : fields[-1] + 1] if fields else []
         return tuple((string, role == "template") for role, string in inner)
 
-    rows = [[written(example) for example in (e.test, *e.demos)] for e in prompts.episodes]
+    return [[written(example) for example in (e.test, *e.demos)] for e in prompts.episodes]
+
+
+def strings_alone(prompts: PromptSet) -> list[list[str]] | None:
+    """Each prompt's test input and then its demonstrations, as strings; None where prompts were not made from text."""
+    rows = _written(prompts)
+    return rows and [["".join(string for string, _ in text) for text in row] for row in rows]
+
+
+def texts_alone(adapter: ModelAdapter, prompts: PromptSet) -> list[list[Text]]:
+    """Each prompt's test input and then its demonstrations, every one as the tokens it has alone.
+
+    Raises: PromptError: a text without tokens.
+    """
+    if (rows := _written(prompts)) is None:
+        return _cut_out(prompts)
     distinct = list(dict.fromkeys(chain(*rows)))
     encoded = encode(check_tokenizer(adapter), [list(text) for text in distinct], prompts.info.bos_asked)
-    ids: dict[tuple[tuple[str, bool], ...], Text] = {}
+    ids: dict[Pieces, Text] = {}
     for text, (tokens, offsets) in zip(distinct, encoded, strict=True):
         if all(span is None for span in offsets):
             raise PromptError(
@@ -203,7 +222,7 @@ def _cut_out(prompts: PromptSet) -> list[list[Text]]:
     return found
 
 
-def _similarities(
+def similarities(
     adapter: ModelAdapter,
     prompts: PromptSet,
     rows: list[list[Text]],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import Head, HeadRef
+from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.fields import unit
 from icl_kernel_lens.numbers.identification import share_interval
 from icl_kernel_lens.numbers.influence import Estimate, pair_part
@@ -46,6 +47,8 @@ class CarriedInfluence(Result):
     carrier: Carrier
     path: Literal["total", "direct"]
     offsets: tuple[int, ...]
+    later: bool
+    """Whether the label edges of later demonstrations were read from the replaced run, too."""
     run: RunInfo
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -126,6 +129,30 @@ class CarriedInfluence(Result):
         value, low, high = share_interval(gained, carried, self.demo_set, level)
         return value, low, high
 
+    @checked
+    def others_share(
+        self, later: CarriedInfluence, *, level: float = 0.95
+    ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+        """Σ R² / Σ (C² + R²), C what the own edge carries and R what later edges add to it; of every head, with intervals.
+
+        `later`: the same measured with `later=True`. 0 where each label edge brings its own demonstration's label, as in a kernel
+        regression; ½ where those of others count as much.
+
+        Raises: ResultError: the other one is not the same with later edges.
+        """
+        same = ("carrier", "path", "offsets", "numbers", "values")
+        if self.later or not later.later or any(_unlike(self, later, name) for name in same):
+            raise ResultError(
+                "what later edges add is told by the same carried influence measured with them; these differ in more, or not in "
+                "that. Measure both: carried_influence(model, influence, heads=...) and the same with later=True.",
+                code="not-comparable",
+            )
+        own, rest = self.values.double(), later.values.double() - self.values.double()
+        unknown = self.values.isnan().all(-1)
+        part, whole = (x.square().nansum(-1).masked_fill(unknown, torch.nan) for x in (rest, own))
+        value, low, high = share_interval(part, part + whole, self.demo_set, level)
+        return value, low, high
+
     def table(self) -> pd.DataFrame:
         """One row a head that was asked for: its shares of the influence and of its pair part with intervals, the largest first."""
         share, pair = self.share(), self.share("pair")
@@ -154,7 +181,7 @@ class CarriedInfluence(Result):
         asked = int(self.values.isfinite().any(-1).any(0).sum())
         lines = [
             f"CarriedInfluence({self.run.about}: {asked} of {layers} × {heads} heads, {len(self.values)} prompts; "
-            f"{self.carrier} of label edges at offsets {self.offsets}, {self.path})",
+            f"{self.carrier} of label edges at offsets {self.offsets}{' and of later ones' * self.later}, {self.path})",
             f"  all label edges together carry {self.coverage()} of the influence",
             self.top(8).to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–"),
         ]
@@ -163,3 +190,11 @@ class CarriedInfluence(Result):
             part = self._of_whole((total * whole).nansum(-1), whole)
             lines.insert(2, f"  direct parts of these heads sum to {part}")
         return "\n".join(lines)
+
+
+def _unlike(one: CarriedInfluence, two: CarriedInfluence, name: str) -> bool:
+    """Whether they differ in what must be the same; of values, in which there are."""
+    a, b = getattr(one, name), getattr(two, name)
+    if name == "values":
+        a, b = a.isnan(), b.isnan()
+    return not torch.equal(a, b) if isinstance(a, Tensor) else a != b

@@ -102,6 +102,9 @@ COLUMNS: Mapping[str, str] = {
     "kernel_share": "share of the model's own kernel, its pair part, that its values carry (condition 4); NaN: it need not be known",
     "kernel_share_low": "lower end of its interval",
     "kernel_share_high": "upper end",
+    "others": "what its label edges bring of other demonstrations' labels, over that and what they bring of their own (condition 4)",
+    "others_low": "lower end of its interval",
+    "others_high": "upper end",
     "gained": "what of the kernel in its values the new label gains: half of it where they carry any label (condition 4)",
     "gained_low": "lower end of its interval",
     "gained_high": "upper end",
@@ -132,6 +135,7 @@ COLUMNS: Mapping[str, str] = {
     "ranks": "condition 3: another test input does not only sharpen its weights",
     "transports": "condition 4; −1: against the label part",
     "carries_kernel": "condition 4: what it carries is part of the kernel",
+    "own": "condition 4: each label edge brings its own demonstration's label",
     "gives": "condition 4: and gives to the new label what it takes from the old one",
     "needed": "condition 5; −1: against the label part",
     "no_echo": "condition 6",
@@ -143,10 +147,10 @@ COLUMNS: Mapping[str, str] = {
 IDENTIFYING = tuple(COLUMNS)[tuple(COLUMNS).index("fit") : tuple(COLUMNS).index("votes")]
 """Those of them that hold a head against the model's own kernel; NaN for heads that were not so measured."""
 CONDITIONS = (
-    *("fits", "with_input", "looks", "ranks", "transports", "carries_kernel", "gives"),
+    *("fits", "with_input", "looks", "ranks", "transports", "carries_kernel", "own", "gives"),
     *("needed", "no_echo"),
 )
-"""The answers to the six that all hold of a kernel head (the third has two, the fourth three); of a pair kernel `with_input`
+"""The answers to the six that all hold of a kernel head (the third has two, the fourth four); of a pair kernel `with_input`
 need not."""
 SELECTED = ("votes", "label_shift", "matters", "fit", "carries")
 """Why a head was measured again."""
@@ -190,12 +194,17 @@ UNSURE: Mapping[str, tuple[Reason, str, str]] = {
     "ranks": (Reason.RANKS_UNSURE, "ranking_fit", "fit"),
     "transports": (Reason.TRANSPORT_UNSURE, "transport", "effect"),
     "carries_kernel": (Reason.KERNEL_SHARE_UNSURE, "kernel_share", "effect"),
+    "own": (Reason.OWN_UNSURE, "others", "effect"),
     "gives": (Reason.GIVES_UNSURE, "gained", "effect"),
     "needed": (Reason.CUTS_UNSURE, "zeroed", "effect"),
     "no_echo": (Reason.ECHO_UNSURE, "beyond_half_fit", "fit"),
     "invariant": (Reason.INPUTS_UNSURE, "label_shift", "least_label_shift"),
 }
 """What a class hangs on: what is said where the answer is NaN, the number it goes by, and the smallest of interest."""
+
+
+OF_VALUES = (Reason.KERNEL_SHARE_UNSURE, Reason.OWN_UNSURE, Reason.GIVES_UNSURE)
+"""Those of what values carry, which need not be known."""
 
 
 class HeadClasses(dict[HeadRef, HeadClass]):
@@ -406,7 +415,7 @@ class HeadRanking(Result):
             instead[Reason.TRANSPORT_UNSURE] = Reason.MORE_THAN_ALL
         # It is measured of heads that pass the others or may.
         if self.columns["kernel_share"][at].isnan():
-            unknown = [why for why in unknown if why not in (Reason.KERNEL_SHARE_UNSURE, Reason.GIVES_UNSURE)]
+            unknown = [why for why in unknown if why not in OF_VALUES]
         return tuple(instead.get(why, why) for why in unknown) or (Reason.NO_CLASS_FITS,)
 
     def why(self, head: Head | str) -> str:

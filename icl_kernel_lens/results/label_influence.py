@@ -66,7 +66,8 @@ LEAST_LABELS = 0.01
 LEAST_ADDITIVE = 0.5
 """If R² surely lies below this, what demonstrations do together is not the sum of what each does."""
 LEAST_GAINED = 0.25
-"""Half of the share that a replacement label gains in a kernel regression: surely below it, labels switch and do not teach."""
+"""Half of the share that a replacement label gains in a kernel regression: surely below it, or above 1 minus it, labels do not
+stand in for one another."""
 MOST_AT_ONE_PLACE = 0.4
 """With more of the influence than this at the last (or first) place, and surely twice its even part, it is a habit."""
 MOST_SHOWN = 12
@@ -677,8 +678,12 @@ class LabelInfluence(Result):
         """What labels are weighted by, and whether they add up."""
         adds = additivity.low >= LEAST_ADDITIVE
         open_ = "" if adds else f"; whether they add up is not known (R² {additivity})"
-        if (gained := self.gained()).high < LEAST_GAINED:
-            return f"No labels are learned: one put in another's place gains {gained} of its influence (½ in a kernel regression)"
+        gained = self.gained()
+        if gained.high < LEAST_GAINED or gained.low > 1 - LEAST_GAINED:
+            return (
+                f"Labels do not stand in for one another: one put in another's place gains {gained} of its influence "
+                "(½ in a kernel regression)"
+            )
         if kernel.found == "real":
             what = "weighted by pairs of test input and demonstration"
             return f"Kernel regression: labels add up, {what}" if adds else f"Labels {what}{open_}"

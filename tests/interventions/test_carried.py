@@ -108,6 +108,41 @@ def test_edges_behind_the_label_are_read_from_the_replaced_run(tiny):
     assert before.values[:, 1, 2].abs().max() < 1e-5, "what stands before a label is the same in both runs"
 
 
+@pytest.mark.parametrize("carrier", ["both", "values", "keys"])
+def test_edges_of_later_demonstrations_are_read_from_the_replaced_run(tiny, carrier):
+    model, _ = tiny("llama", "bridge")
+    prompts, plain = shared_prompts(), Plain("llama", hf_model("llama"))
+    influence = label_influence(model, prompts, orders=1, progress=False)
+    heads = ["L1H2", "L2H0"]
+    own, later = (
+        carried_influence(model, influence, heads=heads, carrier=carrier, later=x, progress=False)
+        for x in (False, True)
+    )
+    assert (own.later, later.later) == (False, True)
+    number, last = 2, prompts.demos - 1
+    for layer, head in ((1, 2), (2, 0)):
+        for demo in (0, last):
+            where = prompts.label_pos[number, demo:].tolist()
+            expected = carried_by_hand(plain, prompts, number, demo, [(layer, head)], carrier, where)
+            assert float(later.values[number, layer, head, demo]) == pytest.approx(expected, abs=1e-4)
+        torch.testing.assert_close(
+            later.values[:, layer, head, last], own.values[:, layer, head, last], atol=1e-5, rtol=0
+        )  # nothing is behind the last one
+    if carrier == "values":
+        share, low, high = own.others_share(later)
+        rest = (later.values - own.values).double()[:, 2, 0]
+        expected = rest.square().sum() / (rest.square() + own.values.double()[:, 2, 0].square()).sum()
+        assert float(share[2, 0]) == pytest.approx(float(expected))
+        assert low[2, 0] <= share[2, 0] <= high[2, 0]
+        assert share[0, 0].isnan()
+    rolled = {name: getattr(later, name).roll(1, 2) for name in ("values", "gained")}
+    for wrong in (own, replace(later, offsets=(0, 1)), replace(later, **rolled)):
+        with pytest.raises(ResultError, match="with later=True"):
+            own.others_share(wrong)
+    with pytest.raises(ResultError, match="with later=True"):
+        later.others_share(later)
+
+
 def test_a_last_layer_beside_its_mlp_carries_all_directly(tiny):
     """GPT-J's MLP reads beside its attention, so that nothing stands above its last heads but the norm."""
     model, _ = tiny("gptj", "bridge")

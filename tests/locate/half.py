@@ -27,6 +27,7 @@ KERNEL_HEAD = {
     "uneven": 0.4,
     "transport": 0.3,
     "kernel_share": 0.3,
+    "others": 0.0,
     "gained": 0.5,
     "zeroed": 0.3,
     "renormalised": 0.25,

@@ -63,6 +63,8 @@ def test_every_condition_holds_of_a_kernel_head():
             "driver",
         ),  # it carries labels, but not by the kernel it follows
         ("carries_kernel", {"kernel_share": -0.3}, "driver"),
+        ("own", {"others": 0.5}, "driver"),  # what it brings of a label stands at other demonstrations
+        ("gives", {"gained": 1.0}, "driver"),  # the own label brings nothing
         ("gives", {"gained": 0.0}, "driver"),  # other labels silence it, and teach it nothing
         ("needed", dict.fromkeys(CUTS, 0.0), "undetermined"),
         ("needed", dict.fromkeys(CUTS, -0.3), "undetermined"),
@@ -132,7 +134,9 @@ def test_the_ends_of_the_intervals_are_held_against_the_criteria():
         ("looks", "input_shift", criteria.shift, 1),
         ("transports", "transport", criteria.effect, 1),
         ("carries_kernel", "kernel_share", criteria.effect, 1),
+        ("own", "others", 0.25, 0),
         ("gives", "gained", 0.25, 1),
+        ("gives", "gained", 0.75, 0),
         ("no_echo", "beyond_half_fit", 0.0, 1),
     ):
         assert asked(condition, **{number: bound + 2 * narrow}) == above

@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import shared_prompts
+from support import needs_hooked, shared_prompts
 from worlds.planted.plans import best_kind, one
 
+from benchmarks.strangers_more import only_if_right
+from benchmarks.strangers_third import label_changes, only_if_wrong
 from icl_kernel_lens import Criteria, HeadRef, PromptSet, label_influence, read
 from icl_kernel_lens.interventions import cut_below, label_routes
 from icl_kernel_lens.locate import conditions
 from icl_kernel_lens.locate.classes import answered
 from icl_kernel_lens.locate.conditions import EACH, ENDS, SETS, Measurement, Sample, read_edges
+from icl_kernel_lens.models.planted_build import build
 from icl_kernel_lens.numbers.identification import drop_share, swap_slope
 from icl_kernel_lens.numbers.influence import fit, pair_part
 from icl_kernel_lens.numbers.votes import normalised
@@ -79,7 +82,7 @@ def planted():
 
 
 def test_there_is_a_column_for_every_number_and_head(planted):
-    shares = {f"{name}{end}" for name in ("kernel_share", "gained") for end in ENDS}
+    shares = {f"{name}{end}" for name in ("kernel_share", "others", "gained") for end in ENDS}
     assert set(planted.found.columns) | shares | set(CONDITIONS) == set(IDENTIFYING)
     asked = torch.zeros(4, 4, dtype=torch.bool)
     for ref in REFS.values():
@@ -143,6 +146,7 @@ def test_shares_of_the_kernel_are_those_of_the_closed_form(planted):
         assert float(found["kernel_share"][ref]) == pytest.approx(float(closed[ref]), abs=1e-4), ref
         assert found["kernel_share_low"][ref] <= found["kernel_share"][ref] <= found["kernel_share_high"][ref]
         if float(closed[ref]) > 0.01:
+            assert float(found["others"][ref]) < 1e-6, "each edge brings its own label"
             assert float(found["gained"][ref]) == pytest.approx(0.5, abs=1e-3), "values carry any label"
     assert float(closed[REFS["kernel"]]) > 0.2
     assert float(closed[REFS["unread_kernel"]]) == 0
@@ -338,6 +342,23 @@ def test_a_sample_of_independent_prompts_is_crossed_within_each_half(count, each
     assert not groups[0] & groups[1]
 
 
+@needs_hooked
+@pytest.mark.parametrize(
+    ("make", "others", "gained"),
+    [(label_changes, 0.5, 0.5), (only_if_wrong, 0.0, 1.0), (only_if_right, 0.0, 0.0)],
+)
+def test_what_stands_at_another_label_or_only_beside_what_is_known_is_not_its_own(make, others, gained):
+    """Heads that follow the kernel in all else; what they bring hangs on another label, or on what the model knows."""
+    made = make()
+    model = build(made.weights, "HookedTransformer", make.__name__)
+    prompts = made.plan.prompts(count=24, tests_per_set=4, seed=0)
+    head = HeadRef(1, 1) if make is label_changes else HeadRef(2, 1)
+    found = measured(model, prompts).kernel_shares([head], torch.arange(24))
+    assert float(found["kernel_share_low"][head]) > 0.2
+    assert float(found["others"][head]) == pytest.approx(others, abs=0.15)
+    assert float(found["gained"][head]) == pytest.approx(gained, abs=0.01)
+
+
 def measured(model, prompts, checkpoint=None, offsets=(0,)):
     influence = label_influence(model, prompts, orders=1, progress=False)
     reading = read_edges(model, prompts, offsets, None, False)
@@ -369,7 +390,7 @@ def test_where_no_inputs_can_be_swapped_is_said_and_never_passed(tiny):
     assert "match_lengths=True" in note
     assert found.columns["transport"][0, 1].isfinite()
     nothing = found.columns["transport"] * torch.nan
-    unknown = {f"{name}{end}": nothing for name in ("kernel_share", "gained") for end in ENDS}
+    unknown = {f"{name}{end}": nothing for name in ("kernel_share", "others", "gained") for end in ENDS}
     for slope in (found.slope_of_model, -1.0):
         assert answered(found.columns | unknown, slope, Criteria())["with_input"].isnan().all()
 

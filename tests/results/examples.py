@@ -152,6 +152,7 @@ def carried_influence() -> CarriedInfluence:
         carrier="both",
         path="total",
         offsets=(0,),
+        later=False,
         run=run_info(L, H),
     )
 

@@ -47,7 +47,7 @@ def test_it_begins_with_whether_there_is_anything_to_explain(found):
 def test_why_is_a_reason(found):
     assert found.reasons("L0H1") == (Reason.NOT_SINGLED_OUT,)
     assert found.reasons("L0H0") == ()
-    of_carried = {Reason.KERNEL_SHARE_UNSURE, Reason.GIVES_UNSURE}
+    of_carried = {Reason.KERNEL_SHARE_UNSURE, Reason.OWN_UNSURE, Reason.GIVES_UNSURE}
     unasked = tuple(why for why, *_ in UNSURE.values() if why not in of_carried)
     swapped = {**found.columns, "swap_slope": torch.zeros(4, 3)}
     assert replace(found, columns=swapped).reasons("L1H1") == unasked

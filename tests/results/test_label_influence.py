@@ -334,7 +334,13 @@ def test_labels_that_only_switch_what_is_known_are_not_learned():
         replaced.diagonal(dim1=-2, dim2=-1).sub_(BETA * kernel_of()[..., None])
         switched = replace(influence, replaced=replaced)
         assert switched.gained().value == pytest.approx(0.5 if labels == 2 else 0, abs=1e-6)
-        assert switched.verdict().startswith("No labels are learned") == (labels > 2)
+        assert switched.verdict().startswith("Labels do not stand in for one another") == (labels > 2)
+        replaced.diagonal(dim1=-2, dim2=-1).add_(2 * BETA * kernel_of()[..., None])
+        own = torch.nn.functional.one_hot(influence.prompts.demo_labels, labels)[:, :, None]
+        brought = replace(influence, replaced=replaced + BETA * kernel_of()[..., None, None] * own)
+        assert brought.gained().value == pytest.approx(0.5 if labels == 2 else 1, abs=1e-6), (
+            "and takes nothing"
+        )
         frame = switched.summary().set_index("what")
         assert frame.loc["gained by the label put in", "value"] == switched.gained().value
 
