@@ -8,8 +8,8 @@
 
 # %%
 import icl_kernel_lens as ikl
-from icl_kernel_lens.readouts import input_kernels
 from icl_kernel_lens.influence.measure import influence_cost
+from icl_kernel_lens.readouts import input_kernels
 
 model = ikl.load_model("mini")
 task = ikl.load_task("topics")
