@@ -177,8 +177,9 @@ def _written(prompts: PromptSet) -> list[list[Pieces]] | None:
 
 def strings_alone(prompts: PromptSet) -> list[list[str]] | None:
     """Each prompt's test input and then its demonstrations, as strings; None where prompts were not made from text."""
-    rows = _written(prompts)
-    return rows and [["".join(string for string, _ in text) for text in row] for row in rows]
+    if (rows := _written(prompts)) is None:
+        return None
+    return [["".join(string for string, _ in text) for text in row] for row in rows]
 
 
 def texts_alone(adapter: ModelAdapter, prompts: PromptSet) -> list[list[Text]]:
