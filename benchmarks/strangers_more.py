@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,9 +250,8 @@ def off_by(made: Edited, model: Any, head: str, claim: Callable[[PlantedPlan, Sh
     return max(float(weights.abs().max()), float(brought.abs().max()))
 
 
-def said(name: str) -> tuple[list[str], str, bool]:
+def said(name: str, stranger: Stranger, columns: Sequence[str]) -> tuple[list[str], str, bool]:
     """What is said of one stranger and of the heads beside it; why; whether that is right."""
-    stranger = STRANGERS[name]
     made = stranger.make()
     model = build(made.weights, "HookedTransformer", name)
     wrong_by = off_by(made, model, stranger.head, stranger.claim)
@@ -261,7 +260,7 @@ def said(name: str) -> tuple[list[str], str, bool]:
     rows = ranking.table().set_index("head")
     row = rows.loc[stranger.head]
     others = ", ".join(str(rows.loc[other]["class"]) for other in stranger.beside)
-    shown = [f"{row[column]:.2f}" for column in SHOWN]
+    shown = [f"{row[column]:.2f}" for column in columns]
     right = (row["class"] in ("kernel head", "pair kernel")) == stranger.true
     return (
         [name, str(row["class"]), others, *shown, f"{wrong_by:.0e}"],
@@ -270,25 +269,28 @@ def said(name: str) -> tuple[list[str], str, bool]:
     )
 
 
-def main() -> None:
-    """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for strangers_more.md and strangers_more.json")
+def report(
+    strangers: Mapping[str, Stranger], about: str, title: str, name: str, columns: Sequence[str] = SHOWN
+) -> None:
+    """Say it of each, print the table, and keep it as NAME.md and NAME.json where --out names a folder."""
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("--out", type=Path, help=f"folder for {name}.md and {name}.json")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     rows, wrong = [], 0
-    for name in STRANGERS:
-        row, why, right = said(name)
+    for each, stranger in strangers.items():
+        row, why, right = said(each, stranger, columns)
         rows.append(row)
         wrong += not right
         print(*row, sep="; ", flush=True)
         print(f"  {why}", flush=True)
-    columns = ["stranger", "said", "heads beside it", *(name.replace("_", " ") for name in SHOWN), "off by"]
-    table = Table(f"{wrong} of {len(rows)} called what they are not", columns, rows)
+    heads = ["stranger", "said", "heads beside it", *(one.replace("_", " ") for one in columns), "off by"]
+    table = Table(f"{wrong} of {len(rows)} called what they are not", heads, rows)
     print(table.text())
     if given.out:
-        save(given.out, "strangers_more", "More strangers: four impostors and a kernel in thirds", [table])
+        save(given.out, name, title, [table])
 
 
 if __name__ == "__main__":
-    main()
+    title = "More strangers: four impostors and a kernel in thirds"
+    report(STRANGERS, __doc__ or "", title, "strangers_more")

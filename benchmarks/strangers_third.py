@@ -10,16 +10,10 @@ has the largest difference.
 
 from __future__ import annotations
 
-import argparse
-import sys
-import warnings
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-import icl_kernel_lens as ikl
-from benchmarks.strangers import EACH, PROMPTS, SHOWN, Edited, beside
+from benchmarks.strangers import SHOWN, Edited, beside
 from benchmarks.strangers_more import (
     Claim,
     Shown,
@@ -29,11 +23,9 @@ from benchmarks.strangers_more import (
     empty_helper,
     keeps_its_label,
     late,
-    off_by,
+    report,
     set_helper,
 )
-from benchmarks.tables import Table, save
-from icl_kernel_lens.models.planted_build import build
 from icl_kernel_lens.worlds.planted import PlantedPlan
 from icl_kernel_lens.worlds.planted.roles import ABOVE, FEATURES
 from icl_kernel_lens.worlds.planted.slots import BIAS, CONTENT
@@ -131,55 +123,6 @@ STRANGERS: dict[str, Stranger] = {
 }
 
 
-def said(name: str, *, judged: bool = True) -> tuple[list[str], str, bool]:
-    """What is said of one stranger and of the heads beside it; why; whether that is right. Or the error alone."""
-    stranger = STRANGERS[name]
-    made = stranger.make()
-    model = build(made.weights, "HookedTransformer", name)
-    wrong_by = off_by(made, model, stranger.head, stranger.claim)
-    if not judged:
-        return [name, f"{wrong_by:.0e}"], "", True
-    prompts = made.plan.prompts(count=PROMPTS, tests_per_set=EACH, seed=0)
-    ranking = ikl.locate_heads(model, prompts, progress=False)
-    rows = ranking.table().set_index("head")
-    row = rows.loc[stranger.head]
-    others = ", ".join(str(rows.loc[other]["class"]) for other in stranger.beside)
-    shown = [f"{row[column]:.2f}" for column in COLUMNS]
-    for column in COLUMNS:
-        if f"{column}_low" in row:
-            print(f"    {column} {row[column]:.2f} [{row[column + '_low']:.2f}, {row[column + '_high']:.2f}]")
-    right = (row["class"] in ("kernel head", "pair kernel")) == stranger.true
-    return (
-        [name, str(row["class"]), others, *shown, f"{wrong_by:.0e}"],
-        f"{ranking.why(stranger.head)} | model: {ranking.verdict()}",
-        right,
-    )
-
-
-def main() -> None:
-    """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for strangers_third.md and strangers_third.json")
-    parser.add_argument(
-        "--claims", action="store_true", help="compare the claims with the models, and locate nothing"
-    )
-    given = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rows, wrong = [], 0
-    for name in STRANGERS:
-        row, why, right = said(name, judged=not given.claims)
-        rows.append(row)
-        wrong += not right
-        print(*row, sep="; ", flush=True)
-        print(f"  {why}", flush=True)
-    if given.claims:
-        sys.exit()
-    columns = ["stranger", "said", "heads beside it", *(name.replace("_", " ") for name in COLUMNS), "off by"]
-    table = Table(f"{wrong} of {len(rows)} called what they are not", columns, rows)
-    print(table.text())
-    if given.out:
-        save(given.out, "strangers_third", "A third round of strangers: five impostors", [table])
-
-
 if __name__ == "__main__":
-    main()
+    title = "A third round of strangers: five impostors"
+    report(STRANGERS, __doc__ or "", title, "strangers_third", COLUMNS)

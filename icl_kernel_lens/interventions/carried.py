@@ -82,7 +82,8 @@ def carried_influence(
     heads patched together are in the result, too: that, over G, is their *coverage*.
 
     Cost: per prompt one forward pass, and a token for each head, demonstration and replacement. The tokens of replaced labels
-    are run once for all prompts that share their demonstrations (`later`: and what stands between them and the last label). `checkpoint` names a folder in which finished prompts are kept.
+    are run once for all prompts that share their demonstrations (`later`: and what stands between them and the last label).
+    `checkpoint` names a folder in which finished prompts are kept.
 
     Does not show: that the head makes the kernel: what it carries may have been decided below it (a key that another
     head wrote). Labels that are read elsewhere than at the answer's own edges are not in it.

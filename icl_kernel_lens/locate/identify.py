@@ -268,4 +268,6 @@ def expected_conditions(prompts: PromptSet, heads: int = MOST) -> list[float]:
     routes = once + ROW * len(WAYS) * (heads + 1) * len(prompts)
     swapped = once * min(demos, 2 * MOST_PAIRS) * others / 4
     carried = once + ROW * FOLLOWING * demos * others * len(prompts)
-    return [once, swapped, once, *[routes] * prompts.labels, carried]
+    # With later edges, the demonstrations behind a replaced label are run again, once for each set.
+    later = carried + demos * others * length / 2 * len(prompts.demo_set.unique())
+    return [once, swapped, once, *[routes] * prompts.labels, carried, later]

@@ -207,9 +207,8 @@ class LabelInfluence(Result):
         only with the label that the model expects of its input: other labels silence it, and no label is learned. Always ½ with
         two labels, where such an answer is half a kernel regression beside what the inputs alone say.
         """
-        own = self.prompts.demo_labels
-        pull, gain = (of(self.scores[0], self.replaced[0], own).double() for of in (label_pull, label_gain))
-        pull, gain = pull.nanmean(-1), gain.nanmean(-1)
+        pull = self.influence().double()
+        gain = label_gain(self.scores[0], self.replaced[0], self.prompts.demo_labels).double().nanmean(-1)
         return ratio_estimate((pull * gain).nansum(-1), pull.square().nansum(-1), self.demo_set)
 
     @checked
