@@ -31,6 +31,7 @@ from icl_kernel_lens.evidence.reading import answer, read
 from icl_kernel_lens.interventions.carried import carried_influence
 from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.cut_below import weights_cut_below
+from icl_kernel_lens.interventions.engine import EffectPath
 from icl_kernel_lens.interventions.label_routes import WAYS, Routes, Way, take_out
 from icl_kernel_lens.interventions.validate import every_head
 from icl_kernel_lens.models.adapter import as_adapter
@@ -66,6 +67,12 @@ FEWEST = 8
 """Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
 MOST = 32
 """Heads whose conditions are measured, at most."""
+CARRIED: tuple[tuple[str, EffectPath, bool], ...] = (
+    ("carried", "total", False),
+    ("carried later", "total", True),
+    ("carried directly", "direct", False),
+)
+"""What is measured of influence through values: its name, its path, and whether later edges count, too."""
 
 
 @dataclass(frozen=True)
@@ -158,28 +165,37 @@ class Measurement:
                 columns[name + end][layer, head] = values.double()
         return Conditions(columns, model_slope, read, notes)
 
-    def kernel_shares(self, heads: Sequence[HeadRef], numbers: Int[Tensor, " some"]) -> dict[str, PerHead]:
-        """What the values of these heads carry of the model's own kernel, Σ I_h I / Σ I² (I_h: its pair part); what of
-        it new labels gain; and what other demonstrations' edges bring of a label."""
+    def kernel_shares(
+        self, heads: Sequence[HeadRef], numbers: Int[Tensor, " some"], effect: float
+    ) -> dict[str, PerHead]:
+        """What the values of these heads carry of the model's own kernel, Σ I_h I / Σ I² (I_h: its pair part), in all and directly;
+        what of it new labels gain; and what other demonstrations' edges bring of a label.
+
+        What is gained is told of the direct part where that is surely above `effect`: what heads above make of a label is theirs.
+        """
         if not heads:
             return {}
-        found, wider = (
+        found, wider, direct = (
             carried_influence(
                 self.model,
                 self.influence,
                 heads=heads,
                 carrier="values",
+                path=path,
                 offsets=self.offsets,
                 later=later,
                 prompts=numbers.tolist(),
-                checkpoint=self.place("carried later" if later else "carried"),
+                checkpoint=self.place(name),
                 progress=self.progress,
             )
-            for later in (False, True)
+            for name, path, later in CARRIED
         )
         shares = {"kernel_share": found.share("pair", level=self.level)}
+        shares["direct_share"] = direct.share("pair", level=self.level)
         shares["others"] = found.others_share(wider, level=self.level)
-        shares["gained"] = found.gained_share(level=self.level)
+        in_all, directly = (one.gained_share(level=self.level) for one in (found, direct))
+        enough = shares["direct_share"][1] > effect
+        shares["gained"] = tuple(torch.where(enough, *ends) for ends in zip(directly, in_all, strict=True))
         return {name + end: x for name, ends in shares.items() for end, x in zip(ENDS, ends, strict=True)}
 
     def _fits(

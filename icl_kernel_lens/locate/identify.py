@@ -171,7 +171,9 @@ class Identification:
             found = self.measurement.of(heads, self.sample.reporting)
             columns = empty | dict(found.columns)
             answers = answered(columns, found.slope_of_model, self.criteria)
-            columns |= self.measurement.kernel_shares(self._may_carry(heads, answers), self.sample.reporting)
+            columns |= self.measurement.kernel_shares(
+                self._may_carry(heads, answers), self.sample.reporting, self.criteria.effect
+            )
         columns |= answered(columns, found.slope_of_model, self.criteria)
         notes = [*found.notes, *self._not_believed(columns, found)]
         return Identified(columns, found.slope_of_model, self._undone(columns), tuple(notes))
@@ -270,4 +272,4 @@ def expected_conditions(prompts: PromptSet, heads: int = MOST) -> list[float]:
     carried = once + ROW * FOLLOWING * demos * others * len(prompts)
     # With later edges, the demonstrations behind a replaced label are run again, once for each set.
     later = carried + demos * others * length / 2 * len(prompts.demo_set.unique())
-    return [once, swapped, once, *[routes] * prompts.labels, carried, later]
+    return [once, swapped, once, *[routes] * prompts.labels, carried, later, carried, once]

@@ -27,6 +27,7 @@ KERNEL_HEAD = {
     "uneven": 0.4,
     "transport": 0.3,
     "kernel_share": 0.3,
+    "direct_share": 0.2,
     "others": 0.0,
     "gained": 0.5,
     "zeroed": 0.3,

@@ -9,6 +9,7 @@ import torch
 from support import needs_hooked, shared_prompts
 from worlds.planted.plans import best_kind, one
 
+from benchmarks.planted import impostor_plan
 from benchmarks.strangers_more import only_if_right
 from benchmarks.strangers_third import label_changes, only_if_wrong
 from icl_kernel_lens import Criteria, HeadRef, PromptSet, label_influence, read
@@ -41,6 +42,8 @@ HEADS = {
 }
 REFS = {name: head.ref for name, head in HEADS.items()}
 LEVEL, SEED = 0.95, 3
+EFFECT = Criteria().effect
+SHARES = ("kernel_share", "direct_share", "others", "gained")
 CLOSE = {"atol": 2e-3, "rtol": 0, "equal_nan": True}
 
 
@@ -82,7 +85,7 @@ def planted():
 
 
 def test_there_is_a_column_for_every_number_and_head(planted):
-    shares = {f"{name}{end}" for name in ("kernel_share", "others", "gained") for end in ENDS}
+    shares = {f"{name}{end}" for name in SHARES for end in ENDS}
     assert set(planted.found.columns) | shares | set(CONDITIONS) == set(IDENTIFYING)
     asked = torch.zeros(4, 4, dtype=torch.bool)
     for ref in REFS.values():
@@ -135,7 +138,7 @@ def test_shares_of_the_kernel_are_those_of_the_closed_form(planted):
     numbers = planted.numbers[4:]
     prompts = planted.prompts.select(numbers.tolist())
     refs = [REFS[name] for name in ("kernel", "late_kernel", "misbound", "unread_kernel", "recency")]
-    found = planted.measurement.kernel_shares(refs, numbers)
+    found = planted.measurement.kernel_shares(refs, numbers, EFFECT)
     own = pair_part(planted.plan.influence(prompts), prompts.demo_set)
     carried = pair_part(planted.plan.carried(prompts, "values"), prompts.demo_set)
     closed = (carried * own[:, None, None]).sum((0, 3)) / own.square().sum()
@@ -150,9 +153,9 @@ def test_shares_of_the_kernel_are_those_of_the_closed_form(planted):
             assert float(found["gained"][ref]) == pytest.approx(0.5, abs=1e-3), "values carry any label"
     assert float(closed[REFS["kernel"]]) > 0.2
     assert float(closed[REFS["unread_kernel"]]) == 0
-    narrow = replace(planted.measurement, level=0.5).kernel_shares(refs[:1], numbers)
+    narrow = replace(planted.measurement, level=0.5).kernel_shares(refs[:1], numbers, EFFECT)
     assert narrow["kernel_share_low"][refs[0]] > found["kernel_share_low"][refs[0]]
-    assert planted.measurement.kernel_shares([], numbers) == {}
+    assert planted.measurement.kernel_shares([], numbers, EFFECT) == {}
 
 
 def test_swapped_inputs_say_what_weights_go_with(planted):
@@ -263,7 +266,7 @@ def test_the_fit_with_labels_cut_below_is_the_closed_forms(planted):
 
 def test_what_is_held_of_them(planted):
     """A kernel head passes; each impostor fails by the condition that is about it."""
-    shares = planted.measurement.kernel_shares(list(REFS.values()), planted.numbers)
+    shares = planted.measurement.kernel_shares(list(REFS.values()), planted.numbers, EFFECT)
     said = answered(planted.found.columns | shares, planted.found.slope_of_model, Criteria())
 
     def told(role):
@@ -353,10 +356,25 @@ def test_what_stands_at_another_label_or_only_beside_what_is_known_is_not_its_ow
     model = build(made.weights, "HookedTransformer", make.__name__)
     prompts = made.plan.prompts(count=24, tests_per_set=4, seed=0)
     head = HeadRef(1, 1) if make is label_changes else HeadRef(2, 1)
-    found = measured(model, prompts).kernel_shares([head], torch.arange(24))
+    found = measured(model, prompts).kernel_shares([head], torch.arange(24), EFFECT)
     assert float(found["kernel_share_low"][head]) > 0.2
     assert float(found["others"][head]) == pytest.approx(others, abs=0.15)
     assert float(found["gained"][head]) == pytest.approx(gained, abs=0.01)
+
+
+def test_what_echoes_above_make_of_a_label_is_not_the_kernels():
+    """Two echoes in series amplify the label that leads: a label put in gains less than half of what comes through them."""
+    plan = impostor_plan("echo_in_series", 1)
+    head = next(at for at, planted in plan.all_heads.items() if planted.role == "kernel")
+    prompts = plan.prompts(count=24, tests_per_set=4, seed=2)
+    known = measured(PlantedModel.of(plan, best_kind()).model, prompts)
+    found = known.kernel_shares([head], torch.arange(24), EFFECT)
+    assert float(found["kernel_share"][head]) > float(found["direct_share"][head]) + 0.2
+    assert float(found["direct_share_low"][head]) > EFFECT
+    assert float(found["gained"][head]) == pytest.approx(0.5, abs=0.01)
+    # Where nothing to speak of is written to the logits themselves, it is told of what comes out above.
+    in_all = known.kernel_shares([head], torch.arange(24), effect=0.9)
+    assert float(in_all["gained_high"][head]) < 0.35
 
 
 def measured(model, prompts, checkpoint=None, offsets=(0,)):
@@ -390,7 +408,7 @@ def test_where_no_inputs_can_be_swapped_is_said_and_never_passed(tiny):
     assert "match_lengths=True" in note
     assert found.columns["transport"][0, 1].isfinite()
     nothing = found.columns["transport"] * torch.nan
-    unknown = {f"{name}{end}": nothing for name in ("kernel_share", "others", "gained") for end in ENDS}
+    unknown = {f"{name}{end}": nothing for name in SHARES for end in ENDS}
     for slope in (found.slope_of_model, -1.0):
         assert answered(found.columns | unknown, slope, Criteria())["with_input"].isnan().all()
 
