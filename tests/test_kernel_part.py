@@ -34,7 +34,8 @@ def test_every_kept_cell_says_where_it_comes_from():
     for cell, row in found:
         assert row["date"]
         assert cell.model == "mini" or row["quantisation"]
-        assert {*pd.read_csv(RESULTS / "heads" / f"{cell.name}.csv")["cell"]} == {cell.name}
+        folder = "heads" if cell.locates else "numbers"
+        assert {*pd.read_csv(RESULTS / folder / f"{cell.name}.csv")["cell"]} == {cell.name}
     assert len(pd.read_csv(RESULTS / "summary.csv")) == len(found)
 
 
@@ -54,3 +55,25 @@ def test_a_cell_from_end_to_end(tmp_path, monkeypatch):
     assert f"{row['across']:.4f} [" in shown["kernel"].markdown()
     assert row["verdict"] in shown["verdicts"].markdown()
     assert "L2H1" in shown["heads"].markdown()
+
+
+def test_cells_that_vary_template_or_seed_measure_influence_alone(tmp_path, monkeypatch):
+    """Of pretrained models; no heads are looked at, on as many test inputs as where they are."""
+    monkeypatch.setattr(run, "DEMOS", 4)
+    monkeypatch.setattr(run, "SETS", 8)
+    cells_ = [Cell("gemma3", "sst2", seed=1), Cell("qwen", "sst2", template="other")]
+    assert [(cell.locates, cell.each) for cell in cells_] == [(False, 4), (False, 4)]
+    usual = [Cell("gemma3", "sst2"), Cell("qwen", "sst2"), Cell("mini", "topics", seed=2)]
+    assert [(cell.locates, cell.each) for cell in usual] == [(True, 8), (True, 4), (True, 4)]
+    task = load_task("topics")
+    monkeypatch.setattr(run, "find_task", lambda *_: task)
+    for folder in ("cells", "numbers", "places"):
+        (tmp_path / folder).mkdir()
+    row = run.measured(cells_[0], load_model("mini"), None, tmp_path / "work", tmp_path)
+    assert row["across_low"] <= row["across"] <= row["across_high"]
+    assert row["gained"] == pytest.approx(0.5, abs=0.3)
+    assert row["verdict"].endswith(".")
+    assert not {"kernel_heads", "pair_kernels"} & set(row)
+    (tmp_path / "cells" / f"{cells_[0].name}.json").write_text(json.dumps(row, default=float))
+    assert row["verdict"] in page.verdicts(tmp_path).markdown()
+    assert page.heads(tmp_path).rows == []

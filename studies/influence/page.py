@@ -50,6 +50,7 @@ def kernel(results: Path) -> Table:
             "within an order",
             "additivity R²",
             "at the last place",
+            "gained by the label put in",
         ],
         [
             [
@@ -60,6 +61,7 @@ def kernel(results: Path) -> Table:
                 _ends(row, "within", 3),
                 _ends(row, "additivity", 2),
                 _ends(row, "last_place", 2),
+                _ends(row, "gained", 2),
             ]
             for cell, row in finished(results)
         ],
@@ -80,7 +82,7 @@ def heads(results: Path) -> Table:
     """The heads that carry most of the label part, with their conditions."""
 
     def rows() -> Iterator[list[object]]:
-        for cell, _ in finished(results):
+        for cell in (cell for cell, _ in finished(results) if cell.locates):
             table = pd.read_csv(results / "heads" / f"{cell.name}.csv")
             for _, row in table[table["transport"].notna()].head(SHOWN).iterrows():
                 yield [
