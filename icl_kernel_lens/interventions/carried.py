@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,7 +38,6 @@ from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.prompts.relabel import relabelled
 from icl_kernel_lens.results.carried_influence import CarriedInfluence, Carrier
 from icl_kernel_lens.results.label_influence import LabelInfluence
-from icl_kernel_lens.results.run_info import RunInfo
 from icl_kernel_lens.run.memory import prefix_tokens
 from icl_kernel_lens.run.runner import BatchSize, cost_of_pass
 from icl_kernel_lens.run.variants import (
@@ -92,56 +93,87 @@ def carried_influence(
     Raises: PromptError: whole labels are scored; an offset holds no token. ModelError: attention cannot be changed exactly.
             ResultError: no such head; the influence is of another model.
     """
+    return carried_parts(
+        model,
+        influence,
+        (Part(path, later),),
+        heads=heads,
+        carrier=carrier,
+        offsets=offsets,
+        prompts=prompts,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
+    )[0]
+
+
+class Part(NamedTuple):
+    """What of carried influence is measured."""
+
+    path: EffectPath = "total"
+    later: bool = False
+    """Whether the edges of later demonstrations count, too."""
+
+
+def carried_parts(
+    model: Any,
+    influence: LabelInfluence,
+    parts: Sequence[Part],
+    *,
+    heads: HeadList | None,
+    carrier: Carrier,
+    offsets: Sequence[int],
+    prompts: Sequence[int] | None,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> tuple[CarriedInfluence, ...]:
+    """Several parts of carried influence from one run of the prompts and of their replaced labels.
+
+    Raises: see `carried_influence`.
+    """
     adapter = editable(model)
     some = influence.prompts if prompts is None else influence.prompts.select(prompts)
     numbers = torch.arange(len(influence.prompts)) if prompts is None else torch.tensor(list(prompts))
     check_intervened(some, "model")
     check_offsets(some, offsets)
     influence.check_of(adapter)
-    every = every_head(adapter)
-    refs = every if heads is None else sorted(check_heads(adapter, heads))
+    refs = every_head(adapter) if heads is None else sorted(check_heads(adapter, heads))
     put = ~influence.replaced[0, numbers].isnan().any(-1)
-    edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)), later)
-    place = None if checkpoint is None else Path(checkpoint)
-
-    def measured(
-        sets: Sequence[Sequence[HeadRef]], path: EffectPath, at: str
-    ) -> tuple[Tensor, Tensor, RunInfo]:
-        found = run_cells(
-            adapter,
-            EdgesFrom.of(edges, sets, carrier, path),
-            batch_size=batch_size,
-            checkpoint=place and place / at,
-            progress=progress,
-        )
-        influence.check_scores(numbers, found.numbers["base_label_scores"])
-        changed = found.numbers["label_scores"].unflatten(1, (len(sets), some.demos, -1))
-        return *edges.pulled(found.numbers["base_label_scores"], changed), found.run
-
-    if path == "total":
-        found, gains, info = measured([*([ref] for ref in refs), every], path, "heads")
-        single, gains, together = found[:, :-1], gains[:, :-1], found[:, -1]
-    else:
-        single, gains, info = measured([[ref] for ref in refs], path, "heads")
-        together, _, _ = measured([every], "total", "together")
-        together = together[:, 0]
-    values = torch.full((len(some), adapter.shape.layers, adapter.shape.heads, some.demos), torch.nan)
-    gained, layer, head = values.clone(), [r.layer for r in refs], [r.head for r in refs]
-    values[:, layer, head], gained[:, layer, head] = single, gains
-    return CarriedInfluence(
-        values=values,
-        gained=gained,
-        together=together,
-        influence=influence.values[numbers],
-        numbers=numbers,
-        demo_labels=some.demo_labels,
-        demo_set=some.demo_set,
-        carrier=carrier,
-        path=path,
-        offsets=edges.offsets,
-        later=later,
-        run=replace(info, prompts=some.info),
+    edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)), any(part.later for part in parts))
+    found = run_cells(
+        adapter,
+        EdgesFrom.of(edges, refs, carrier, parts),
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
     )
+    base, changed = found.numbers["base_label_scores"], found.numbers["label_scores"]
+    influence.check_scores(numbers, base)
+    layer, head = [r.layer for r in refs], [r.head for r in refs]
+    unknown = torch.full((len(some), adapter.shape.layers, adapter.shape.heads, some.demos), torch.nan)
+
+    def result(part: Part, scores: Float[Tensor, "prompt set demo other label"]) -> CarriedInfluence:
+        moved, gains = edges.pulled(base, scores)
+        values, gained = unknown.clone(), unknown.clone()
+        values[:, layer, head], gained[:, layer, head] = moved[:, :-1], gains[:, :-1]
+        return CarriedInfluence(
+            values=values,
+            gained=gained,
+            together=moved[:, -1],
+            influence=influence.values[numbers],
+            numbers=numbers,
+            demo_labels=some.demo_labels,
+            demo_set=some.demo_set,
+            carrier=carrier,
+            path=part.path,
+            offsets=edges.offsets,
+            later=part.later,
+            run=replace(found.run, prompts=some.info),
+        )
+
+    apart = changed.unflatten(1, (len(parts), len(refs) + 1, some.demos, edges.others))
+    return tuple(map(result, parts, apart.unbind(1)))
 
 
 @dataclass(frozen=True)
@@ -163,10 +195,10 @@ class LabelEdges:
     """Which replacements there are."""
     offsets: tuple[int, ...]
     later: bool = False
-    """Whether those of later demonstrations count as a demonstration's edges, too."""
+    """Whether those of later demonstrations are among a demonstration's edges, too."""
     _kept: dict[bytes, Sources] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def others(self) -> int:
         """Replacement labels of a demonstration, at most."""
         return int(self.put.sum(-1).max())
@@ -178,19 +210,29 @@ class LabelEdges:
         there = put.gather(-1, order)
         return torch.where(there, order, self.prompts.demo_labels[number][:, None]), there
 
-    def positions(self, number: int) -> tuple[Int[Tensor, "demo edge"], Bool[Tensor, "demo edge"]]:
-        """Where each demonstration's edges stand (its label's first token where it has fewer), and which there are."""
+    @cached_property
+    def most(self) -> int:
+        """Edges of a demonstration's own, at most."""
+        return max(1, *(int(self._keys(number).sum(-1).max()) for number in range(len(self.prompts))))
+
+    def _keys(self, number: int) -> Bool[Tensor, "demo key"]:
+        """Which tokens are label edges, none of them before the label."""
         keys = label_keys(self.prompts, number, self.offsets).any(0)
-        keys &= torch.arange(keys.shape[1]) >= self.prompts.label_pos[number][:, None]
-        most = max(1, int(keys.sum(-1).max()))
-        order = _first(keys, most)
+        return keys & (torch.arange(keys.shape[1]) >= self.prompts.label_pos[number][:, None])
+
+    def positions(self, number: int) -> tuple[Int[Tensor, "demo edge"], Bool[Tensor, "later demo edge"]]:
+        """Where each demonstration's edges stand (its label's first token where it has fewer), and which there are: its own,
+        and with those of later demonstrations."""
+        keys = self._keys(number)
+        order = _first(keys, self.most)
         there = keys.gather(-1, order)
         at = torch.where(there, order, self.prompts.label_pos[number][:, None])
         if not self.later:
-            return at, there
+            return at, there[None]
         demos = torch.arange(len(at))
-        behind = demos.repeat_interleave(most) >= demos[:, None]
-        return at.flatten().expand(len(at), -1), there.flatten() & behind
+        of = demos.repeat_interleave(self.most)
+        mine, behind = of == demos[:, None], of >= demos[:, None]
+        return at.flatten().expand(len(at), -1), there.flatten() & torch.stack([mine, behind])
 
     def sources(self, number: int, prefix: Prefix | None) -> Sources:
         """Keys and changes of values of every replaced label, kept for prompts that begin alike and have the same label words."""
@@ -274,19 +316,22 @@ class EdgesFrom(Intervention):
 
     edges: LabelEdges
     carrier: Carrier
+    parts: tuple[Part, ...]
     masks: Bool[Tensor, "set layer head"]
 
     @classmethod
     def of(
-        cls, edges: LabelEdges, sets: Sequence[Sequence[HeadRef]], carrier: Carrier, path: EffectPath
+        cls, edges: LabelEdges, refs: Sequence[HeadRef], carrier: Carrier, parts: Sequence[Part]
     ) -> EdgesFrom:
-        """Every set, demonstration and replacement is a cell."""
+        """Every part, head (and at last all of them), demonstration and replacement are a cell."""
         shape, prompts = edges.adapter.shape, edges.prompts
-        masks = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
-        for at, members in enumerate(sets):
+        masks = torch.zeros(len(refs) + 1, shape.layers, shape.heads, dtype=torch.bool)
+        every = every_head(edges.adapter)
+        for at, members in ((torch.arange(len(refs)), refs), (-1, every)):
             masks[at, [h.layer for h in members], [h.head for h in members]] = True
-        names = tuple(ALL if len(members) > 1 else str(members[0]) for members in sets)
-        counts = (len(sets), prompts.demos, edges.others)
+        names = (*map(str, refs), ALL)
+        counts = (len(parts), len(masks), prompts.demos, edges.others)
+        demos, others = map(range, counts[2:])
         return cls(
             name="carried influence",
             title=f"label edges ({carrier}) from runs with one label replaced",
@@ -294,55 +339,73 @@ class EdgesFrom(Intervention):
             prompts=prompts,
             clean=prompts,
             against="model",
-            places={"set": names, "demo": tuple(range(counts[1])), "other": tuple(range(counts[2]))},
-            cells=torch.cartesian_prod(*map(torch.arange, counts)).reshape(-1, 3),
+            places={
+                "part": tuple(map(str, parts)),
+                "set": names,
+                "demo": tuple(demos),
+                "other": tuple(others),
+            },
+            cells=torch.cartesian_prod(*map(torch.arange, counts)).reshape(-1, 4),
             settings={
                 "carrier": carrier,
                 "offsets": str(edges.offsets),
-                "later": str(edges.later),
                 "replacements": fields.digest({}, {"put": edges.put}),
             },
-            path=path,
+            path="direct" if any(part.path == "direct" for part in parts) else "total",
             edges=edges,
             carrier=carrier,
+            parts=tuple(parts),
             masks=masks,
+            together=prod(counts) < cost_of_pass(edges.adapter),
         )
 
     def column(self, axis: str, cells: PerVariant) -> PerVariant:
-        """A single head's layer counts as an axis, for what is frozen above it."""
+        """The layer of a head whose direct part is wanted counts as an axis; −1 where the whole effect is, as it is of all heads."""
         if axis != "layer":
             return super().column(axis, cells)
-        layers = self.masks.any(-1).int().argmax(-1)
-        return layers[self.column("set", cells).clamp(min=0)].masked_fill(cells < 0, -1)
+        sets, parts = (self.column(name, cells).clamp(min=0) for name in ("set", "part"))
+        total = torch.tensor([part.path == "total" for part in self.parts])[parts] | (
+            sets == len(self.masks) - 1
+        )
+        return self.masks.any(-1).int().argmax(-1)[sets].masked_fill(total | (cells < 0), -1)
 
     def changes(
         self, numbers: list[int], seen: Seen | None, prefix: Prefix | None
     ) -> Callable[[PerVariant, PerVariant], Changes]:
-        (number,) = numbers
-        sources, (positions, there) = self.edges.sources(number, prefix), self.edges.positions(number)
-        layer_at = {layer: at for at, layer in enumerate(attention_layers(self.edges.adapter))}
-        group = self.edges.adapter.shape.heads // sources.keys.shape[1]
+        edges, count = self.edges, len(numbers)
+        rows = [prefix if prefix is None else prefix.row(at) for at in range(count)]
+        sources = [edges.sources(number, mine) for number, mine in zip(numbers, rows, strict=True)]
+        keys, moved = (torch.stack([getattr(one, name) for one in sources]) for name in ("keys", "moved"))
+        positions, there = map(torch.stack, zip(*map(edges.positions, numbers), strict=True))
+        later = torch.tensor([int(part.later) for part in self.parts])
+        layer_at = {layer: at for at, layer in enumerate(attention_layers(edges.adapter))}
+        group = edges.adapter.shape.heads // keys.shape[2]
 
         def of(cells: PerVariant, _kinds: PerVariant) -> Changes:
             demos, others = (self.column(axis, cells) for axis in ("demo", "other"))
+            reach = later[self.column("part", cells)]
             masks = self.masks[self.column("set", cells)] & (cells >= 0)[:, None, None]
-            answer = self.prompts.answer_pos[number].expand(len(cells), 1)
+            answer = self.prompts.answer_pos[numbers].repeat_interleave(len(cells) // count)[:, None]
 
             def here(row: Row, x: Tensor) -> Tensor:
                 """Each row's entries of a source, one an edge."""
-                variants = row.variants.cpu()
-                mine = x[layer_at[row.layer], row.heads.cpu() // group, demos[variants], others[variants]]
-                return mine.to(row.weights)
+                at, variants = row.prompts.cpu(), row.variants.cpu()
+                heads = row.heads.cpu() // group
+                return x[at, layer_at[row.layer], heads, demos[variants], others[variants]].to(row.weights)
 
             def edge(row: Row) -> tuple[Tensor, Tensor]:
-                which = demos[row.variants.cpu()]
-                return positions[which].to(row.weights.device), there[which].to(row.weights.device)
+                prompts, variants = row.prompts.cpu(), row.variants.cpu()
+                at, real = (
+                    positions[prompts, demos[variants]],
+                    there[prompts, reach[variants], demos[variants]],
+                )
+                return at.to(row.weights.device), real.to(row.weights.device)
 
             def change(row: Row) -> Float[Tensor, "row key"]:
                 if self.carrier == "values":
                     return row.weights
                 at, real = edge(row)
-                scores = scores_of_keys(row.queries, here(row, sources.keys), row.heads, at, row.rule)
+                scores = scores_of_keys(row.queries, here(row, keys), row.heads, at, row.rule)
                 old = row.scores.gather(1, at)
                 # Added, as places without an edge stand for another one; a key that is not seen stays so.
                 moved = torch.where(real & old.isfinite(), scores - old, 0)
@@ -351,7 +414,7 @@ class EdgesFrom(Intervention):
             def added(row: Row) -> Float[Tensor, "row d_value"]:
                 at, real = edge(row)
                 weights = change(row).gather(1, at) * real
-                return (weights[..., None] * here(row, sources.moved)).sum(1)
+                return (weights[..., None] * here(row, moved)).sum(1)
 
             return Changes(rows=RowChange(masks, answer, change, None if self.carrier == "keys" else added))
 

@@ -22,8 +22,9 @@ from icl_kernel_lens.numbers.rows import cut
 from icl_kernel_lens.prompts.label_edges import check_offsets, label_keys
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run.forward import check_finite
+from icl_kernel_lens.run.memory import prompts_at_once
 from icl_kernel_lens.run.runner import run_prompts
-from icl_kernel_lens.run.variants import Changes, Row, RowChange, editable, keep, own_tokens, run_variants
+from icl_kernel_lens.run.variants import Changes, Row, RowChange, bases, editable, own_tokens, run_variants
 
 
 def weights_cut_below(
@@ -48,31 +49,39 @@ def weights_cut_below(
     check_offsets(prompts, offsets)
     check_primitive(adapter, "attention_rows")
     shape, own = adapter.shape, own_tokens(adapter, int(prompts.lengths.max()))
-    masks = torch.zeros(1, shape.layers, shape.heads, dtype=torch.bool)
-    masks[:, attention_layers(adapter)] = True
+    longest = int(prompts.answer_pos.max()) + 1
 
-    def one(number: int, shared: Prefix | None) -> Tensor:
-        at, tokens = int(prompts.answer_pos[number]), prompts.tokens[number]
-        keys = label_keys(prompts, number, offsets).any(0)
-        keys[:, at] = False
-        pooled = keys.double()
+    def equally_long(numbers: list[int], prefix: Prefix | None) -> Tensor:
+        """A row for each of these prompts, run in one pass."""
+        at, tokens = int(prompts.answer_pos[numbers[0]]), prompts.tokens[numbers]
+        keys = torch.stack([label_keys(prompts, number, offsets).any(0) for number in numbers])
+        keys[..., at] = False
+        pooled = keys.float()
         if tuple(offsets) == (0,):
-            pooled = torch.nn.functional.one_hot(prompts.label_pos[number], at + 1).double()
-        found = torch.full((shape.layers, shape.heads, prompts.demos), torch.nan)
+            pooled = torch.nn.functional.one_hot(prompts.label_pos[numbers], at + 1).float()
+        found = torch.full((len(numbers), shape.layers, shape.heads, prompts.demos), torch.nan)
 
         def change(row: Row) -> Float[Tensor, "row key"]:
-            found[row.layer, row.heads.cpu()] = (row.weights.cpu().double() @ pooled.T).float()
-            gone = keys.any(0).to(row.weights.device).expand_as(row.weights)
+            mine = row.prompts.cpu()
+            found[mine, row.layer, row.heads.cpu()] = torch.einsum(
+                "rk,rdk->rd", row.weights.cpu(), pooled[mine]
+            )
+            gone = keys.any(1).to(row.weights.device)[row.prompts]
             return cut(row.weights, row.scores, gone, renormalise=False)
 
-        rows = RowChange(masks, prompts.answer_pos[number].reshape(1, 1), change)
-        prefix = keep(adapter, tokens, at, shared, own)
+        masks = torch.zeros(len(numbers), shape.layers, shape.heads, dtype=torch.bool)
+        masks[:, attention_layers(adapter)] = True
+        rows = RowChange(masks, prompts.answer_pos[numbers][:, None], change)
         logits = run_variants(adapter, tokens, at, 1, Changes(rows=rows), prefix)
-        check_finite(logits.cpu(), torch.tensor([number]), adapter)
+        check_finite(logits.cpu(), torch.tensor(numbers), adapter)
         return found
 
     def step(numbers: list[int], shared: Prefix | None) -> dict[str, Tensor]:
-        return {"weights": torch.stack([one(number, shared) for number in numbers])}
+        found, base = {}, bases(adapter, prompts, numbers, shared, own)
+        for at in prompts.answer_pos[numbers].unique().tolist():
+            alike = [number for number in numbers if int(prompts.answer_pos[number]) == at]
+            found |= zip(alike, equally_long(alike, base(alike)), strict=True)
+        return {"weights": torch.stack([found[number] for number in numbers])}
 
     results, _ = run_prompts(
         prompts,
@@ -80,8 +89,7 @@ def weights_cut_below(
         step,
         name="attention without labels below",
         settings={"offsets": str(tuple(offsets))},
-        batch_size=1,
-        most_shared=1,
+        most=prompts_at_once(adapter, longest, 0, fast=True),
         checkpoint=checkpoint,
         progress=progress,
     )

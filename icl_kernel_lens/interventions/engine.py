@@ -45,9 +45,9 @@ from icl_kernel_lens.run.variants import (
     Row,
     RowChange,
     Seen,
+    bases,
     editable,
     keep,
-    keep_together,
     own_tokens,
     run_variants,
 )
@@ -143,24 +143,18 @@ class Runs:
             self.columns = what.clean.label_tokens.unique()
 
     def bases(self, numbers: list[int], shared: Prefix | None) -> Callable[[list[int]], Prefix | None]:
-        """Equally long prompts among these → `base`; those that share leading tokens are read in one pass, whatever their length."""
-        at, own, together = self.what.prompts.answer_pos, self.own, None
-        if self.what.alone and shared is not None and own is not None:
-            tokens = self.what.prompts.tokens[numbers]
-            together = keep_together(self.adapter, tokens, at[numbers], shared, own)
-        if together is None or own is None:
-            return lambda some: self.base(some, shared)
-        return lambda some: together.of([numbers.index(n) for n in some], int(at[some[0]]) + 1 - own)
+        """Equally long prompts among these → keys and values of the run that is changed; None where it is run whole."""
+        if self.what.alone:
+            return bases(self.adapter, self.what.prompts, numbers, shared, self.own)
+        return lambda some: self._base(some, shared)
 
-    def base(self, numbers: list[int], shared: Prefix | None) -> Prefix | None:
-        """Keys and values of the run that is changed; None where it is run whole."""
-        prompts = self.what.prompts
-        at, own = int(prompts.answer_pos[numbers[0]]), self.own
-        if not self.what.alone:
-            if self.what.first is None or own is None:
-                return None
-            own = max(own, at + 1 - int(self.what.first[numbers[0]]))
-        return keep(self.adapter, prompts.tokens[numbers], at, shared, own)
+    def _base(self, numbers: list[int], shared: Prefix | None) -> Prefix | None:
+        """The same where tokens before the answer are changed, too."""
+        if self.what.first is None or self.own is None:
+            return None
+        at = int(self.what.prompts.answer_pos[numbers[0]])
+        own = max(self.own, at + 1 - int(self.what.first[numbers[0]]))
+        return keep(self.adapter, self.what.prompts.tokens[numbers], at, shared, own)
 
     def source(self, number: int, shared: Prefix | None) -> Seen | None:
         """What is needed of the other run, whose shared beginning is run once for all prompts that have it."""
@@ -395,23 +389,25 @@ def _direct(
     forward: Callable[[Changes], Float[Tensor, "variant vocab"]],
     answer: int,
 ) -> Float[Tensor, "variant vocab"]:
-    """Logits with each variant's change of its layer's attention output added to the unchanged final residual."""
+    """Logits with each variant's change of its layer's attention output added to the unchanged final residual.
+
+    Variants of no single layer have their whole effect.
+    """
 
     def here(layer: int, x: Tensor) -> Tensor:
         return (layers == layer).nonzero()[:, 0].to(x.device)
 
-    def outputs(changes: Changes) -> dict[int, Tensor]:
-        """What each layer's attention adds, in the variants that change this layer."""
+    def outputs(changes: Changes) -> tuple[Float[Tensor, "variant vocab"], dict[int, Tensor]]:
+        """The logits, and what each layer's attention adds, in the variants that change this layer."""
         found: dict[int, Tensor] = {}
 
         def see(layer: int, x: Tensor) -> Tensor:
             found[layer] = x[here(layer, x), answer]
             return x
 
-        forward(replace(changes, streams={"attention_output": see}))
-        return found
+        return forward(replace(changes, streams={"attention_output": see})), found
 
-    changed, plain = outputs(changes), outputs(Changes())
+    (whole, changed), (_, plain) = outputs(changes), outputs(Changes())
 
     def final(x: Tensor) -> Tensor:
         x = x.clone()
@@ -419,7 +415,8 @@ def _direct(
             x[here(layer, x), answer] += (new - plain[layer]).to(x)
         return x
 
-    return forward(Changes(edits={(adapter.shape.layers - 1, "hook_resid_post"): final}))
+    direct = forward(Changes(edits={(adapter.shape.layers - 1, "hook_resid_post"): final}))
+    return torch.where((layers < 0)[:, None].to(whole.device), whole, direct)
 
 
 def _set_name(members: Sequence[HeadRef], layers: Sequence[int] | None) -> str:

@@ -28,10 +28,9 @@ from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef, Pooling
 from icl_kernel_lens.evidence.reading import answer, read
-from icl_kernel_lens.interventions.carried import carried_influence
+from icl_kernel_lens.interventions.carried import Part, carried_parts
 from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.cut_below import weights_cut_below
-from icl_kernel_lens.interventions.engine import EffectPath
 from icl_kernel_lens.interventions.label_routes import WAYS, Routes, Way, take_out
 from icl_kernel_lens.interventions.validate import every_head
 from icl_kernel_lens.models.adapter import as_adapter
@@ -67,12 +66,6 @@ FEWEST = 8
 """Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
 MOST = 32
 """Heads whose conditions are measured, at most."""
-CARRIED: tuple[tuple[str, EffectPath, bool], ...] = (
-    ("carried", "total", False),
-    ("carried later", "total", True),
-    ("carried directly", "direct", False),
-)
-"""What is measured of influence through values: its name, its path, and whether later edges count, too."""
 
 
 @dataclass(frozen=True)
@@ -175,20 +168,16 @@ class Measurement:
         """
         if not heads:
             return {}
-        found, wider, direct = (
-            carried_influence(
-                self.model,
-                self.influence,
-                heads=heads,
-                carrier="values",
-                path=path,
-                offsets=self.offsets,
-                later=later,
-                prompts=numbers.tolist(),
-                checkpoint=self.place(name),
-                progress=self.progress,
-            )
-            for name, path, later in CARRIED
+        found, wider, direct = carried_parts(
+            self.model,
+            self.influence,
+            (Part(), Part(later=True), Part("direct")),
+            heads=heads,
+            carrier="values",
+            offsets=self.offsets,
+            prompts=numbers.tolist(),
+            checkpoint=self.place("carried"),
+            progress=self.progress,
         )
         shares = {"kernel_share": found.share("pair", level=self.level)}
         shares["direct_share"] = direct.share("pair", level=self.level)

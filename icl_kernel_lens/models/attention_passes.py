@@ -52,6 +52,11 @@ class Prefix:
         }
         return Prefix(end, blocks)
 
+    def row(self, at: int) -> Prefix:
+        """Of prompts that were run together, one; of a single prompt, or what several share, the whole."""
+        several = any(len(block.k) > 1 for blocks in self.blocks.values() for block in blocks)
+        return self.of([at], self.end) if several else self
+
 
 def _until(blocks: Sequence[Block], end: int) -> Iterator[Block]:
     for block in blocks:
