@@ -98,6 +98,10 @@ class Reason(str, Enum):
         "gives_unsure",
         "more prompts must say whether a new label gains what the old one loses by it",
     )
+    COMPANY_UNSURE = (
+        "company_unsure",
+        "more prompts must say whether what it brings of a demonstration hangs on which others there are",
+    )
     CUTS_UNSURE = "cuts_unsure", "its cuts disagree, or more prompts must say what they cost"
     ECHO_UNSURE = "echo_unsure", "more prompts must say whether it decides by what heads below it wrote"
     INPUTS_UNSURE = "inputs_unsure", "more prompts must say whether its weights follow the inputs"

@@ -135,32 +135,30 @@ def carried_parts(
     adapter = editable(model)
     some = influence.prompts if prompts is None else influence.prompts.select(prompts)
     numbers = torch.arange(len(influence.prompts)) if prompts is None else torch.tensor(list(prompts))
-    check_intervened(some, "model")
-    check_offsets(some, offsets)
     influence.check_of(adapter)
     refs = every_head(adapter) if heads is None else sorted(check_heads(adapter, heads))
     put = ~influence.replaced[0, numbers].isnan().any(-1)
     edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)), any(part.later for part in parts))
-    found = run_cells(
-        adapter,
-        EdgesFrom.of(edges, refs, carrier, parts),
+    found = moved_by_edges(
+        edges,
+        refs,
+        carrier,
+        parts,
         batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
     )
-    base, changed = found.numbers["base_label_scores"], found.numbers["label_scores"]
-    influence.check_scores(numbers, base)
+    influence.check_scores(numbers, found.base)
     layer, head = [r.layer for r in refs], [r.head for r in refs]
     unknown = torch.full((len(some), adapter.shape.layers, adapter.shape.heads, some.demos), torch.nan)
 
-    def result(part: Part, scores: Float[Tensor, "prompt set demo other label"]) -> CarriedInfluence:
-        moved, gains = edges.pulled(base, scores)
+    def result(part: Part, pull: Tensor, gain: Tensor) -> CarriedInfluence:
         values, gained = unknown.clone(), unknown.clone()
-        values[:, layer, head], gained[:, layer, head] = moved[:, :-1], gains[:, :-1]
+        values[:, layer, head], gained[:, layer, head] = pull[:, :-1], gain[:, :-1]
         return CarriedInfluence(
             values=values,
             gained=gained,
-            together=moved[:, -1],
+            together=pull[:, -1],
             influence=influence.values[numbers],
             numbers=numbers,
             demo_labels=some.demo_labels,
@@ -172,8 +170,47 @@ def carried_parts(
             run=replace(found.run, prompts=some.info),
         )
 
-    apart = changed.unflatten(1, (len(parts), len(refs) + 1, some.demos, edges.others))
-    return tuple(map(result, parts, apart.unbind(1)))
+    return tuple(map(result, parts, found.pull.unbind(1), found.gain.unbind(1)))
+
+
+class Moved(NamedTuple):
+    """What the label edges of heads, each alone and at last all of them, move of the label scores."""
+
+    base: Float[Tensor, "prompt label"]
+    """The label scores with nothing replaced."""
+    pull: Float[Tensor, "prompt part set demo"]
+    gain: Float[Tensor, "prompt part set demo"]
+    """What of it the labels put in gain."""
+    run: RunInfo
+
+
+def moved_by_edges(
+    edges: LabelEdges,
+    refs: Sequence[HeadRef],
+    carrier: Carrier,
+    parts: Sequence[Part],
+    *,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> Moved:
+    """Patch the label edges of these heads and of all, in every part, demonstration and replacement; NaN where there is none.
+
+    Raises: PromptError: whole labels are scored; an offset holds no token. ModelError: attention cannot be changed exactly.
+    """
+    check_intervened(edges.prompts, "model")
+    check_offsets(edges.prompts, edges.offsets)
+    found = run_cells(
+        edges.adapter,
+        EdgesFrom.of(edges, refs, carrier, parts),
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    base, changed = found.numbers["base_label_scores"], found.numbers["label_scores"]
+    shape = len(parts) * (len(refs) + 1), edges.prompts.demos, edges.others
+    both = edges.pulled(base, changed.unflatten(1, shape))
+    return Moved(base, *(x.unflatten(1, (len(parts), -1)) for x in both), found.run)
 
 
 @dataclass(frozen=True)

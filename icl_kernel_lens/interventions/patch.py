@@ -391,7 +391,7 @@ def _estimates(runs: Runs, patch: Patch, number: int, shared: Prefix | None) -> 
     """⟨a(source) − a(base), ∂m/∂a⟩ of every cell of one prompt."""
     adapter, tokens = runs.adapter, patch.prompts.tokens[number]
     at, positions = int(patch.prompts.answer_pos[number]), patch.positions[number].flatten()
-    prefix, seen = runs.base([number], shared), runs.source(number, shared)
+    prefix, seen = runs.bases([number], shared)([number]), runs.source(number, shared)
     assert seen is not None
     edge = patch.activation == "attention_edge"
     places = (torch.tensor([at]) if edge else positions) - (prefix.end if prefix else 0)

@@ -22,7 +22,9 @@ HALF = 0.5
 of it with the labels below cut."""
 OTHERS = 0.25
 """Half of the share where what edges bring of another's label counts as much as what they bring of their own."""
-OF_KERNEL = ("fits", "looks", "ranks", "carries_kernel", "own", "gives")
+COMPANY = 0.5
+"""Of what a head brings of demonstrations, the share beyond which more goes than stays when others are changed."""
+OF_KERNEL = ("fits", "looks", "ranks", "carries_kernel", "own", "gives", "alone")
 """Answers without which what a head carries is no part of the kernel."""
 FLAT = 0.05
 """Total variation; weights that are no further from equal ones, or from what they are at each place, are so."""
@@ -53,13 +55,24 @@ def answered(columns: Mapping[str, PerHead], slope_of_model: float, criteria: Cr
             (low["gained"] > LEAST_GAINED) & (high["gained"] < 1 - LEAST_GAINED),
             (high["gained"] < LEAST_GAINED) | (low["gained"] > 1 - LEAST_GAINED),
         ),
+        "alone": told(high["company"] < COMPANY, low["company"] > COMPANY),
         "needed": carried(cuts),
         "no_echo": told(low["beyond_half_fit"] > 0, high["beyond_half_fit"] < 0),
     }
 
 
 MEASURED = (
-    *("fit", "swap_slope", "input_shift", "ranking_fit", "transport", "kernel_share", "others", "gained"),
+    *(
+        "fit",
+        "swap_slope",
+        "input_shift",
+        "ranking_fit",
+        "transport",
+        "kernel_share",
+        "others",
+        "gained",
+        "company",
+    ),
     *("zeroed", "renormalised", "mean_replaced", "beyond_half_fit"),
 )
 """The numbers that conditions go by."""
@@ -123,7 +136,7 @@ def _class(head: Mapping[str, float], criteria: Criteria, *, wanted: bool, undon
     carries = (
         follows
         and needed == 1
-        and all(head[x] == 1 for x in ("transports", "carries_kernel", "own", "gives"))
+        and all(head[x] == 1 for x in ("transports", "carries_kernel", "own", "gives", "alone"))
     )
     by_place = head["place_shift_high"] < FLAT
     nothing = transports == 0

@@ -9,6 +9,7 @@
     carries_kernel  and part of I: of the influence of each label, what its values carry
     own           each label edge bringing its own demonstration's label, and not another's
     gives         of which the new label gains its half, and the old one does not only lose it
+    alone         and which does not hang on what other demonstrations there are
     needed        zeroed, renormalised and mean-replaced label edges agree that part of the label part goes without them
     no_echo       with the label edges of all earlier layers cut, its weights keep half of their fit
 
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.axes import HeadRef, Pooling
 from icl_kernel_lens.evidence.reading import answer, read
-from icl_kernel_lens.interventions.carried import Part, carried_parts
+from icl_kernel_lens.interventions.carried import LabelEdges, Part, carried_parts, moved_by_edges
 from icl_kernel_lens.interventions.coverage import Relabelled
 from icl_kernel_lens.interventions.cut_below import weights_cut_below
 from icl_kernel_lens.interventions.label_routes import WAYS, Routes, Way, take_out
@@ -39,6 +40,7 @@ from icl_kernel_lens.numbers.identification import (
     beyond_one_ranking,
     drop_share,
     interval,
+    moved_apart,
     next_of_set,
     share_removed,
     share_within,
@@ -48,10 +50,12 @@ from icl_kernel_lens.numbers.identification import (
 from icl_kernel_lens.numbers.influence import Estimate, exchanged, fit, label_pull, tail, varying_part
 from icl_kernel_lens.numbers.permutations import by_position
 from icl_kernel_lens.numbers.votes import normalised
+from icl_kernel_lens.prompts.company import change_company
 from icl_kernel_lens.prompts.crossed import cross
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.prompts.relabel import interchangeable, relabelled
 from icl_kernel_lens.prompts.swapped import swap_inputs
+from icl_kernel_lens.results.carried_influence import CarriedInfluence
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.label_influence import LabelInfluence
 
@@ -66,6 +70,12 @@ FEWEST = 8
 """Demonstration sets a half must have: with fewer, intervals over sets say nothing."""
 MOST = 32
 """Heads whose conditions are measured, at most."""
+
+
+def _where(which: Bool[Tensor, "layer head"], one: Ends, other: Ends) -> Ends:
+    """One's number with its interval for these heads, else the other's."""
+    value, low, high = (torch.where(which, a, b) for a, b in zip(one, other, strict=True))
+    return value, low, high
 
 
 @dataclass(frozen=True)
@@ -162,9 +172,10 @@ class Measurement:
         self, heads: Sequence[HeadRef], numbers: Int[Tensor, " some"], effect: float
     ) -> dict[str, PerHead]:
         """What the values of these heads carry of the model's own kernel, Σ I_h I / Σ I² (I_h: its pair part), in all and directly;
-        what of it new labels gain; and what other demonstrations' edges bring of a label.
+        what of it new labels gain; what other demonstrations' edges bring of a label; and what hangs on which others there are.
 
-        What is gained is told of the direct part where that is surely above `effect`: what heads above make of a label is theirs.
+        What is gained, and what hangs on others, is told of the direct part where that is surely above `effect`: what heads above
+        make of a label is theirs.
         """
         if not heads:
             return {}
@@ -182,10 +193,39 @@ class Measurement:
         shares = {"kernel_share": found.share("pair", level=self.level)}
         shares["direct_share"] = direct.share("pair", level=self.level)
         shares["others"] = found.others_share(wider, level=self.level)
-        in_all, directly = (one.gained_share(level=self.level) for one in (found, direct))
         enough = shares["direct_share"][1] > effect
-        shares["gained"] = tuple(torch.where(enough, *ends) for ends in zip(directly, in_all, strict=True))
+        in_all, directly = (one.gained_share(level=self.level) for one in (found, direct))
+        shares["gained"] = _where(enough, directly, in_all)
+        in_all, directly = self._in_other_company(heads, numbers, (found, direct))
+        shares["company"] = _where(enough, directly, in_all)
         return {name + end: x for name, ends in shares.items() for end, x in zip(ENDS, ends, strict=True)}
+
+    def _in_other_company(
+        self, heads: Sequence[HeadRef], numbers: Int[Tensor, " some"], carried: Sequence[CarriedInfluence]
+    ) -> list[Ends]:
+        """How far the shares of demonstrations in each part that heads carry shift with half of the demonstrations changed, among
+        those that stay."""
+        prompts = self.influence.prompts.select(numbers.tolist())
+        changed, stays = change_company(prompts, self.seed)
+        put = ~self.influence.replaced[0, numbers].isnan().any(-1) & stays[..., None]
+        if not put.any():
+            unknown = torch.full_like(carried[0].values[0, ..., 0], torch.nan)
+            return [(unknown, unknown, unknown)] * len(carried)
+        moved = moved_by_edges(
+            LabelEdges(as_adapter(self.model), changed, put, tuple(sorted(self.offsets))),
+            sorted(heads),
+            "values",
+            [Part(one.path) for one in carried],
+            checkpoint=self.place("carried in other company"),
+            progress=self.progress,
+        )
+        layer, head = torch.tensor([tuple(h) for h in sorted(heads)]).unbind(1)
+        found: list[Ends] = []
+        for one, after in zip(carried, moved.pull.unbind(1), strict=True):
+            whole = torch.full_like(one.values, torch.nan)
+            whole[:, layer, head] = after[:, :-1]
+            found.append(self._mean(moved_apart(one.values, whole), prompts))
+        return found
 
     def _fits(
         self, mine: Float[Tensor, "prompt head demo"], numbers: Int[Tensor, " prompt"], prompts: PromptSet

@@ -269,7 +269,8 @@ def expected_conditions(prompts: PromptSet, heads: int = MOST) -> list[float]:
     once = len(prompts) * length / min(EACH, 2)
     routes = once + ROW * len(WAYS) * (heads + 1) * len(prompts)
     swapped = once * min(demos, 2 * MOST_PAIRS) * others / 4
-    # All parts of what is carried, and behind replaced labels the demonstrations, once for each set.
+    # What is carried, and behind replaced labels the demonstrations, once for each set; then in other company.
     carried = once + 9 * ROW * FOLLOWING * demos * others * len(prompts)
     carried += demos * others * length / 2 * len(prompts.demo_set.unique())
-    return [once, swapped, once, *[routes] * prompts.labels, carried]
+    elsewhere = once + 6 * ROW * FOLLOWING * demos * others * len(prompts)
+    return [once, swapped, once, *[routes] * prompts.labels, carried, elsewhere]

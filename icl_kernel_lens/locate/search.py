@@ -83,7 +83,8 @@ def locate_heads(
         looks        their weights change with the test input, and (ranks) not only in how sharp they are
         transports   the label part goes when their values, not their weights, are averaged over relabellings,
                      (carries_kernel) what their values carry of each label's influence is part of I, (own) each edge
-                     brings its own demonstration's label, and (gives) a label put in another's place gains its half
+                     brings its own demonstration's label, (gives) a label put in another's place gains its half, and
+                     (alone) more of it stays than goes when other demonstrations are changed
         needed       it goes without their label edges: zeroed, renormalised and mean-replaced
         no_echo      more than half of the fit is left with the label edges of all earlier layers cut
 

@@ -18,6 +18,8 @@ from icl_kernel_lens.numbers.intervals import cluster_t, ratio_interval
 
 Ends = tuple[Tensor, Tensor, Tensor]
 """A number with the ends of its interval, cell by cell."""
+LITTLE = 1e-3
+"""Of the mean size of vectors, what is too little for their direction to say anything."""
 ROUNDING = 1e-6
 """Of what a prompt has; a change below this share of it is rounding."""
 SAME = 1e-9
@@ -48,6 +50,23 @@ def share_interval(
     """Σ part / Σ whole with its interval; the share itself where it is that of every prompt, up to rounding of the whole."""
     ends = ratio_interval(part, whole, demo_set, level=level)
     return _sure((part - ends[0] * whole).abs() <= ROUNDING * whole.abs(), ends)
+
+
+def moved_apart(
+    before: Float[Tensor, "prompt *cell demo"], after: Float[Tensor, "prompt *cell demo"]
+) -> Float[Tensor, "prompt *cell"]:
+    """½ Σ_i |a_i / Σ|a| − b_i / Σ|b||: how far the shares of demonstrations differ, whatever their size in one prompt; 0 to 1.
+
+    Over demonstrations that are known in both; NaN with fewer than two, and where there is hardly anything to compare: of both
+    together less than a thousandth of what there is on average. 1 where one of them is 0, or all signs are turned.
+    """
+    known = ~(before.isnan() | after.isnan())
+    a, b = (x.double().masked_fill(~known, 0) for x in (before, after))
+    sizes = [x.abs().sum(-1) for x in (a, b)]
+    off = (a / sizes[0][..., None] - b / sizes[1][..., None]).abs().sum(-1) / 2
+    both = sizes[0] + sizes[1]
+    nothing = (known.sum(-1) < 2) | (both <= LITTLE * both.mean(0))
+    return off.nan_to_num(1.0).masked_fill(nothing, torch.nan)
 
 
 def share_removed(

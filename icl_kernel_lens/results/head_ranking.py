@@ -111,6 +111,9 @@ COLUMNS: Mapping[str, str] = {
     "gained": "what of the kernel in its values the new label gains, directly if that is known: half, where they carry any label (condition 4)",
     "gained_low": "lower end of its interval",
     "gained_high": "upper end",
+    "company": "how far shares of demonstrations in it shift when half of the demonstrations, not these, are changed; 0 to 1 (condition 4)",
+    "company_low": "lower end of its interval",
+    "company_high": "upper end",
     "zeroed": "share of the label part that is gone without its label edges, not renormalised (condition 5)",
     "zeroed_low": "lower end of its interval",
     "zeroed_high": "upper end",
@@ -140,6 +143,7 @@ COLUMNS: Mapping[str, str] = {
     "carries_kernel": "condition 4: what it carries is part of the kernel",
     "own": "condition 4: each label edge brings its own demonstration's label",
     "gives": "condition 4: and gives to the new label what it takes from the old one",
+    "alone": "condition 4: more of it stays than goes when other demonstrations are changed",
     "needed": "condition 5; −1: against the label part",
     "no_echo": "condition 6",
     "votes": "1 yes, 0 no, NaN undetermined",
@@ -150,10 +154,10 @@ COLUMNS: Mapping[str, str] = {
 IDENTIFYING = tuple(COLUMNS)[tuple(COLUMNS).index("fit") : tuple(COLUMNS).index("votes")]
 """Those of them that hold a head against the model's own kernel; NaN for heads that were not so measured."""
 CONDITIONS = (
-    *("fits", "with_input", "looks", "ranks", "transports", "carries_kernel", "own", "gives"),
+    *("fits", "with_input", "looks", "ranks", "transports", "carries_kernel", "own", "gives", "alone"),
     *("needed", "no_echo"),
 )
-"""The answers to the six that all hold of a kernel head (the third has two, the fourth four); of a pair kernel `with_input`
+"""The answers to the six that all hold of a kernel head (the third has two, the fourth five); of a pair kernel `with_input`
 need not."""
 SELECTED = ("votes", "label_shift", "matters", "fit", "carries")
 """Why a head was measured again."""
@@ -199,6 +203,7 @@ UNSURE: Mapping[str, tuple[Reason, str, str]] = {
     "carries_kernel": (Reason.KERNEL_SHARE_UNSURE, "kernel_share", "effect"),
     "own": (Reason.OWN_UNSURE, "others", "effect"),
     "gives": (Reason.GIVES_UNSURE, "gained", "effect"),
+    "alone": (Reason.COMPANY_UNSURE, "company", "effect"),
     "needed": (Reason.CUTS_UNSURE, "zeroed", "effect"),
     "no_echo": (Reason.ECHO_UNSURE, "beyond_half_fit", "fit"),
     "invariant": (Reason.INPUTS_UNSURE, "label_shift", "least_label_shift"),
@@ -206,7 +211,12 @@ UNSURE: Mapping[str, tuple[Reason, str, str]] = {
 """What a class hangs on: what is said where the answer is NaN, the number it goes by, and the smallest of interest."""
 
 
-OF_VALUES = (Reason.KERNEL_SHARE_UNSURE, Reason.OWN_UNSURE, Reason.GIVES_UNSURE)
+OF_VALUES = (
+    Reason.KERNEL_SHARE_UNSURE,
+    Reason.OWN_UNSURE,
+    Reason.GIVES_UNSURE,
+    Reason.COMPANY_UNSURE,
+)
 """Those of what values carry, which need not be known."""
 
 

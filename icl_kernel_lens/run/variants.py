@@ -138,16 +138,27 @@ def kept_at(
     return keys, values
 
 
+def keep_together(
+    adapter: ModelAdapter,
+    tokens: Int[Tensor, "prompt pos"],
+    at: Int[Tensor, " prompt"],
+    shared: Prefix,
+    own: int,
+) -> Prefix | None:
+    """The same of several prompts of any length, in one pass, for `Prefix.of`; None: one of them has too few tokens."""
+    end = at + 1 - own
+    if len(at) < 2 or int(end.min()) - shared.end < own:
+        return None
+    return read_prefix(adapter, tokens[:, shared.end : int(end.max())], shared, end)
+
+
 def bases(
     adapter: ModelAdapter, prompts: PromptSet, numbers: list[int], shared: Prefix | None, own: int | None
 ) -> Callable[[list[int]], Prefix | None]:
     """Equally long prompts among these → `keep` of them; those that share leading tokens are read in one pass, whatever their length."""
     at, together = prompts.answer_pos, None
     if shared is not None and own is not None:
-        end = at[numbers] + 1 - own
-        if len(numbers) > 1 and int(end.min()) - shared.end >= own:
-            tokens = prompts.tokens[numbers, shared.end : int(end.max())]
-            together = read_prefix(adapter, tokens, shared, end)
+        together = keep_together(adapter, prompts.tokens[numbers], at[numbers], shared, own)
 
     def of(some: list[int]) -> Prefix | None:
         if together is None or own is None:

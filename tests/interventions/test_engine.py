@@ -56,7 +56,7 @@ def test_batches_sharing_and_checkpoints_change_nothing(tiny, activation, kind, 
 def test_prompts_of_a_set_are_read_in_one_pass(tiny, name, kind, monkeypatch):
     """Whatever their length, they are changed as each of them alone is, which shares nothing."""
     model, _ = tiny(name, kind)
-    prompts, read = shared_prompts(sets=2, tests=8), engine.keep_together
+    prompts, read = shared_prompts(sets=2, tests=8), variants.keep_together
     # Of a prompt with hardly any tokens of its own, nothing is kept.
     own = prompts.answer_pos - prompts.label_pos[:, -1]
     prompts = prompts.select((own >= 6).nonzero()[:, 0].tolist())
@@ -70,7 +70,7 @@ def test_prompts_of_a_set_are_read_in_one_pass(tiny, name, kind, monkeypatch):
     def cut(some):
         return knock_out(model, some, controls=False, progress=False)
 
-    monkeypatch.setattr(engine, "keep_together", seen)
+    monkeypatch.setattr(variants, "keep_together", seen)
     found = cut(prompts)
     if variants.own_tokens(as_adapter(model), int(prompts.lengths.max())) is None:
         assert lengths == []

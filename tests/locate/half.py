@@ -30,6 +30,7 @@ KERNEL_HEAD = {
     "direct_share": 0.2,
     "others": 0.0,
     "gained": 0.5,
+    "company": 0.1,
     "zeroed": 0.3,
     "renormalised": 0.25,
     "mean_replaced": 0.35,

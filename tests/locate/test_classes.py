@@ -66,6 +66,7 @@ def test_every_condition_holds_of_a_kernel_head():
         ("own", {"others": 0.5}, "driver"),  # what it brings of a label stands at other demonstrations
         ("gives", {"gained": 1.0}, "driver"),  # the own label brings nothing
         ("gives", {"gained": 0.0}, "driver"),  # other labels silence it, and teach it nothing
+        ("alone", {"company": 0.8}, "driver"),  # what it brings of a demonstration hangs on the others
         ("needed", dict.fromkeys(CUTS, 0.0), "undetermined"),
         ("needed", dict.fromkeys(CUTS, -0.3), "undetermined"),
         ("no_echo", {"beyond_half_fit": -0.1}, "echo"),
@@ -137,6 +138,7 @@ def test_the_ends_of_the_intervals_are_held_against_the_criteria():
         ("own", "others", 0.25, 0),
         ("gives", "gained", 0.25, 1),
         ("gives", "gained", 0.75, 0),
+        ("alone", "company", 0.5, 0),
         ("no_echo", "beyond_half_fit", 0.0, 1),
     ):
         assert asked(condition, **{number: bound + 2 * narrow}) == above

@@ -10,6 +10,7 @@ from support import needs_hooked, shared_prompts
 from worlds.planted.plans import best_kind, one
 
 from benchmarks.planted import impostor_plan
+from benchmarks.strangers_fourth import only_after_a_hit, silenced_by_another_input, with_the_majority
 from benchmarks.strangers_more import only_if_right
 from benchmarks.strangers_third import label_changes, only_if_wrong
 from icl_kernel_lens import Criteria, HeadRef, PromptSet, label_influence, read
@@ -43,7 +44,7 @@ HEADS = {
 REFS = {name: head.ref for name, head in HEADS.items()}
 LEVEL, SEED = 0.95, 3
 EFFECT = Criteria().effect
-SHARES = ("kernel_share", "direct_share", "others", "gained")
+SHARES = ("kernel_share", "direct_share", "others", "gained", "company")
 CLOSE = {"atol": 2e-3, "rtol": 0, "equal_nan": True}
 
 
@@ -151,6 +152,9 @@ def test_shares_of_the_kernel_are_those_of_the_closed_form(planted):
         if float(closed[ref]) > 0.01:
             assert float(found["others"][ref]) < 1e-6, "each edge brings its own label"
             assert float(found["gained"][ref]) == pytest.approx(0.5, abs=1e-3), "values carry any label"
+    for name in ("kernel", "late_kernel"):
+        assert float(found["company"][REFS[name]]) < 1e-3, "whatever stands beside a demonstration"
+    assert float(found["company"][REFS["misbound"]]) > 0.2, "it goes with another's input"
     assert float(closed[REFS["kernel"]]) > 0.2
     assert float(closed[REFS["unread_kernel"]]) == 0
     narrow = replace(planted.measurement, level=0.5).kernel_shares(refs[:1], numbers, EFFECT)
@@ -360,6 +364,36 @@ def test_what_stands_at_another_label_or_only_beside_what_is_known_is_not_its_ow
     assert float(found["kernel_share_low"][head]) > 0.2
     assert float(found["others"][head]) == pytest.approx(others, abs=0.15)
     assert float(found["gained"][head]) == pytest.approx(gained, abs=0.01)
+
+
+@needs_hooked
+@pytest.mark.parametrize(
+    ("make", "least"), [(only_after_a_hit, 0.5), (with_the_majority, 0.1), (silenced_by_another_input, 0.1)]
+)
+def test_what_hangs_on_the_other_demonstrations_is_seen(make, least):
+    """By labels or inputs of others; the kernel head beside it is the same in any company."""
+    made = make()
+    model = build(made.weights, "HookedTransformer", make.__name__)
+    prompts = made.plan.prompts(count=48, tests_per_set=4, seed=0)
+    heads = [HeadRef(1, 0), HeadRef(2, 1)]
+    found = measured(model, prompts).kernel_shares(heads, torch.arange(48), EFFECT)
+    assert float(found["company"][heads[0]]) < 1e-3
+    assert float(found["company"][heads[1]]) > least
+
+
+@pytest.mark.parametrize("none_stays", [False, True])
+def test_where_one_or_no_demonstration_stays_nothing_is_known_of_company(none_stays, monkeypatch):
+    """Shares of one demonstration cannot shift; and it may be that nothing can be changed."""
+    plan = one(PlantedHead(1, 0, "kernel"), demos=4 if none_stays else 2)
+    prompts = plan.prompts(count=8, tests_per_set=2)
+    if none_stays:
+        monkeypatch.setattr(
+            conditions, "change_company", lambda some, _: (some, torch.zeros_like(some.demo_labels).bool())
+        )
+    known = measured(PlantedModel.of(plan, best_kind()).model, prompts)
+    found = known.kernel_shares([HeadRef(1, 0)], torch.arange(8), EFFECT)
+    assert all(found[f"company{end}"].isnan().all() for end in ENDS)
+    assert float(found["kernel_share"][1, 0]) == pytest.approx(1, abs=1e-3)
 
 
 def test_what_echoes_above_make_of_a_label_is_not_the_kernels():

@@ -145,7 +145,7 @@ def test_the_share_of_the_kernel_is_measured_where_it_can_decide(found, monkeypa
     monkeypatch.setattr(
         Measurement,
         "kernel_shares",
-        lambda self, heads, numbers: asked.append(heads) or shares(self, heads, numbers),
+        lambda self, heads, *given: asked.append(heads) or shares(self, heads, *given),
     )
     said = own.of_heads([HeadRef(1, 0), HeadRef(2, 1)])
     assert asked == [[HeadRef(1, 0)]]

@@ -11,6 +11,7 @@ from icl_kernel_lens.numbers.identification import (
     beyond_one_ranking,
     drop_share,
     interval,
+    moved_apart,
     next_of_set,
     one_ranking,
     share_interval,
@@ -244,6 +245,24 @@ def test_an_echo_has_nothing_among_demonstrations_of_one_label_and_a_kernel_all(
     assert all(bool(x.isnan().all()) for x in nothing), "nothing to compare with"
     echoed = share_within(whole[1][:, None], whole[1], labels, demo_set)
     assert [float(x) for x in echoed] == [0.0, 0.0, 0.0], "an echo of an echo goes by labels"
+
+
+def test_shares_that_shift_by_hand():
+    """½ (|¾ − ½| + |¼ − ½|); a common factor does not count, a turned sign and a missing vector do."""
+    nan = float("nan")
+    before = torch.tensor(
+        [[3.0, 1.0, nan], [3.0, 1.0, 2.0], [1.0, -1.0, 0.0], [1.0, 1.0, 0.0], [2.0, nan, nan]]
+    )
+    after = torch.tensor(
+        [[5.0, 5.0, 5.0], [6.0, 2.0, 4.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, nan]]
+    )
+    found = moved_apart(before, after)
+    torch.testing.assert_close(found[:4], torch.tensor([0.25, 0.0, 1.0, 1.0], dtype=torch.float64))
+    assert found[4].isnan(), "one demonstration alone"
+    tiny = torch.tensor([[1.0, 1.0], [1e-5, 2e-5]])
+    assert moved_apart(tiny, tiny.flip(1))[1].isnan(), "hardly anything is there"
+    heads = torch.stack([before, after], 1)
+    torch.testing.assert_close(moved_apart(heads, heads.flip(1))[:, 0], found, equal_nan=True)
 
 
 def test_one_ranking_sharpened_is_told_from_a_kernel():

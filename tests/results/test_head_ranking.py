@@ -15,7 +15,7 @@ from icl_kernel_lens.errors import ResultError
 from icl_kernel_lens.numbers.correlation import spearman
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.criteria import CLASS_MEANS, Band, Criteria
-from icl_kernel_lens.results.head_ranking import UNSURE
+from icl_kernel_lens.results.head_ranking import OF_VALUES, UNSURE
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_it_begins_with_whether_there_is_anything_to_explain(found):
 def test_why_is_a_reason(found):
     assert found.reasons("L0H1") == (Reason.NOT_SINGLED_OUT,)
     assert found.reasons("L0H0") == ()
-    of_carried = {Reason.KERNEL_SHARE_UNSURE, Reason.OWN_UNSURE, Reason.GIVES_UNSURE}
+    of_carried = {*OF_VALUES}
     unasked = tuple(why for why, *_ in UNSURE.values() if why not in of_carried)
     swapped = {**found.columns, "swap_slope": torch.zeros(4, 3)}
     assert replace(found, columns=swapped).reasons("L1H1") == unasked
