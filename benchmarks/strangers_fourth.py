@@ -34,17 +34,7 @@ from icl_kernel_lens.worlds.planted import PlantedPlan
 from icl_kernel_lens.worlds.planted.roles import ABOVE, FEATURES
 from icl_kernel_lens.worlds.planted.slots import BIAS, CONTENT, SWING
 
-COLUMNS = (
-    *SHOWN,
-    "behind_slope",
-    "gained",
-    "others",
-    "ranking_fit",
-    "within_labels",
-    "zeroed",
-    "renormalised",
-    "lead_zeroed",
-)
+COLUMNS = (*SHOWN, "behind_slope", "gained", "others", "company", "ranking_fit", "within_labels", "zeroed")
 SHARP = KERNEL["bandwidth"] ** -2
 """1 / h²."""
 LESS = 10.0

@@ -209,8 +209,8 @@ def moved_by_edges(
     )
     base, changed = found.numbers["base_label_scores"], found.numbers["label_scores"]
     shape = len(parts) * (len(refs) + 1), edges.prompts.demos, edges.others
-    both = edges.pulled(base, changed.unflatten(1, shape))
-    return Moved(base, *(x.unflatten(1, (len(parts), -1)) for x in both), found.run)
+    pull, gain = (x.unflatten(1, (len(parts), -1)) for x in edges.pulled(base, changed.unflatten(1, shape)))
+    return Moved(base, pull, gain, found.run)
 
 
 @dataclass(frozen=True)

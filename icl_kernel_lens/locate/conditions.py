@@ -58,6 +58,7 @@ from icl_kernel_lens.prompts.swapped import swap_inputs
 from icl_kernel_lens.results.carried_influence import CarriedInfluence
 from icl_kernel_lens.results.evidence import Evidence
 from icl_kernel_lens.results.label_influence import LabelInfluence
+from icl_kernel_lens.run.variants import editable
 
 PerHead = Float[Tensor, "layer head"]
 ENDS = ("", "_low", "_high")
@@ -212,7 +213,7 @@ class Measurement:
             unknown = torch.full_like(carried[0].values[0, ..., 0], torch.nan)
             return [(unknown, unknown, unknown)] * len(carried)
         moved = moved_by_edges(
-            LabelEdges(as_adapter(self.model), changed, put, tuple(sorted(self.offsets))),
+            LabelEdges(editable(self.model), changed, put, tuple(sorted(self.offsets))),
             sorted(heads),
             "values",
             [Part(one.path) for one in carried],
