@@ -180,6 +180,10 @@ def _located(page: Page, ranking: HeadRanking) -> None:
     page.text(LOCATED_LIMITS)
 
 
+OF_VALUES = (("carries_kernel", "kernel_share"), ("gives", "gained"), ("alone", "company"))
+"""Answers about what values carry, and the numbers they go by."""
+
+
 def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
     measured = ranking.notable()
     rows = [
@@ -191,7 +195,7 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
             _held(row, "with_input", "swap_slope"),
             f"{_held(row, 'looks', 'input_shift')} / {_held(row, 'ranks', 'ranking_fit')}",
             _held(row, "transports", "transport"),
-            f"{_held(row, 'carries_kernel', 'kernel_share')} / {_held(row, 'gives', 'gained')}",
+            " / ".join(_held(row, *of) for of in OF_VALUES),
             " / ".join(_number(row, name) for name in CUTS) + _mark(row, "needed", "zeroed"),
             _held(row, "no_echo", "fit_cut_below"),
             _held(row, "invariant", "label_shift"),
@@ -209,7 +213,7 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
             "swap slope",
             "looks: input shift / fit beyond one ranking",
             "transport",
-            "kernel share / gained by the new label",
+            "kernel share / gained by the new label / shift in other company",
             "cuts: zeroed / renormalised / mean",
             "fit, cut below",
             "label shift",

@@ -84,7 +84,7 @@ def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
     assert row[:2] == ["L2H1", "kernel head"]
     assert row[2] == with_interval("fit", (2, 1)) + " ?", "by hand: no condition was asked"
     assert row[3:6] == ["–", "–", "– / –"]
-    assert row[6:11] == [with_interval("transport", (2, 1)) + " ?", "– / –", nothing, "–", "–"]
+    assert row[6:11] == [with_interval("transport", (2, 1)) + " ?", nothing, nothing, "–", "–"]
     assert row[11:] == [with_interval("logit_diff_drop", (2, 1)), "0.90 (0.50, label prior)"]
     both = found.joint[-1]
     assert cells("L2H1 L2H2") == [
@@ -106,7 +106,7 @@ def test_conditions_stand_beside_their_numbers(hostile, votes, tmp_path):
     found = ranking()
     changed = {name: column.clone() for name, column in found.columns.items()}
     said = {"fits": 1, "with_input": 0, "looks": torch.nan, "transports": -1, "needed": 1, "invariant": 1}
-    said |= {"carries_kernel": 0, "ranks": 1, "gives": 0}
+    said |= {"carries_kernel": 0, "ranks": 1, "gives": 0, "alone": 1}
     for name, value in said.items():
         changed[name][2, 1] = value
     numbers = {
@@ -114,6 +114,7 @@ def test_conditions_stand_beside_their_numbers(hostile, votes, tmp_path):
         "input_shift": 0.3,
         "ranking_fit": 0.4,
         "gained": 0.1,
+        "company": 0.2,
         "kernel_share": 0.02,
         "zeroed": 0.2,
         "renormalised": 0.25,
@@ -127,7 +128,7 @@ def test_conditions_stand_beside_their_numbers(hostile, votes, tmp_path):
     assert cells[2].endswith(") ✓")
     assert cells[4:6] == ["0.40 (0.30 to 0.50) ✗", "0.30 ? / 0.40 ✓"]
     assert cells[6].endswith(") ✗ −")
-    assert cells[7:11] == ["0.02 ✗ / 0.10 ✗", "0.20 / 0.25 / – ✓", "–", "–"]
+    assert cells[7:11] == ["0.02 ✗ / 0.10 ✗ / 0.20 ✓", "0.20 / 0.25 / – ✓", "–", "–"]
 
 
 def test_what_was_not_located_is_not_there(hostile, votes, tmp_path):
