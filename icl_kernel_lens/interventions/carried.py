@@ -349,7 +349,7 @@ def _first(chosen: Bool[Tensor, "row place"], most: int) -> Int[Tensor, "row fir
 
 @dataclass(frozen=True, kw_only=True)
 class EdgesFrom(Intervention):
-    """Label edges of sets of heads, read from runs with one label replaced."""
+    """Label edges of single heads, and of all of them, read from runs with one label replaced."""
 
     edges: LabelEdges
     carrier: Carrier

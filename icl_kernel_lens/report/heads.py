@@ -180,7 +180,7 @@ def _located(page: Page, ranking: HeadRanking) -> None:
     page.text(LOCATED_LIMITS)
 
 
-OF_VALUES = (("carries_kernel", "kernel_share"), ("gives", "gained"), ("alone", "company"))
+CARRIED = (("carries_kernel", "kernel_share"), ("gives", "gained"), ("alone", "company"))
 """Answers about what values carry, and the numbers they go by."""
 
 
@@ -195,7 +195,7 @@ def _located_table(page: Page, ranking: HeadRanking, k: int = 24) -> None:
             _held(row, "with_input", "swap_slope"),
             f"{_held(row, 'looks', 'input_shift')} / {_held(row, 'ranks', 'ranking_fit')}",
             _held(row, "transports", "transport"),
-            " / ".join(_held(row, *of) for of in OF_VALUES),
+            " / ".join(_held(row, *of) for of in CARRIED),
             " / ".join(_number(row, name) for name in CUTS) + _mark(row, "needed", "zeroed"),
             _held(row, "no_echo", "fit_cut_below"),
             _held(row, "invariant", "label_shift"),
