@@ -8,7 +8,7 @@ runs, a branch that saves less than that is left out, and its branches are run f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -140,6 +140,24 @@ def bundles(branches: Sequence[Branch], enough: int) -> Iterator[list[Branch]]:
         bundle.append(branch)
     if bundle:
         yield bundle
+
+
+def passes_of(lengths: Sequence[int], most: Callable[[int], int], each_pass: int) -> list[int]:
+    """How many of these prompts, longest first, each pass runs: all passes together pad and cost the least.
+
+    Σ_passes (its longest × its prompts + each_pass), at most `most(longest)` prompts in one.
+    """
+    least, sizes = [0] * (len(lengths) + 1), [0] * len(lengths)
+    for at in reversed(range(len(lengths))):
+        longest, room = lengths[at], len(lengths) - at
+        ends = range(1, min(room, max(1, most(longest))) + 1)
+        sizes[at] = min(ends, key=lambda size: (longest * size + least[at + size], -size))
+        least[at] = longest * sizes[at] + each_pass + least[at + sizes[at]]
+    passes, at = [], 0
+    while at < len(lengths):
+        passes.append(sizes[at])
+        at += sizes[at]
+    return passes
 
 
 def unshared(count: int) -> Branch:

@@ -7,6 +7,7 @@ out, shows one progress bar, writes and resumes checkpoints, and splits the work
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -26,7 +27,7 @@ from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run.checkpoint import SUM, Checkpoint, fingerprint
 from icl_kernel_lens.run.memory import LARGEST_BATCH, in_pieces, must_fit, prefix_tokens, prompts_at_once
-from icl_kernel_lens.run.prefixes import ENOUGH, Branch, bundles, find_branches, pass_cost, split, unshared
+from icl_kernel_lens.run.prefixes import ENOUGH, Branch, bundles, find_branches, pass_cost, passes_of, split, unshared
 from icl_kernel_lens.run.processes import here
 from icl_kernel_lens.run.progress import work
 
@@ -271,21 +272,24 @@ class _Batches:
             numbers = [number for one, _ in rows if one.end == end for number in one.numbers]
             numbers.sort(key=lambda number: -int(self.prompts.lengths[number]))
             own = partial(_rows_of, prefix, row_of, end) if len(rows) > 1 else lambda _: prefix
-            while numbers:
-                size = self._at_once(int(self.prompts.lengths[numbers[0]]), rows[0][0].start, end, len(rows))
-                # Batches are made of finished prompts, too: what is run again is run in the same batches.
+            most = partial(self._at_once, start=rows[0][0].start, end=end, rows=len(rows))
+            # A size that was asked for is kept, whatever is padded.
+            each_pass = cost_of_pass(self.adapter) if self.size == "auto" else sys.maxsize
+            # Batches are made of finished prompts, too: what is run again is run in the same batches.
+            for size in passes_of([int(self.prompts.lengths[n]) - end for n in numbers], most, each_pass):
                 if batch := [number for number in numbers[:size] if number not in self.done]:
                     yield batch, own
                 numbers = numbers[size:]
 
-    def _at_once(self, longest: int, start: int, end: int, rows: int) -> int:
-        """How many prompts make one batch; what several rows of a prefix hold is copied for each prompt."""
+    def _at_once(self, longest: int, *, start: int, end: int, rows: int) -> int:
+        """How many prompts may make one batch, the longest with so many tokens behind `end`; what several rows of a prefix
+        hold is copied for each prompt."""
         if self.size != "auto":
             return self.size
         cap = (self.most_shared if end else self.most) or LARGEST_BATCH
         if rows > 1:
             cap = min(cap, max(1, prefix_tokens(self.adapter) // (COPIED * (end - start))))
-        return min(prompts_at_once(self.adapter, longest, end, fast=reads_fast(self.adapter)), cap)
+        return min(prompts_at_once(self.adapter, end + longest, end, fast=reads_fast(self.adapter)), cap)
 
 
 def _rows_of(

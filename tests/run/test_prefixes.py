@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
-from icl_kernel_lens.run.prefixes import ENOUGH, Branch, bundles, find_branches, pass_cost, split
+from icl_kernel_lens.run.prefixes import ENOUGH, Branch, bundles, find_branches, pass_cost, passes_of, split
 
 
 def made(rows):
@@ -196,3 +198,33 @@ def test_a_bundle_is_of_like_length_and_not_larger_than_it_must_be():
     ]
     assert pass_cost(64, "cpu") > pass_cost(576, "cpu") > pass_cost(4096, "cpu") > 0
     assert pass_cost(64, "cuda") > pass_cost(64, "cpu")
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("each_pass", [0, 5, 40, 10**9])
+def test_passes_pad_and_cost_the_least_of_all_ways_to_cut(seed, each_pass):
+    lengths = torch.randint(1, 60, (9,), generator=torch.Generator().manual_seed(seed)).sort(descending=True)[0]
+
+    def most(longest):
+        return max(1, 150 // longest)
+
+    def cost(sizes):
+        parts = lengths.split(sizes)
+        if any(len(part) > most(int(part[0])) for part in parts):
+            return float("inf")
+        return sum(int(part[0]) * len(part) + each_pass for part in parts)
+
+    ways = []
+    for ends in product([False, True], repeat=len(lengths) - 1):  # after which prompts a pass ends
+        cuts = [0, *(n + 1 for n, end in enumerate(ends) if end), len(lengths)]
+        ways.append([b - a for a, b in zip(cuts, cuts[1:], strict=False)])
+    sizes = passes_of(lengths.tolist(), most, each_pass)
+    assert sum(sizes) == len(lengths)
+    assert cost(sizes) == min(map(cost, ways))
+
+
+def test_prompts_of_like_length_share_a_pass_and_others_do_not():
+    assert passes_of([], lambda _: 4, 10) == []
+    assert passes_of([50] * 6, lambda _: 4, 10) in ([4, 2], [3, 3], [2, 4])
+    assert passes_of([400, 300, 299], lambda _: 8, 56) == [1, 2], "101 tokens of padding cost more than a pass"
+    assert passes_of([340, 300, 299], lambda _: 8, 90) == [3], "81 do not"

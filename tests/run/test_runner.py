@@ -210,6 +210,26 @@ def test_several_that_do_not_fit_together_are_run_in_halves(tiny, monkeypatch):
     assert max(counting.batches) <= 4
 
 
+def test_prompts_of_unlike_length_are_not_padded_to_one_another(tiny, monkeypatch):
+    """Where padding costs more than passes; a size that was asked for is kept."""
+    model, _ = tiny("llama")
+    prompts = uneven_prompts()
+    expected = read(model, prompts, batch_size=1, progress=False)
+    counting = Counting(monkeypatch)
+
+    def padded(each_pass, batch_size="auto"):
+        counting.shapes.clear()
+        monkeypatch.setattr(runner, "cost_of_pass", lambda adapter: each_pass)
+        same_evidence(read(model, prompts, batch_size=batch_size, progress=False), expected)
+        return len(counting.shapes), sum(a * b for a, b in counting.shapes) - int(prompts.lengths.sum())
+
+    (few, much), (many, none) = padded(10**6), padded(0)
+    assert few < many, (few, many)
+    assert none == 0 < much
+    size = len(prompts) - 1
+    assert padded(0, size)[0] == 2, "so many as were asked for, and the last"
+
+
 def test_what_is_run_again_is_run_in_the_same_batches(tiny, monkeypatch, tmp_path):
     """So that an interrupted run ends with the very numbers of one that was not."""
     model, _ = tiny("llama")
