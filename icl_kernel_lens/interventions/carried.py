@@ -208,7 +208,7 @@ def moved_by_edges(
         progress=progress,
     )
     base, changed = found.numbers["base_label_scores"], found.numbers["label_scores"]
-    shape = len(parts) * (len(refs) + 1), edges.prompts.demos, edges.others
+    shape = len(parts) * (len(refs) + 1), edges.slots, edges.others
     pull, gain = (x.unflatten(1, (len(parts), -1)) for x in edges.pulled(base, changed.unflatten(1, shape)))
     return Moved(base, pull, gain, found.run)
 
@@ -217,14 +217,15 @@ def moved_by_edges(
 class Sources:
     """What the label edges of one prompt bring under each replacement, beside what they bring as they are."""
 
-    keys: Float[Tensor, "layer kv_head demo other edge d_head"]
-    moved: Float[Tensor, "layer kv_head demo other edge d_value"]
+    keys: Float[Tensor, "slot other layer kv_head edge d_head"]
+    moved: Float[Tensor, "slot other layer kv_head edge d_value"]
     """v* − v."""
 
 
 @dataclass(frozen=True)
 class LabelEdges:
-    """The label edges of prompts, and where replacements are numbered: `other` is the r-th label that is not the own."""
+    """The label edges of prompts, and how replacements are numbered: `slot` is the n-th demonstration that has any, `other` its
+    r-th replacement label."""
 
     adapter: InterceptableAdapter
     prompts: PromptSet
@@ -240,12 +241,22 @@ class LabelEdges:
         """Replacement labels of a demonstration, at most."""
         return int(self.put.sum(-1).max())
 
-    def replacements(self, number: int) -> tuple[Int[Tensor, "demo other"], Bool[Tensor, "demo other"]]:
-        """The replacement labels of each demonstration (its own where there are fewer), and which of them there are."""
-        put = self.put[number]
+    @cached_property
+    def slots(self) -> int:
+        """Demonstrations of a prompt that have replacements, at most."""
+        return int(self.put.any(-1).sum(-1).max())
+
+    def demos(self, number: int) -> Int[Tensor, " slot"]:
+        """The demonstrations that have replacements (then others, where a prompt has fewer of them)."""
+        return _first(self.put[number].any(-1)[None], self.slots)[0]
+
+    def replacements(self, number: int) -> tuple[Int[Tensor, "slot other"], Bool[Tensor, "slot other"]]:
+        """The replacement labels of each of `demos` (its own where there are fewer), and which of them there are."""
+        demos = self.demos(number)
+        put = self.put[number, demos]
         order = _first(put, self.others)
         there = put.gather(-1, order)
-        return torch.where(there, order, self.prompts.demo_labels[number][:, None]), there
+        return torch.where(there, order, self.prompts.demo_labels[number, demos][:, None]), there
 
     @cached_property
     def most(self) -> int:
@@ -257,19 +268,18 @@ class LabelEdges:
         keys = label_keys(self.prompts, number, self.offsets).any(0)
         return keys & (torch.arange(keys.shape[1]) >= self.prompts.label_pos[number][:, None])
 
-    def positions(self, number: int) -> tuple[Int[Tensor, "demo edge"], Bool[Tensor, "later demo edge"]]:
-        """Where each demonstration's edges stand (its label's first token where it has fewer), and which there are: its own,
+    def positions(self, number: int) -> tuple[Int[Tensor, "slot edge"], Bool[Tensor, "later slot edge"]]:
+        """Where the edges of each of `demos` stand (its label's first token where it has fewer), and which there are: its own,
         and with those of later demonstrations."""
-        keys = self._keys(number)
+        keys, mine = self._keys(number), self.demos(number)
         order = _first(keys, self.most)
         there = keys.gather(-1, order)
         at = torch.where(there, order, self.prompts.label_pos[number][:, None])
         if not self.later:
-            return at, there[None]
-        demos = torch.arange(len(at))
-        of = demos.repeat_interleave(self.most)
-        mine, behind = of == demos[:, None], of >= demos[:, None]
-        return at.flatten().expand(len(at), -1), there.flatten() & torch.stack([mine, behind])
+            return at[mine], there[None, mine]
+        of = torch.arange(len(at)).repeat_interleave(self.most)
+        own, behind = of == mine[:, None], of >= mine[:, None]
+        return at.flatten().expand(len(mine), -1), there.flatten() & torch.stack([own, behind])
 
     def sources(self, number: int, prefix: Prefix | None) -> Sources:
         """Keys and changes of values of every replaced label, kept for prompts that begin alike and have the same label words."""
@@ -285,56 +295,55 @@ class LabelEdges:
         return self._kept[begun]
 
     def _run(
-        self, number: int, prefix: Prefix | None, positions: Int[Tensor, "demo edge"], last: int
+        self, number: int, prefix: Prefix | None, positions: Int[Tensor, "slot edge"], last: int
     ) -> Sources:
-        adapter, tokens = self.adapter, self.prompts.tokens[number]
+        adapter, tokens, mine = self.adapter, self.prompts.tokens[number], self.demos(number)
         kept = prefix if prefix is not None and prefix.end >= last else run_on(adapter, tokens[:last])
         whole = kept.until(last)
         own = own_tokens(adapter, int(self.prompts.lengths.max())) if prefix is not None else None
         ends = positions.amax(-1) + 1
         starts = torch.zeros_like(ends)
         if own is not None:
-            starts = torch.minimum(self.prompts.label_pos[number], ends - own).clamp(min=0)
+            starts = torch.minimum(self.prompts.label_pos[number, mine], ends - own).clamp(min=0)
         labels, _ = self.replacements(number)
-        before = [kept_at(whole, at)[1] for at in positions]
-        keys, moved = [], []
-        for demos in self._passes(starts, ends, labels.shape[1]):
-            start, end = int(starts[demos].min()), int(ends[demos].max())
-            changed = self.prompts.demo_labels[number].repeat(len(demos), labels.shape[1], 1)
-            changed[torch.arange(len(demos)), :, demos] = labels[demos]
+        keys, values = [], []
+        for slots in self._passes(starts, ends, labels.shape[1]):
+            start, end = int(starts[slots].min()), int(ends[slots].max())
+            changed = self.prompts.demo_labels[number].repeat(len(slots), labels.shape[1], 1)
+            changed[torch.arange(len(slots)), :, mine[slots]] = labels[slots]
             changed = changed.flatten(0, 1)
             replaced = relabelled(self.prompts, torch.full((len(changed),), number), changed)
             run = run_on(adapter, replaced.tokens[:, start:end], whole.until(start) if start else None)
-            for row in range(len(changed)):
-                demo = int(demos[row // labels.shape[1]])
-                found = kept_at(run.of([row], end), positions[demo])
-                keys.append(found[0])
-                moved.append(found[1] - before[demo])
-        shape = positions.shape[0], labels.shape[1]
-        return Sources(*(torch.stack(x, 2).unflatten(2, shape) for x in (keys, moved)))
+            found = kept_at(run, positions[slots].repeat_interleave(labels.shape[1], 0))
+            for kind, into in zip(found, (keys, values), strict=True):
+                into.append(kind.unflatten(0, (len(slots), -1)))
+        before = kept_at(whole, positions)[1]
+        return Sources(torch.cat(keys), torch.cat(values) - before[:, None])
 
     def _passes(
-        self, starts: Int[Tensor, " demo"], ends: Int[Tensor, " demo"], others: int
+        self, starts: Int[Tensor, " slot"], ends: Int[Tensor, " slot"], others: int
     ) -> Int[Tensor, "pass together"]:
         """Demonstrations whose replaced labels are run in one pass, all of one length: all, or each for itself."""
-        demos = torch.arange(len(starts))
-        together = others * len(demos) * int(ends.max() - starts.min())
-        saved = cost_of_pass(self.adapter) * (len(demos) - 1)
+        slots = torch.arange(len(starts))
+        together = others * len(slots) * int(ends.max() - starts.min())
+        saved = cost_of_pass(self.adapter) * (len(slots) - 1)
         apart = others * int((ends - starts).sum())
         if together - apart < saved and together <= prefix_tokens(self.adapter):
-            return demos[None]
-        return demos[:, None]
+            return slots[None]
+        return slots[:, None]
 
     def pulled(
-        self, base: Float[Tensor, "prompt label"], changed: Float[Tensor, "prompt set demo other label"]
+        self, base: Float[Tensor, "prompt label"], changed: Float[Tensor, "prompt set slot other label"]
     ) -> tuple[Float[Tensor, "prompt set demo"], Float[Tensor, "prompt set demo"]]:
         """(s_y − s_c)(base) − (s_y − s_c)(changed), and what of it c gains: means over the replacements there are."""
         labels = self.prompts.labels
-        by_label = torch.full((*changed.shape[:3], labels, labels), torch.nan)
+        shape = (*changed.shape[:2], self.prompts.demos, labels, labels)
+        by_label = torch.full(shape, torch.nan)
         for number in range(len(changed)):
             which, there = self.replacements(number)
-            demo, other = there.nonzero(as_tuple=True)
-            by_label[number, :, demo, which[demo, other]] = changed[number][:, demo, other]
+            slot, other = there.nonzero(as_tuple=True)
+            demo = self.demos(number)[slot]
+            by_label[number, :, demo, which[slot, other]] = changed[number][:, slot, other]
         sets = changed.shape[1]
         own = self.prompts.demo_labels[:, None].expand(-1, sets, -1)
         before = base[:, None].expand(-1, sets, -1)
@@ -367,8 +376,8 @@ class EdgesFrom(Intervention):
         for at, members in ((torch.arange(len(refs)), refs), (-1, every)):
             masks[at, [h.layer for h in members], [h.head for h in members]] = True
         names = (*map(str, refs), ALL)
-        counts = (len(parts), len(masks), prompts.demos, edges.others)
-        demos, others = map(range, counts[2:])
+        counts = (len(parts), len(masks), edges.slots, edges.others)
+        slots, others = map(range, counts[2:])
         return cls(
             name="carried influence",
             title=f"label edges ({carrier}) from runs with one label replaced",
@@ -379,7 +388,7 @@ class EdgesFrom(Intervention):
             places={
                 "part": tuple(map(str, parts)),
                 "set": names,
-                "demo": tuple(demos),
+                "slot": tuple(slots),
                 "other": tuple(others),
             },
             cells=torch.cartesian_prod(*map(torch.arange, counts)).reshape(-1, 4),
@@ -416,10 +425,10 @@ class EdgesFrom(Intervention):
         positions, there = map(torch.stack, zip(*map(edges.positions, numbers), strict=True))
         later = torch.tensor([int(part.later) for part in self.parts])
         layer_at = {layer: at for at, layer in enumerate(attention_layers(edges.adapter))}
-        group = edges.adapter.shape.heads // keys.shape[2]
+        group = edges.adapter.shape.heads // keys.shape[4]
 
         def of(cells: PerVariant, _kinds: PerVariant) -> Changes:
-            demos, others = (self.column(axis, cells) for axis in ("demo", "other"))
+            slots, others = (self.column(axis, cells) for axis in ("slot", "other"))
             reach = later[self.column("part", cells)]
             masks = self.masks[self.column("set", cells)] & (cells >= 0)[:, None, None]
             answer = self.prompts.answer_pos[numbers].repeat_interleave(len(cells) // count)[:, None]
@@ -428,13 +437,13 @@ class EdgesFrom(Intervention):
                 """Each row's entries of a source, one an edge."""
                 at, variants = row.prompts.cpu(), row.variants.cpu()
                 heads = row.heads.cpu() // group
-                return x[at, layer_at[row.layer], heads, demos[variants], others[variants]].to(row.weights)
+                return x[at, slots[variants], others[variants], layer_at[row.layer], heads].to(row.weights)
 
             def edge(row: Row) -> tuple[Tensor, Tensor]:
                 prompts, variants = row.prompts.cpu(), row.variants.cpu()
                 at, real = (
-                    positions[prompts, demos[variants]],
-                    there[prompts, reach[variants], demos[variants]],
+                    positions[prompts, slots[variants]],
+                    there[prompts, reach[variants], slots[variants]],
                 )
                 return at.to(row.weights.device), real.to(row.weights.device)
 

@@ -308,10 +308,8 @@ def _measured(
     def once(some: Sequence[tuple[int, int]]) -> Float[Tensor, "variant vocab"]:
         cells, kinds = torch.tensor(list(some)).repeat(len(numbers), 1).unbind(1)
 
-        def forward(changes: Changes) -> Float[Tensor, "variant vocab"]:
-            return run_variants(
-                adapter, tokens, at, len(some), changes, prefix, late=late, columns=runs.columns
-            )
+        def forward(changes: Changes, count: int = len(some)) -> Float[Tensor, "variant vocab"]:
+            return run_variants(adapter, tokens, at, count, changes, prefix, late=late, columns=runs.columns)
 
         changes = change(cells, kinds)
         if what.path == "total":
@@ -386,36 +384,40 @@ def _direct(
     adapter: InterceptableAdapter,
     layers: PerVariant,
     changes: Changes,
-    forward: Callable[[Changes], Float[Tensor, "variant vocab"]],
+    forward: Callable[..., Float[Tensor, "variant vocab"]],
     answer: int,
 ) -> Float[Tensor, "variant vocab"]:
     """Logits with each variant's change of its layer's attention output added to the unchanged final residual.
 
-    Variants of no single layer have their whole effect.
+    Variants of no single layer have their whole effect. The unchanged run is made once a prompt, where variants may join it at its
+    end; `forward` is told so.
     """
 
-    def here(layer: int, x: Tensor) -> Tensor:
-        return (layers == layer).nonzero()[:, 0].to(x.device)
+    changed: dict[int, Tensor] = {}
 
-    def outputs(changes: Changes) -> tuple[Float[Tensor, "variant vocab"], dict[int, Tensor]]:
-        """The logits, and what each layer's attention adds, in the variants that change this layer."""
-        found: dict[int, Tensor] = {}
+    def here(layer: int) -> Int[Tensor, " changed"]:
+        return (layers == layer).nonzero()[:, 0]
 
-        def see(layer: int, x: Tensor) -> Tensor:
-            found[layer] = x[here(layer, x), answer]
-            return x
-
-        return forward(replace(changes, streams={"attention_output": see})), found
-
-    (whole, changed), (_, plain) = outputs(changes), outputs(Changes())
-
-    def final(x: Tensor) -> Tensor:
-        x = x.clone()
-        for layer, new in changed.items():
-            x[here(layer, x), answer] += (new - plain[layer]).to(x)
+    def see(layer: int, x: Tensor) -> Tensor:
+        changed[layer] = x[here(layer).to(x.device), answer]
         return x
 
-    direct = forward(Changes(edits={(adapter.shape.layers - 1, "hook_resid_post"): final}))
+    whole = forward(replace(changes, streams={"attention_output": see}))
+
+    def take_away(layer: int, x: Tensor) -> Tensor:
+        of = here(layer).to(x.device) // (len(layers) // len(x))
+        changed[layer] = changed[layer] - x[of, answer]
+        return x
+
+    def final(x: Tensor) -> Tensor:
+        x = x.repeat_interleave(len(layers) // len(x), 0)
+        for layer, moved in changed.items():
+            x[here(layer).to(x.device), answer] += moved.to(x)
+        return x
+
+    last = (adapter.shape.layers - 1, "hook_resid_post")
+    unchanged = Changes(streams={"attention_output": take_away}, edits={last: final})
+    direct = forward(unchanged, 1) if joins_late(adapter) else forward(unchanged)
     return torch.where((layers < 0)[:, None].to(whole.device), whole, direct)
 
 

@@ -128,15 +128,15 @@ class Values:
         tokens = [one.tokens[number, : int(at[-1]) + 1] for one, at in zip(self.every, where, strict=True)]
         begun = tuple(t.numpy().tobytes() + at.numpy().tobytes() for t, at in zip(tokens, where, strict=True))
         if begun not in self._kept:
-            runs = in_batches(self.adapter, tokens, len(tokens[0]), 0, self._run)
-            rows = (run.of([row], run.end) for run, count in runs for row in range(count))
-            self._kept[begun] = torch.stack(
-                [kept_at(row, at)[1] for row, at in zip(rows, where, strict=True)]
-            )
+            rows = list(zip(tokens, where, strict=True))
+            self._kept[begun] = torch.cat(list(in_batches(self.adapter, rows, len(tokens[0]), 0, self._run)))
         return self._kept[begun]
 
-    def _run(self, tokens: Sequence[Int[Tensor, " pos"]]) -> tuple[Prefix, int]:
-        return run_on(self.adapter, torch.stack(list(tokens))), len(tokens)
+    def _run(
+        self, rows: Sequence[tuple[Int[Tensor, " pos"], Int[Tensor, " edge"]]]
+    ) -> Float[Tensor, "relabelling layer kv_head edge d_value"]:
+        tokens, where = map(torch.stack, zip(*rows, strict=True))
+        return kept_at(run_on(self.adapter, tokens), where)[1]
 
 
 @dataclass(frozen=True, kw_only=True)

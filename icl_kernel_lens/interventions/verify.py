@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_kernel_lens.errors import LensError, ModelError
-from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
+from icl_kernel_lens.models.adapter import Edits, InterceptableAdapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.hooks import without_hooks
 from icl_kernel_lens.models.transformer_lens_adapters import modules_of
@@ -139,10 +139,10 @@ def _once_a_model(
 
 
 def joins_late(adapter: InterceptableAdapter) -> bool:
-    """Whether variants may join the run below the first layer that they change: logits are those of whole runs (`run_variants`).
+    """Whether variants may join a run on the way: logits are those of whole runs (`run_variants`).
 
-    Measured once a model, on random tokens, a changed row in each layer; a model whose code does not let the batch grow on
-    the way runs every variant from the first layer.
+    Measured once a model, on random tokens: below the first layer that they change, a changed row in each layer; and behind the
+    last layer, of two prompts. A model whose code does not let the batch grow runs every variant from the first layer.
     """
     return _once_a_model(_late, adapter, _grows)
 
@@ -157,7 +157,14 @@ def _grows(adapter: InterceptableAdapter, limit: float) -> bool:
     def run(*, late: bool) -> Tensor:
         return run_variants(adapter, tokens[0], bench.at, len(bench.layers), changes, kept, late=late)
 
-    return kept is not None and largest([gap(run(late=True), run(late=False))]) <= limit
+    def ended(edits: Edits) -> Tensor:
+        return run_variants(adapter, tokens, bench.at, 1, Changes(edits=edits), None)
+
+    if kept is None:
+        return False
+    twice = ended({(adapter.shape.layers - 1, "hook_resid_post"): lambda x: x.repeat_interleave(2, 0)})
+    pairs = (run(late=True), run(late=False)), (twice, ended({}).repeat_interleave(2, 0))
+    return largest([gap(*pair) for pair in pairs]) <= limit
 
 
 def narrows(adapter: InterceptableAdapter) -> bool:

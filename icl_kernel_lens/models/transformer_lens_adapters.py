@@ -197,9 +197,9 @@ class TransformerLensAdapter(ABC):
 
         def keep_answer(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             residual, *rest = args
-            # Of a single prompt, rows may have joined on the way (`run/variants.py`).
+            # Rows may have joined those of each prompt on the way (`run/variants.py`).
             rows = torch.arange(len(residual), device=residual.device)[:, None]
-            where = positions.to(residual.device).expand(len(residual), -1)
+            where = positions.to(residual.device).repeat_interleave(len(residual) // len(positions), 0)
             return (residual[rows, where], *rest)
 
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -147,12 +148,11 @@ def passes_of(lengths: Sequence[int], most: Callable[[int], int], each_pass: int
 
     Σ_passes (its longest × its prompts + each_pass), at most `most(longest)` prompts in one.
     """
-    least, sizes = [0] * (len(lengths) + 1), [0] * len(lengths)
+    least, sizes = torch.zeros(len(lengths) + 1, dtype=torch.long), [0] * len(lengths)
     for at in reversed(range(len(lengths))):
-        longest, room = lengths[at], len(lengths) - at
-        ends = range(1, min(room, max(1, most(longest))) + 1)
-        sizes[at] = min(ends, key=lambda size: (longest * size + least[at + size], -size))
-        least[at] = longest * sizes[at] + each_pass + least[at + sizes[at]]
+        size = torch.arange(1, min(max(1, most(lengths[at])), len(lengths) - at) + 1)
+        cost, best = (lengths[at] * size + least[at + size]).min(0)
+        least[at], sizes[at] = cost + each_pass, int(size[best])
     passes, at = [], 0
     while at < len(lengths):
         passes.append(sizes[at])

@@ -7,12 +7,11 @@ out, shows one progress bar, writes and resumes checkpoints, and splits the work
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +36,8 @@ Step = Callable[[list[int], Prefix | None], dict[str, Tensor]]
 named `sum.…` are added up over all prompts instead."""
 _PrefixOf = Callable[[Sequence[int]], Prefix | None]
 """Prompts of a batch → the leading tokens that have been run."""
+KEPT = 2**40
+"""What a pass is said to cost where none is to be saved."""
 COPIED = 8
 """Of the memory for prefixes, one part in so many is for copies of them, a row for each prompt of a batch."""
 
@@ -272,9 +273,9 @@ class _Batches:
             numbers = [number for one, _ in rows if one.end == end for number in one.numbers]
             numbers.sort(key=lambda number: -int(self.prompts.lengths[number]))
             own = partial(_rows_of, prefix, row_of, end) if len(rows) > 1 else lambda _: prefix
-            most = partial(self._at_once, start=rows[0][0].start, end=end, rows=len(rows))
+            most = cache(partial(self._at_once, start=rows[0][0].start, end=end, rows=len(rows)))
             # A size that was asked for is kept, whatever is padded.
-            each_pass = cost_of_pass(self.adapter) if self.size == "auto" else sys.maxsize
+            each_pass = cost_of_pass(self.adapter) if self.size == "auto" else KEPT
             # Batches are made of finished prompts, too: what is run again is run in the same batches.
             for size in passes_of([int(self.prompts.lengths[n]) - end for n in numbers], most, each_pass):
                 if batch := [number for number in numbers[:size] if number not in self.done]:

@@ -125,16 +125,16 @@ def run_on(adapter: ModelAdapter, tokens: Int[Tensor, "*prompt pos"], parent: Pr
 
 
 def kept_at(
-    prefix: Prefix, positions: Int[Tensor, " position"]
-) -> tuple[Float[Tensor, "layer kv_head position d_head"], Float[Tensor, "layer kv_head position d_value"]]:
-    """Keys and values of a single prompt at some positions, in the layers that have attention, on the CPU."""
+    prefix: Prefix, positions: Int[Tensor, "row position"]
+) -> tuple[Float[Tensor, "row layer kv_head position d_head"], Float[Tensor, "row layer kv_head position d_value"]]:
+    """Keys and values at some positions, in the layers that have attention, on the CPU; several rows of a single prompt, or one a
+    prompt that was run with others."""
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for blocks in prefix.blocks.values():
         for into, parts in zip(found, ([b.k for b in blocks], [b.v for b in blocks]), strict=True):
             whole = [Block(x, x, b.start) for x, b in zip(parts, blocks, strict=True)]
-            at = positions[None].to(parts[0].device)
-            into.append(values_at(whole, at, parts[0].shape[1])[0].cpu())
-    keys, values = map(torch.stack, found)
+            into.append(values_at(whole, positions.to(parts[0].device), parts[0].shape[1]).cpu())
+    keys, values = (torch.stack(x, 1) for x in found)
     return keys, values
 
 
