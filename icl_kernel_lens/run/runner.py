@@ -26,7 +26,16 @@ from icl_kernel_lens.prompts.fit import check_fits
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run.checkpoint import SUM, Checkpoint, fingerprint
 from icl_kernel_lens.run.memory import LARGEST_BATCH, in_pieces, must_fit, prefix_tokens, prompts_at_once
-from icl_kernel_lens.run.prefixes import ENOUGH, Branch, bundles, find_branches, pass_cost, passes_of, split, unshared
+from icl_kernel_lens.run.prefixes import (
+    ENOUGH,
+    Branch,
+    bundles,
+    find_branches,
+    pass_cost,
+    passes_of,
+    split,
+    unshared,
+)
 from icl_kernel_lens.run.processes import here
 from icl_kernel_lens.run.progress import work
 

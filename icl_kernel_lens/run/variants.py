@@ -126,7 +126,9 @@ def run_on(adapter: ModelAdapter, tokens: Int[Tensor, "*prompt pos"], parent: Pr
 
 def kept_at(
     prefix: Prefix, positions: Int[Tensor, "row position"]
-) -> tuple[Float[Tensor, "row layer kv_head position d_head"], Float[Tensor, "row layer kv_head position d_value"]]:
+) -> tuple[
+    Float[Tensor, "row layer kv_head position d_head"], Float[Tensor, "row layer kv_head position d_value"]
+]:
     """Keys and values at some positions, in the layers that have attention, on the CPU; several rows of a single prompt, or one a
     prompt that was run with others."""
     found: tuple[list[Tensor], list[Tensor]] = ([], [])

@@ -198,6 +198,32 @@ def test_some_prompts_are_those_of_all(tiny, tmp_path):
     assert set(some.to_dataframe().columns) >= {"prompt", "layer", "head", "demo", "values"}
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_labels_without_replacements_are_not_run_and_the_others_are_as_ever(tiny, later, monkeypatch):
+    """Another choice of demonstrations in every set: one of them, or two."""
+    model, _ = tiny("llama", "bridge")
+    influence = label_influence(model, shared_prompts(), orders=1, progress=False)
+    kept = torch.tensor([[0, 0, 1, 0]] * 3 + [[1, 0, 0, 1]] * 3).bool()
+    run_on, ran = carried.run_on, []
+    monkeypatch.setattr(carried, "run_on", lambda *a: ran.append(a[1].numel()) or run_on(*a))
+
+    def carried_by(some):
+        ran.clear()
+        replaced = influence.replaced.masked_fill(~some[None, :, :, None, None], torch.nan)
+        given = replace(influence, replaced=replaced)
+        found = carried_influence(
+            model, given, prompts=range(6), carrier="values", later=later, progress=False
+        )
+        return found, sum(ran)
+
+    every = torch.ones(len(influence.prompts), 4).bool()
+    (whole, all_tokens), (few, tokens) = carried_by(every), carried_by(torch.cat([kept, every[:1]]))
+    for one, other in ((few.values, whole.values), (few.gained, whole.gained)):
+        assert one.isfinite().all((1, 2)).equal(kept)
+        torch.testing.assert_close(one, other.masked_fill(~kept[:, None, None], torch.nan), equal_nan=True)
+    assert tokens < all_tokens
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "bloom"])
 def test_replaced_labels_run_together_are_what_each_is_alone(tiny, name, monkeypatch):
     """Behind kept keys and values of different lengths; of three labels, two at once even then."""

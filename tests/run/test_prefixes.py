@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -203,7 +203,9 @@ def test_a_bundle_is_of_like_length_and_not_larger_than_it_must_be():
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("each_pass", [0, 5, 40, 10**9])
 def test_passes_pad_and_cost_the_least_of_all_ways_to_cut(seed, each_pass):
-    lengths = torch.randint(1, 60, (9,), generator=torch.Generator().manual_seed(seed)).sort(descending=True)[0]
+    lengths = torch.randint(1, 60, (9,), generator=torch.Generator().manual_seed(seed)).sort(descending=True)[
+        0
+    ]
 
     def most(longest):
         return max(1, 150 // longest)
@@ -217,7 +219,7 @@ def test_passes_pad_and_cost_the_least_of_all_ways_to_cut(seed, each_pass):
     ways = []
     for ends in product([False, True], repeat=len(lengths) - 1):  # after which prompts a pass ends
         cuts = [0, *(n + 1 for n, end in enumerate(ends) if end), len(lengths)]
-        ways.append([b - a for a, b in zip(cuts, cuts[1:], strict=False)])
+        ways.append([b - a for a, b in pairwise(cuts)])
     sizes = passes_of(lengths.tolist(), most, each_pass)
     assert sum(sizes) == len(lengths)
     assert cost(sizes) == min(map(cost, ways))
@@ -226,5 +228,7 @@ def test_passes_pad_and_cost_the_least_of_all_ways_to_cut(seed, each_pass):
 def test_prompts_of_like_length_share_a_pass_and_others_do_not():
     assert passes_of([], lambda _: 4, 10) == []
     assert passes_of([50] * 6, lambda _: 4, 10) in ([4, 2], [3, 3], [2, 4])
-    assert passes_of([400, 300, 299], lambda _: 8, 56) == [1, 2], "101 tokens of padding cost more than a pass"
+    assert passes_of([400, 300, 299], lambda _: 8, 56) == [1, 2], (
+        "101 tokens of padding cost more than a pass"
+    )
     assert passes_of([340, 300, 299], lambda _: 8, 90) == [3], "81 do not"
