@@ -14,7 +14,7 @@ from support import needs_hooked, shared_prompts
 
 from icl_kernel_lens import PromptSet, carried_influence, label_influence, load, load_task
 from icl_kernel_lens.errors import PromptError, ResultError, RunError
-from icl_kernel_lens.interventions import carried
+from icl_kernel_lens.interventions import carried, engine
 
 LAYERS = 3
 
@@ -196,6 +196,37 @@ def test_some_prompts_are_those_of_all(tiny, tmp_path):
     assert torch.equal(loaded.values, some.values)
     assert repr(loaded) == repr(some)
     assert set(some.to_dataframe().columns) >= {"prompt", "layer", "head", "demo", "values"}
+
+
+def test_direct_parts_of_prompts_run_together_are_what_each_is_alone(tiny, monkeypatch):
+    """One unchanged run a prompt, which the variants join at its end; and where they may not, one for each of them."""
+    model, _ = tiny("llama", "bridge")
+    tokens = torch.randint(30, 60, (3, 14), generator=torch.Generator().manual_seed(1))
+    at, words = torch.tensor([[3, 7, 11]]).expand(3, -1), torch.tensor([10, 20])
+    labels = torch.tensor([[0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    prompts = PromptSet.from_tokens(tokens.scatter(1, at, words[labels]), at, labels, words)
+    influence = label_influence(model, prompts, orders=1, progress=False)
+    run, sizes = engine.run_variants, []
+    monkeypatch.setattr(
+        engine, "run_variants", lambda *a, **k: sizes.append((a[1].dim(), a[3])) or run(*a, **k)
+    )
+
+    def measured(batch_size):
+        sizes.clear()
+        return carried_influence(
+            model, influence, path="direct", carrier="values", batch_size=batch_size, progress=False
+        ), list(sizes)
+
+    (alone, one), (together, many) = measured(1), measured("auto")
+    assert {dim for dim, _ in one} == {1}
+    assert [dim for dim, _ in many] == [2, 2], "all in one pass, and all unchanged in another"
+    assert many[1][1] == 1 < many[0][1], "of which a prompt has one row"
+    monkeypatch.setattr(engine, "joins_late", lambda _: False)
+    apart, every = measured("auto")
+    assert every[1] == every[0]
+    for other in (together, apart):
+        torch.testing.assert_close(other.values, alone.values, atol=1e-5, rtol=0)
+    assert (alone.values[0] - alone.values[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("later", [False, True])
