@@ -27,6 +27,7 @@ from torch import Tensor
 from icl_kernel_lens import fields
 from icl_kernel_lens.arguments import checked
 from icl_kernel_lens.axes import HeadRef
+from icl_kernel_lens.errors import PromptError
 from icl_kernel_lens.interventions.engine import EffectPath, Intervention, PerVariant, run_cells
 from icl_kernel_lens.interventions.validate import HeadList, check_heads, check_intervened, every_head
 from icl_kernel_lens.models.adapter import InterceptableAdapter, attention_layers
@@ -82,7 +83,7 @@ def carried_influence(
     summed. With `path="direct"` everything above but the final norm is frozen, and parts may be summed. The edges of all
     heads patched together are in the result, too: that, over G, is their *coverage*.
 
-    Cost: per prompt one forward pass, and a token for each head, demonstration and replacement. The tokens of replaced labels
+    Cost: per prompt one forward pass, and a token for each head, demonstration that has replacements, and replacement. The tokens of replaced labels
     are run once for all prompts that share their demonstrations (`later`: and what stands between them and the last label).
     `checkpoint` names a folder in which finished prompts are kept.
 
@@ -90,7 +91,8 @@ def carried_influence(
     head wrote). Labels that are read elsewhere than at the answer's own edges are not in it.
     Source: ours; path patching as in Wang et al. (2023), from a run with one label replaced.
 
-    Raises: PromptError: whole labels are scored; an offset holds no token. ModelError: attention cannot be changed exactly.
+    Raises: PromptError: whole labels are scored; an offset holds no token; no label of these prompts was replaced. ModelError:
+                attention cannot be changed exactly.
             ResultError: no such head; the influence is of another model.
     """
     return carried_parts(
@@ -138,6 +140,12 @@ def carried_parts(
     influence.check_of(adapter)
     refs = every_head(adapter) if heads is None else sorted(check_heads(adapter, heads))
     put = ~influence.replaced[0, numbers].isnan().any(-1)
+    if not put.any():
+        raise PromptError(
+            f"some label must have been replaced; in the {len(some)} prompts picked none could be, as no other label has as many "
+            "tokens. Pick other prompts.",
+            code="label-lengths",
+        )
     edges = LabelEdges(adapter, some, put, tuple(sorted(offsets)), any(part.later for part in parts))
     found = moved_by_edges(
         edges,
@@ -323,7 +331,7 @@ class LabelEdges:
     def _passes(
         self, starts: Int[Tensor, " slot"], ends: Int[Tensor, " slot"], others: int
     ) -> Int[Tensor, "pass together"]:
-        """Demonstrations whose replaced labels are run in one pass, all of one length: all, or each for itself."""
+        """Slots whose replaced labels are run in one pass, all of one length: all, or each for itself."""
         slots = torch.arange(len(starts))
         together = others * len(slots) * int(ends.max() - starts.min())
         saved = cost_of_pass(self.adapter) * (len(slots) - 1)
@@ -369,7 +377,7 @@ class EdgesFrom(Intervention):
     def of(
         cls, edges: LabelEdges, refs: Sequence[HeadRef], carrier: Carrier, parts: Sequence[Part]
     ) -> EdgesFrom:
-        """Every part, head (and at last all of them), demonstration and replacement are a cell."""
+        """Every part, head (and at last all of them), slot and replacement are a cell."""
         shape, prompts = edges.adapter.shape, edges.prompts
         masks = torch.zeros(len(refs) + 1, shape.layers, shape.heads, dtype=torch.bool)
         every = every_head(edges.adapter)

@@ -28,8 +28,8 @@ from torch import Tensor
 from icl_kernel_lens import fields
 from icl_kernel_lens.axes import HeadRef, Reference
 from icl_kernel_lens.interventions.validate import Heads, head_sets
-from icl_kernel_lens.interventions.verify import WHOLE, check_primitive, joins_late, narrows
-from icl_kernel_lens.models.adapter import InterceptableAdapter
+from icl_kernel_lens.interventions.verify import WHOLE, check_primitive, ends_wider, joins_late, narrows
+from icl_kernel_lens.models.adapter import Edits, InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.logits import logit_difference, measures
 from icl_kernel_lens.prompts.promptset import PromptSet
@@ -306,15 +306,19 @@ def _measured(
     late = what.path == "total" and what.alone and prefix is not None and joins_late(adapter)
 
     def once(some: Sequence[tuple[int, int]]) -> Float[Tensor, "variant vocab"]:
-        cells, kinds = torch.tensor(list(some)).repeat(len(numbers), 1).unbind(1)
+        direct = what.path == "direct"
+        # What is direct is told against an unchanged variant of the same pass, as passes of other sizes round otherwise.
+        rows = [(-1, 0)] * direct + list(some)
+        cells, kinds = torch.tensor(rows).repeat(len(numbers), 1).unbind(1)
 
-        def forward(changes: Changes, count: int = len(some)) -> Float[Tensor, "variant vocab"]:
+        def forward(changes: Changes, count: int) -> Float[Tensor, "variant vocab"]:
             return run_variants(adapter, tokens, at, count, changes, prefix, late=late, columns=runs.columns)
 
         changes = change(cells, kinds)
-        if what.path == "total":
-            return forward(changes)
-        return _direct(adapter, what.column("layer", cells), changes, forward, at - start)
+        if not direct:
+            return forward(changes, len(rows))
+        found = _direct(adapter, what.column("layer", cells), len(rows), changes, forward, at - start)
+        return found.unflatten(0, (len(numbers), -1))[:, 1:].flatten(0, 1)
 
     if len(numbers) > 1:
         found = [[mine] for mine in once(variants).unflatten(0, (len(numbers), len(variants)))]
@@ -383,42 +387,38 @@ def _result(
 def _direct(
     adapter: InterceptableAdapter,
     layers: PerVariant,
+    each: int,
     changes: Changes,
-    forward: Callable[..., Float[Tensor, "variant vocab"]],
+    forward: Callable[[Changes, int], Float[Tensor, "variant vocab"]],
     answer: int,
 ) -> Float[Tensor, "variant vocab"]:
     """Logits with each variant's change of its layer's attention output added to the unchanged final residual.
 
-    Variants of no single layer have their whole effect. The unchanged run is made once a prompt, where variants may join it at its
-    end; `forward` is told so.
+    There are `each` variants a prompt, the first of them unchanged. Variants of no single layer have their whole effect.
+    `forward(changes, count)` runs `count` variants a prompt; where rows may be added behind the last layer, the unchanged run has one.
     """
-
-    changed: dict[int, Tensor] = {}
+    unchanged = torch.arange(0, len(layers), each).repeat_interleave(each)
+    moved: dict[int, Tensor] = {}
 
     def here(layer: int) -> Int[Tensor, " changed"]:
         return (layers == layer).nonzero()[:, 0]
 
     def see(layer: int, x: Tensor) -> Tensor:
-        changed[layer] = x[here(layer).to(x.device), answer]
-        return x
-
-    whole = forward(replace(changes, streams={"attention_output": see}))
-
-    def take_away(layer: int, x: Tensor) -> Tensor:
-        of = here(layer).to(x.device) // (len(layers) // len(x))
-        changed[layer] = changed[layer] - x[of, answer]
+        at = here(layer)
+        moved[layer] = x[at.to(x.device), answer] - x[unchanged[at].to(x.device), answer]
         return x
 
     def final(x: Tensor) -> Tensor:
         x = x.repeat_interleave(len(layers) // len(x), 0)
-        for layer, moved in changed.items():
-            x[here(layer).to(x.device), answer] += moved.to(x)
+        for layer, change in moved.items():
+            x[here(layer).to(x.device), answer] += change.to(x)
         return x
 
-    last = (adapter.shape.layers - 1, "hook_resid_post")
-    unchanged = Changes(streams={"attention_output": take_away}, edits={last: final})
-    direct = forward(unchanged, 1) if joins_late(adapter) else forward(unchanged)
-    return torch.where((layers < 0)[:, None].to(whole.device), whole, direct)
+    whole = forward(replace(changes, streams={"attention_output": see}), each)
+    last: Edits = {(adapter.shape.layers - 1, "hook_resid_post"): final}
+    direct = forward(Changes(edits=last), 1 if ends_wider(adapter) else each)
+    first = unchanged.to(whole.device)
+    return torch.where((layers < 0)[:, None].to(whole.device), whole, whole[first] + direct - direct[first])
 
 
 def _set_name(members: Sequence[HeadRef], layers: Sequence[int] | None) -> str:

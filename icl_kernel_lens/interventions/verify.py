@@ -118,6 +118,7 @@ def check_primitive(adapter: InterceptableAdapter, name: str) -> Primitive:
 Facts = WeakKeyDictionary[Any, tuple[VerificationReport, bool]]
 """What holds of each model, as long as its report does."""
 _late: Facts = WeakKeyDictionary()
+_ends: Facts = WeakKeyDictionary()
 _narrows: Facts = WeakKeyDictionary()
 
 
@@ -139,10 +140,10 @@ def _once_a_model(
 
 
 def joins_late(adapter: InterceptableAdapter) -> bool:
-    """Whether variants may join a run on the way: logits are those of whole runs (`run_variants`).
+    """Whether variants may join the run below the first layer that they change: logits are those of whole runs (`run_variants`).
 
-    Measured once a model, on random tokens: below the first layer that they change, a changed row in each layer; and behind the
-    last layer, of two prompts. A model whose code does not let the batch grow runs every variant from the first layer.
+    Measured once a model, on random tokens, a changed row in each layer; a model whose code does not let the batch grow on
+    the way runs every variant from the first layer.
     """
     return _once_a_model(_late, adapter, _grows)
 
@@ -157,14 +158,26 @@ def _grows(adapter: InterceptableAdapter, limit: float) -> bool:
     def run(*, late: bool) -> Tensor:
         return run_variants(adapter, tokens[0], bench.at, len(bench.layers), changes, kept, late=late)
 
-    def ended(edits: Edits) -> Tensor:
-        return run_variants(adapter, tokens, bench.at, 1, Changes(edits=edits), None)
+    return kept is not None and largest([gap(run(late=True), run(late=False))]) <= limit
 
-    if kept is None:
-        return False
-    twice = ended({(adapter.shape.layers - 1, "hook_resid_post"): lambda x: x.repeat_interleave(2, 0)})
-    pairs = (run(late=True), run(late=False)), (twice, ended({}).repeat_interleave(2, 0))
-    return largest([gap(*pair) for pair in pairs]) <= limit
+
+def ends_wider(adapter: InterceptableAdapter) -> bool:
+    """Whether rows may be added behind the last layer: logits are those of rows that were there from the first.
+
+    Measured once a model, on two random prompts, whose rows stay together, as those of the variants of a prompt do.
+    """
+    return _once_a_model(_ends, adapter, _widens)
+
+
+def _widens(adapter: InterceptableAdapter, limit: float) -> bool:
+    length = min(TOKENS, adapter.shape.context or TOKENS)
+    tokens = torch.randint(adapter.shape.vocab, (2, length), generator=torch.Generator().manual_seed(1))
+
+    def run(edits: Edits) -> Tensor:
+        return run_variants(adapter, tokens, length - 1, 1, Changes(edits=edits), None)
+
+    twice = run({(adapter.shape.layers - 1, "hook_resid_post"): lambda x: x.repeat_interleave(2, 0)})
+    return largest([gap(twice, run({}).repeat_interleave(2, 0))]) <= limit
 
 
 def narrows(adapter: InterceptableAdapter) -> bool:

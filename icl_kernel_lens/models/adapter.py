@@ -93,7 +93,8 @@ class InterceptableAdapter(ModelAdapter, Protocol):
         gradients: bool = False,
         columns: Int[Tensor, " column"] | None = None,
     ) -> Float[Tensor, "row read vocab"]:
-        """As `ModelAdapter.forward`; `gradients` records what autograd needs. A batch of one may have grown on the way.
+        """As `ModelAdapter.forward`; `gradients` records what autograd needs. Rows may have joined on the way,
+        equally many to each prompt and right behind it.
 
         With `columns`, the logits of these tokens alone, which costs less (`models/unembedding.py`).
         """

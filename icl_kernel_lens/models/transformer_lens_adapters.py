@@ -197,7 +197,7 @@ class TransformerLensAdapter(ABC):
 
         def keep_answer(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             residual, *rest = args
-            # Rows may have joined those of each prompt on the way (`run/variants.py`).
+            # Rows may have joined on the way, equally many to each prompt and right behind it (`run/variants.py`).
             rows = torch.arange(len(residual), device=residual.device)[:, None]
             where = positions.to(residual.device).repeat_interleave(len(residual) // len(positions), 0)
             return (residual[rows, where], *rest)

@@ -1,8 +1,8 @@
 """Finds the leading tokens that prompts share and that are worth running once, from token ids alone.
 
 Prompts form a trie. A branch of it holds leading tokens that several prompts share; they are run once, and the tokens
-behind them attend their keys and values (`models/attention_passes.py`). As a pass costs something however few tokens it
-runs, a branch that saves less than that is left out, and its branches are run from where the one above ends, in one pass
+behind them attend their keys and values (`models/attention_passes.py`), prompts of like length in one pass (`passes_of`). As a pass
+costs something however few tokens it runs, a branch that saves less than that is left out, and its branches are run from where the one above ends, in one pass
 (`bundles`).
 """
 
@@ -151,8 +151,10 @@ def passes_of(lengths: Sequence[int], most: Callable[[int], int], each_pass: int
     least, sizes = torch.zeros(len(lengths) + 1, dtype=torch.long), [0] * len(lengths)
     for at in reversed(range(len(lengths))):
         size = torch.arange(1, min(max(1, most(lengths[at])), len(lengths) - at) + 1)
-        cost, best = (lengths[at] * size + least[at + size]).min(0)
-        least[at], sizes[at] = cost + each_pass, int(size[best])
+        cost = lengths[at] * size + least[at + size]
+        # Of equal ones the last, whatever machine it is: what is run again is run in the same passes.
+        sizes[at] = int(size[cost == cost.min()][-1])
+        least[at] = cost.min() + each_pass
     passes, at = [], 0
     while at < len(lengths):
         passes.append(sizes[at])

@@ -45,8 +45,6 @@ Step = Callable[[list[int], Prefix | None], dict[str, Tensor]]
 named `sum.…` are added up over all prompts instead."""
 _PrefixOf = Callable[[Sequence[int]], Prefix | None]
 """Prompts of a batch → the leading tokens that have been run."""
-KEPT = 2**40
-"""What a pass is said to cost where none is to be saved."""
 COPIED = 8
 """Of the memory for prefixes, one part in so many is for copies of them, a row for each prompt of a batch."""
 
@@ -283,19 +281,21 @@ class _Batches:
             numbers.sort(key=lambda number: -int(self.prompts.lengths[number]))
             own = partial(_rows_of, prefix, row_of, end) if len(rows) > 1 else lambda _: prefix
             most = cache(partial(self._at_once, start=rows[0][0].start, end=end, rows=len(rows)))
-            # A size that was asked for is kept, whatever is padded.
-            each_pass = cost_of_pass(self.adapter) if self.size == "auto" else KEPT
             # Batches are made of finished prompts, too: what is run again is run in the same batches.
-            for size in passes_of([int(self.prompts.lengths[n]) - end for n in numbers], most, each_pass):
+            for size in self._sizes([int(self.prompts.lengths[n]) - end for n in numbers], most):
                 if batch := [number for number in numbers[:size] if number not in self.done]:
                     yield batch, own
                 numbers = numbers[size:]
 
+    def _sizes(self, lengths: list[int], most: Callable[[int], int]) -> list[int]:
+        """How many prompts each batch has; as many as were asked for, whatever is padded."""
+        if self.size == "auto":
+            return passes_of(lengths, most, cost_of_pass(self.adapter))
+        return [len(lengths[at : at + self.size]) for at in range(0, len(lengths), self.size)]
+
     def _at_once(self, longest: int, *, start: int, end: int, rows: int) -> int:
-        """How many prompts may make one batch, the longest with so many tokens behind `end`; what several rows of a prefix
+        """How many prompts may make one batch (`longest`: the tokens of the longest behind `end`); what several rows of a prefix
         hold is copied for each prompt."""
-        if self.size != "auto":
-            return self.size
         cap = (self.most_shared if end else self.most) or LARGEST_BATCH
         if rows > 1:
             cap = min(cap, max(1, prefix_tokens(self.adapter) // (COPIED * (end - start))))

@@ -120,7 +120,7 @@ def keep(
 
 
 def run_on(adapter: ModelAdapter, tokens: Int[Tensor, "*prompt pos"], parent: Prefix | None = None) -> Prefix:
-    """Keys and values of one prompt's tokens, or of several of one length (for `Prefix.of`), those of the parent before them."""
+    """Keys and values of one prompt's tokens, or of several rows of one length, those of the parent before them."""
     return read_prefix(adapter, tokens, parent)
 
 
@@ -129,8 +129,8 @@ def kept_at(
 ) -> tuple[
     Float[Tensor, "row layer kv_head position d_head"], Float[Tensor, "row layer kv_head position d_value"]
 ]:
-    """Keys and values at some positions, in the layers that have attention, on the CPU; several rows of a single prompt, or one a
-    prompt that was run with others."""
+    """Keys and values in the layers that have attention, on the CPU: a row of positions for each row that was run (what was run as
+    one row serves them all)."""
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for blocks in prefix.blocks.values():
         for into, parts in zip(found, ([b.k for b in blocks], [b.v for b in blocks]), strict=True):

@@ -221,7 +221,18 @@ def test_direct_parts_of_prompts_run_together_are_what_each_is_alone(tiny, monke
     assert {dim for dim, _ in one} == {1}
     assert [dim for dim, _ in many] == [2, 2], "all in one pass, and all unchanged in another"
     assert many[1][1] == 1 < many[0][1], "of which a prompt has one row"
-    monkeypatch.setattr(engine, "joins_late", lambda _: False)
+    with monkeypatch.context() as patch:
+        sources = carried.LabelEdges.sources
+
+        def still(*a):
+            found = sources(*a)
+            found.moved[:, :, 1] = 0
+            return found
+
+        patch.setattr(carried.LabelEdges, "sources", still)
+        nothing = measured("auto")[0].values[:, 1]
+    assert nothing.abs().max() < 1e-6, "told against an unchanged row of the same pass"
+    monkeypatch.setattr(engine, "ends_wider", lambda _: False)
     apart, every = measured("auto")
     assert every[1] == every[0]
     for other in (together, apart):
@@ -309,6 +320,10 @@ def test_what_cannot_be_patched_is_refused(tiny, mini):
         carried_influence(model, influence, heads=["L9H9"], progress=False)
     with pytest.raises(PromptError, match="offset"):
         carried_influence(model, influence, offsets=(40,), progress=False)
+    none = influence.replaced.clone()
+    none[:, 1] = torch.nan
+    with pytest.raises(PromptError, match="in the 1 prompts picked none could be"):
+        carried_influence(model, replace(influence, replaced=none), prompts=[1], progress=False)
     prompts = load_task("topics").prompts(mini, demos=4, count=4, sets=2, seed=0, score_on="sequence")
     whole = label_influence(mini, prompts, progress=False)
     with pytest.raises(PromptError, match="first token"):

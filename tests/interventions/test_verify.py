@@ -10,7 +10,7 @@ from support import KINDS, uneven_prompts
 from icl_kernel_lens import corrupt, knock_out, patch_labels
 from icl_kernel_lens.errors import ModelError
 from icl_kernel_lens.interventions import verify
-from icl_kernel_lens.interventions.verify import check_primitive, joins_late, verify_interventions
+from icl_kernel_lens.interventions.verify import check_primitive, ends_wider, joins_late, verify_interventions
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.load import bridge_from_hf
 from icl_kernel_lens.models.verify import verify_model
@@ -147,6 +147,7 @@ def test_variants_that_join_on_the_way_are_those_run_whole(tiny, name):
     model, _ = tiny(name, "bridge")
     adapter = editable(model)
     assert joins_late(adapter)
+    assert ends_wider(adapter)
     prompts = uneven_prompts()
     tokens, at = prompts.tokens[1], int(prompts.answer_pos[1])
     heads = torch.zeros(5, adapter.shape.layers, adapter.shape.heads, dtype=torch.bool)
@@ -173,5 +174,10 @@ def test_where_the_batch_cannot_grow_variants_are_run_whole(tiny, monkeypatch):
     monkeypatch.setattr(variants, "_joining", fails)
     monkeypatch.setattr(verify, "_late", type(verify._late)())
     assert not joins_late(editable(model))
+    assert ends_wider(editable(model)), "which is asked apart"
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "_ends", type(verify._ends)())
+        patch.setattr(verify, "run_variants", fails)
+        assert not ends_wider(editable(model))
     whole = knock_out(model, uneven_prompts(), progress=False)
     torch.testing.assert_close(late.values, whole.values, atol=1e-5, rtol=0)

@@ -227,7 +227,8 @@ def test_prompts_of_unlike_length_are_not_padded_to_one_another(tiny, monkeypatc
     assert few < many, (few, many)
     assert none == 0 < much
     size = len(prompts) - 1
-    assert padded(0, size)[0] == 2, "so many as were asked for, and the last"
+    assert padded(0, size)[0] == 2
+    assert [rows for rows, _ in counting.shapes] == [size, 1], "so many as were asked for, and the last"
 
 
 def test_what_is_run_again_is_run_in_the_same_batches(tiny, monkeypatch, tmp_path):
