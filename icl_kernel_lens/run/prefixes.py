@@ -1,9 +1,9 @@
 """Finds the leading tokens that prompts share and that are worth running once, from token ids alone.
 
 Prompts form a trie. A branch of it holds leading tokens that several prompts share; they are run once, and the tokens
-behind them attend their keys and values (`models/attention_passes.py`), prompts of like length in one pass (`passes_of`). As a pass
-costs something however few tokens it runs, a branch that saves less than that is left out, and its branches are run from where the one above ends, in one pass
-(`bundles`).
+behind them attend their keys and values (`models/attention_passes.py`), prompts of like length in one pass (`passes_of`).
+As a pass costs something however few tokens it runs, a branch that saves less than that is left out, and its branches are
+run from where the one above ends, in one pass (`bundles`).
 """
 
 from __future__ import annotations
