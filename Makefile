@@ -21,7 +21,7 @@ demo: $(VENV)/.ready
 
 lm: $(VENV)/.ready
 	$(VENV)/bin/icl-kernel-lens locate --model "$$($(VENV)/bin/python -m studies.fetch smollm2)" \
-		--task opinions --demos 8 --prompts 160 --sets 32 --out lm
+		--task opinions --demos 8 --prompts 64 --sets 16 --out lm
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile

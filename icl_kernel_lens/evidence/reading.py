@@ -27,6 +27,7 @@ from icl_kernel_lens.models.verify import reads_fast, tolerance, verify_model
 from icl_kernel_lens.prompts.fit import check_fits, check_same_tokenizer
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.results.evidence import Evidence
+from icl_kernel_lens.run.facts import narrows
 from icl_kernel_lens.run.forward import answer_logits, check_finite, sequence_scores
 from icl_kernel_lens.run.processes import here
 from icl_kernel_lens.run.runner import BatchSize, run_prompts
@@ -118,14 +119,19 @@ def answer(
     """
     adapter = as_adapter(model)
     fast = reads_fast(adapter)
+    words = prompts.label_tokens.unique()
+    narrow = fast and prompts.score_on == "first_token" and narrows(adapter)
 
     def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
         batch = prompts.select(numbers)
         if prompts.score_on == "sequence":
             return {"scores": sequence_scores(adapter, batch, prefix, fast=fast)}
-        logits = answer_logits(adapter, batch, prefix, fast=fast).cpu()
+        columns, where = None, batch.label_tokens
+        if narrow:
+            columns, where = words, torch.searchsorted(words, where.contiguous())
+        logits = answer_logits(adapter, batch, prefix, fast=fast, columns=columns).cpu()
         check_finite(logits, torch.tensor(numbers), adapter)
-        return {"scores": logits.gather(1, batch.label_tokens)}
+        return {"scores": logits.gather(1, where)}
 
     results, _ = run_prompts(
         prompts,

@@ -28,7 +28,7 @@ from torch import Tensor
 from icl_kernel_lens import fields
 from icl_kernel_lens.axes import HeadRef, Reference
 from icl_kernel_lens.interventions.validate import Heads, head_sets
-from icl_kernel_lens.interventions.verify import WHOLE, check_primitive, ends_wider, joins_late, narrows
+from icl_kernel_lens.interventions.verify import WHOLE, check_primitive, ends_wider, joins_late
 from icl_kernel_lens.models.adapter import Edits, InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.numbers.logits import logit_difference, measures
@@ -36,6 +36,7 @@ from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.reasons import Reason
 from icl_kernel_lens.results.patch_effects import PatchEffects, Places
 from icl_kernel_lens.results.run_info import RunInfo
+from icl_kernel_lens.run.facts import narrows
 from icl_kernel_lens.run.forward import check_finite
 from icl_kernel_lens.run.memory import in_batches, prompts_at_once
 from icl_kernel_lens.run.progress import ROW

@@ -18,7 +18,7 @@ Does not show: what the change does above its layer; the model's own code comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from icl_kernel_lens.models.hooks import without_hooks
 from icl_kernel_lens.models.transformer_lens_adapters import modules_of
 from icl_kernel_lens.models.verify import VerificationReport, tolerance, verify_model
 from icl_kernel_lens.numbers.residuals import gap, largest
+from icl_kernel_lens.run.facts import Facts, once_a_model
 from icl_kernel_lens.run.forward import plain_logits
 from icl_kernel_lens.run.memory import exhausted
 from icl_kernel_lens.run.variants import (
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOKENS = 9
-COLUMNS = 500
-"""Logits that are compared, about."""
 ROWS = ("attention_edge", "attention_rows")
 """Changes of the answer row, which are made at the answer position alone where that is exact."""
 PRIMITIVES = (
@@ -115,28 +114,8 @@ def check_primitive(adapter: InterceptableAdapter, name: str) -> Primitive:
     return found
 
 
-Facts = WeakKeyDictionary[Any, tuple[VerificationReport, bool]]
-"""What holds of each model, as long as its report does."""
 _late: Facts = WeakKeyDictionary()
 _ends: Facts = WeakKeyDictionary()
-_narrows: Facts = WeakKeyDictionary()
-
-
-def _once_a_model(
-    facts: Facts, adapter: InterceptableAdapter, measure: Callable[[InterceptableAdapter, float], bool]
-) -> bool:
-    """Whether something holds of a model, within its limit; code of an unknown model may fail in any way, and then it does not."""
-    report = verify_model(adapter)
-    if adapter.model not in facts or facts[adapter.model][0] is not report:
-        try:
-            with without_hooks(modules_of(adapter.model)):
-                holds = measure(adapter, max(report.limit, tolerance(adapter.dtype)))
-        except Exception as error:
-            if exhausted(error):
-                raise
-            holds = False
-        facts[adapter.model] = report, holds
-    return facts[adapter.model][1]
 
 
 def joins_late(adapter: InterceptableAdapter) -> bool:
@@ -145,7 +124,7 @@ def joins_late(adapter: InterceptableAdapter) -> bool:
     Measured once a model, on random tokens, a changed row in each layer; a model whose code does not let the batch grow on
     the way runs every variant from the first layer.
     """
-    return _once_a_model(_late, adapter, _grows)
+    return once_a_model(_late, adapter, _grows)
 
 
 def _grows(adapter: InterceptableAdapter, limit: float) -> bool:
@@ -166,7 +145,7 @@ def ends_wider(adapter: InterceptableAdapter) -> bool:
 
     Measured once a model, on two random prompts, whose rows stay together, as those of the variants of a prompt do.
     """
-    return _once_a_model(_ends, adapter, _widens)
+    return once_a_model(_ends, adapter, _widens)
 
 
 def _widens(adapter: InterceptableAdapter, limit: float) -> bool:
@@ -178,28 +157,6 @@ def _widens(adapter: InterceptableAdapter, limit: float) -> bool:
 
     twice = run({(adapter.shape.layers - 1, "hook_resid_post"): lambda x: x.repeat_interleave(2, 0)})
     return largest([gap(twice, run({}).repeat_interleave(2, 0))]) <= limit
-
-
-def narrows(adapter: InterceptableAdapter) -> bool:
-    """Whether the logits of some tokens alone are those among the logits of all.
-
-    Measured once a model, on random tokens: what a model does to its logits after the unembedding may count on all of them.
-    """
-    return _once_a_model(_narrows, adapter, _same_logits)
-
-
-def _same_logits(adapter: InterceptableAdapter, limit: float) -> bool:
-    vocab, length = adapter.shape.vocab, min(TOKENS, adapter.shape.context or TOKENS)
-    tokens = torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(1))
-
-    def run(columns: Tensor | None) -> Tensor:
-        return run_variants(adapter, tokens, length - 1, 1, Changes(), None, columns=columns)[0].cpu()
-
-    whole = run(None)
-    # Few, as of labels, and many, from the last to the first: picked rows of the weights are copies.
-    few = torch.tensor([0, len(whole) // 2, len(whole) - 1])
-    many = torch.arange(len(whole) - 1, -1, -max(1, len(whole) // COLUMNS))
-    return largest([gap(run(some), whole[some]) for some in (few, many)]) <= limit
 
 
 def _known_of(adapter: InterceptableAdapter, name: str) -> Primitive:

@@ -173,5 +173,7 @@ def read_prefix(
     rows = tokens.reshape(-1, tokens.shape[-1])
     whole = torch.full((len(rows),), (parent.end if parent else 0) + rows.shape[1])
     end = whole if lengths is None else lengths
-    attention_pass(adapter, rows, end, end[:, None] - 1, handle, prefix=parent)
+    # Logits are not asked for; an unembedding of one token costs nothing.
+    none = torch.zeros(1, dtype=torch.long)
+    attention_pass(adapter, rows, end, end[:, None] - 1, handle, prefix=parent, columns=none)
     return Prefix(int(whole[0]), kept)

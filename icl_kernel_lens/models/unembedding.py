@@ -3,7 +3,7 @@
 A row of one token costs as much in an unembedding of such a vocabulary as in all layers below it (Gemma 3 270M). The weights'
 rows of the tokens asked for are picked where the unembedding's own code multiplies with them, and what the model does to its
 logits afterwards (a soft cap, a scale) it does to these. That they are then what they are among all is measured on the model in
-hand (`interventions/verify.py`: `narrows`).
+hand (`run/facts.py`: `narrows`).
 """
 
 from __future__ import annotations

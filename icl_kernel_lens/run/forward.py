@@ -42,8 +42,9 @@ def next_token_logits(
     *,
     fast: bool,
     look: Look | None = None,
+    columns: Int[Tensor, " column"] | None = None,
 ) -> Float[Tensor, "batch read vocab"]:
-    """Next-token logits of whole prompts; `look` sees each layer's attention from the first of the positions.
+    """Next-token logits (of all tokens, or of `columns`) of whole prompts; `look` sees each layer's attention from the first position.
 
     `fast` is what `reads_fast(adapter)` says; a prefix holds the first tokens of every prompt.
 
@@ -65,6 +66,7 @@ def next_token_logits(
                 positions,
                 handle,
                 prefix=prefix,
+                columns=columns,
             )
         except CannotIntercept as error:
             warnings.warn(
@@ -78,7 +80,8 @@ def next_token_logits(
 
     layers = attention_layers(adapter) if look is not None else []
     with seen_once(adapter, {(layer, "hook_pattern"): partial(see, layer) for layer in layers}):
-        return adapter.forward(tokens, lengths, positions)
+        logits = adapter.forward(tokens, lengths, positions)
+    return logits if columns is None else logits[..., columns.to(logits.device)]
 
 
 def answer_logits(
@@ -88,10 +91,14 @@ def answer_logits(
     *,
     fast: bool,
     look: Look | None = None,
+    columns: Int[Tensor, " column"] | None = None,
 ) -> Float[Tensor, "prompt vocab"]:
-    """Logits at the answer positions; `look` sees each layer's attention from there."""
+    """Logits (of all tokens, or of `columns`) at the answer positions; `look` sees each layer's attention from there."""
     tokens, at = batch.tokens[:, : int(batch.lengths.max())], batch.answer_pos[:, None]
-    return next_token_logits(adapter, tokens, batch.lengths, at, prefix, fast=fast, look=look)[:, 0]
+    logits = next_token_logits(
+        adapter, tokens, batch.lengths, at, prefix, fast=fast, look=look, columns=columns
+    )
+    return logits[:, 0]
 
 
 def intervened_logits(

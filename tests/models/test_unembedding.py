@@ -6,18 +6,12 @@ import pytest
 import torch
 from architectures import VOCAB
 from models.left_as_found import KINDS, same, state
-from support import shared_prompts
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from icl_kernel_lens import HeadRef
-from icl_kernel_lens.interventions import verify
-from icl_kernel_lens.interventions.coverage import Relabelled
-from icl_kernel_lens.interventions.label_routes import take_out
-from icl_kernel_lens.interventions.verify import narrows
 from icl_kernel_lens.models.adapter import as_adapter
-from icl_kernel_lens.models.transformer_lens_adapters import TransformerLensAdapter
 from icl_kernel_lens.models.unembedding import unembedding_to
+from icl_kernel_lens.run.facts import narrows
 
 COLUMNS = torch.tensor([20, 3, VOCAB - 1, 3])
 """In no order, and one twice."""
@@ -84,40 +78,3 @@ def test_it_is_as_before_after_an_exception(tiny):
         raise ZeroDivisionError
     assert same(state(model), before)
     assert "forward" not in vars(model.unembed)
-
-
-def test_a_model_whose_logits_hang_on_one_another_is_not_narrowed(tiny, monkeypatch):
-    """What it does behind its unembedding counts on all of them; interventions then run to all, with the same numbers."""
-    model, _ = tiny("llama", "bridge")
-    prompts, heads = shared_prompts(), [[HeadRef(1, 2)], [HeadRef(0, 1), HeadRef(2, 3)]]
-    forward = type(as_adapter(model))._forward
-
-    def normalised(adapter, tokens, mask):
-        return forward(adapter, tokens, mask).log_softmax(-1)
-
-    monkeypatch.setattr(type(as_adapter(model)), "_forward", normalised)
-    verify._narrows.clear()
-
-    def taken():
-        runs = Relabelled.of(model, prompts, (0,), "model", progress=False)
-        return take_out(runs, heads, checkpoint=None)
-
-    assert not narrows(as_adapter(model))
-    found = taken()
-    expected = logits(model)[0].exp().sum(-1)
-    torch.testing.assert_close(expected, torch.ones_like(expected), atol=1e-4, rtol=0)
-    narrowed = []
-    whole = TransformerLensAdapter.forward
-
-    def seen(adapter, *args, columns=None, **options):
-        narrowed.append(columns is not None)
-        return whole(adapter, *args, columns=columns, **options)
-
-    monkeypatch.setattr(TransformerLensAdapter, "forward", seen)
-    torch.testing.assert_close(taken().scores, found.scores, atol=1e-5, rtol=0)
-    assert narrowed
-    assert not any(narrowed)
-    monkeypatch.setattr(type(as_adapter(model)), "_forward", forward)
-    verify._narrows.clear()
-    taken()
-    assert any(narrowed), "else they are"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -142,3 +143,84 @@ def test_large_scores_do_not_overflow():
         q[:, :, 6:], [Block(k[:, :, :6], v[:, :, :6]), Block(k[:, :, 6:], v[:, :, 6:], 6)], rule
     )
     torch.testing.assert_close(z.double(), expected[:, :, 6:], atol=1e-3, rtol=1e-3)
+
+
+def several(rows, kv_heads, heads, length, before, width=4):
+    """Queries of several rows that share what stands before them, and their own keys, repeated for every head of a group."""
+    draw = torch.Generator().manual_seed(5)
+    q = torch.randn(rows, heads, length, width, generator=draw)
+    own = [torch.randn(rows, kv_heads, length, width, generator=draw) for _ in range(2)]
+    shared = [
+        torch.randn(1, kv_heads, end - start, width, generator=draw)
+        for start, end in pairwise(before)
+        for _ in range(2)
+    ]
+    blocks = [Block(k, v, start) for k, v, start in zip(shared[::2], shared[1::2], before, strict=False)]
+    own = [x.repeat_interleave(heads // kv_heads, 1) for x in own]
+    return q, [*blocks, Block(*own, before[-1])]
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """How often blocks were put together, and how often not."""
+    seen, together = [], attention._attend_together
+
+    def watched(q, blocks, rule):
+        z = together(q, blocks, rule)
+        seen.append(z is not None)
+        return z
+
+    monkeypatch.setattr(attention, "_attend_together", watched)
+    return seen
+
+
+TOGETHER = {
+    "shared, grouped": ((3, 2, 6, 24, (0, 7, 12)), Rule(scale=0.7)),
+    "one row": ((1, 2, 2, 5, (0, 9)), Rule(scale=0.7)),
+    "a window beyond the first block": ((3, 2, 6, 24, (0, 7, 12)), Rule(scale=0.7, window=4)),
+    "a window within a block": ((1, 2, 2, 5, (0, 9, 11)), Rule(scale=0.7, window=5)),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_blocks_put_together_give_what_they_give_apart(name, fused, monkeypatch):
+    shape, rule = TOGETHER[name]
+    q, blocks = several(*shape)
+    z = attend_blocks(q, blocks, rule)
+    monkeypatch.setattr(attention, "QUERIES_A_COPY", float("inf"))
+    monkeypatch.setattr(attention, "LARGEST_STRETCH", {"cpu": 0})
+    apart = attend_blocks(q, blocks, rule)
+    assert fused == [True, False]
+    torch.testing.assert_close(z, apart, atol=2e-6, rtol=0)
+
+
+def test_heads_of_a_group_whose_keys_were_changed_keep_their_own(fused):
+    """As those of label edges are, in the tokens that are run."""
+    q, blocks = several(3, 2, 6, 64, (0, 7))
+    k = blocks[-1].k.clone()
+    k[1, 4, 3] += 2
+    changed = attend_blocks(q, [blocks[0], Block(k, blocks[-1].v, 7)], Rule(scale=0.7))
+    z = attend_blocks(q, blocks, Rule(scale=0.7))
+    assert fused == [True, True]
+    differs = (changed - z).abs().amax((2, 3)) > 1e-3
+    assert differs.nonzero().tolist() == [[1, 4]]
+    keys, values = (
+        torch.cat([shared[:, 1:], own[1:2, 4:5]], 2)
+        for shared, own in ((blocks[0].k, k), (blocks[0].v, blocks[-1].v))
+    )
+    padded = torch.cat([torch.zeros(1, 1, 7, 4), q[1:2, 4:5]], 2)
+    expected, _ = plain(padded, keys, values, Rule(scale=0.7))
+    torch.testing.assert_close(changed[1:2, 4:5].double(), expected[:, :, 7:], atol=1e-5, rtol=0)
+
+
+def test_what_is_not_put_together(fused):
+    """Few queries for a copy of the keys, soft caps, linear biases, half precision, gradients."""
+    few, capped = several(3, 2, 6, 8, (0, 7)), several(3, 2, 6, 24, (0, 7))
+    attend_blocks(*few, Rule(scale=0.7))
+    attend_blocks(*capped, Rule(scale=0.7, soft_cap=2.0))
+    attend_blocks(*capped, Rule(scale=0.7, slopes=torch.rand(6)))
+    q, blocks = capped
+    attend_blocks(q.bfloat16(), [Block(b.k.bfloat16(), b.v.bfloat16(), b.start) for b in blocks], Rule())
+    attend_blocks(q.requires_grad_(), blocks, Rule())
+    assert not any(fused)
+    assert len(fused) == 5
