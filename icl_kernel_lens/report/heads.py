@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from icl_kernel_lens.axes import HeadRef
 from icl_kernel_lens.charts.page import Page
 from icl_kernel_lens.charts.token_view import MOST_HEADS
 from icl_kernel_lens.files import write_atomically
@@ -45,12 +46,12 @@ LIMITS = (
 LOCATING = (
     "Heads are held against the model's own kernel: how far the answer moves when one demonstration's label is replaced, and what "
     "of that belongs to the pair of test input and demonstration (label influence, on {few} prompts). One half of the prompts "
-    "({choosing}) singled heads out; every number, interval, class and the band come from the other half ({prompts} prompts in "
-    "{sets} demonstration sets)."
+    "({choosing}) singled heads out, and the map of fits is of it; every other number here, class and the band come from the other "
+    "half ({prompts} prompts in {sets} demonstration sets)."
 )
 LOCATING_BY = (
     "Six conditions hold of a kernel head: (1) its weights follow the model's own kernel, fit above {fit:g}; (2) they go with the "
-    "inputs of two demonstrations that are swapped, their slope less than {slope:g} above the model's own, {own}; (3) they change "
+    "inputs of two demonstrations that are swapped, their slope (-1: with the inputs, +1: with places and labels) less than {slope:g} above the model's own, {own}; (3) they change "
     "with the test input, by more than {shift:g}; (4) its values carry labels to the answer, transport above {effect:g} of the label "
     "part, and as much of the kernel; (5) so much is gone without its label edges, too, zeroed, renormalised and mean-replaced; (6) with the label edges of "
     "all earlier layers cut, half of its fit is left. A condition holds where its whole interval lies there, and does not where "
@@ -69,6 +70,9 @@ LOOKING = (
     "The labels get the largest share of its attention in layer {most}: {share:.0%}, the mean over heads and prompts; they get "
     "at least half of that in {layers}. To look is not to use: what the answer needs is told by cuts ({where})."
 )
+NEEDING = "Do labels enter there? Edges {why}. Cut in one head at a time ({choosing}), {heads}. What each head is, is said below."
+MOST_NAMED = 5
+"""Heads that are named by what their cut takes."""
 LOCATED_LIMITS = (
     "What this does not show: that other heads could not take over; that a head is a kernel regression on other "
     "tasks, templates or demonstrations; which features of the inputs its kernel compares; that a head writes labels to the answer "
@@ -107,9 +111,12 @@ def write_report(
     Raises: RunError: the file cannot be written.
     """
     main, run = scores[0], evidence.run
-    page = Page(f"Kernel-regression heads of {run.model} on {run.prompts.task}")
+    title = (
+        "Kernel-regression heads of" if ranking is None or ranking.heads else "The kernel and the heads of"
+    )
+    page = Page(f"{title} {run.model} on {run.prompts.task}")
     in_context(page, accuracy or (ranking.accuracy if ranking else accuracy_of(evidence)))
-    _looking(page, evidence, located=ranking is not None)
+    _looking(page, evidence, ranking)
     if ranking is not None:
         _located(page, ranking)
     if curves is not None:
@@ -123,14 +130,29 @@ def write_report(
     return write_atomically(path, page.html())
 
 
-def _looking(page: Page, evidence: Evidence, *, located: bool) -> None:
+def _looking(page: Page, evidence: Evidence, ranking: HeadRanking | None) -> None:
     page.heading("Where does the answer position look?")
     on_labels = evidence.on_labels().nan_to_num(0)
     if len(on_labels) and (most := float(on_labels.max())) > 0:
         layers = (on_labels >= most / 2).nonzero()[:, 0].tolist()
-        where = "below, Located heads" if located else "icl-kernel-lens patch and locate"
+        where = "next" if ranking else "icl-kernel-lens patch and locate"
         page.text(LOOKING.format(most=int(on_labels.argmax()), share=most, layers=_runs(layers), where=where))
+    if ranking is not None and (why := ranking.settings.get("edges")):
+        choosing = ranking.settings.get("choosing", "the choosing half")
+        page.text(NEEDING.format(why=why, choosing=choosing, heads=_needing(ranking)))
     page.chart(evidence.figure())
+
+
+def _needing(ranking: HeadRanking) -> str:
+    """The heads whose label edges the label part goes with, in words."""
+    share = ranking.choosing["label_part"].nan_to_num(0)
+    of_size = sorted((share >= ranking.criteria.effect).nonzero().tolist(), key=lambda at: -share[tuple(at)])
+    if not of_size:
+        return f"no head's take {ranking.criteria.effect:g} of the label part"
+    named = [f"{HeadRef(*at)} {_rounded(float(share[tuple(at)]))}" for at in of_size[:MOST_NAMED]]
+    more = len(of_size) - len(named)
+    others = f" and {more} more heads at least {ranking.criteria.effect:g}" if more else ""
+    return f"they take of the label part, in shares that overlap: {', '.join(named)}{others}"
 
 
 def _runs(layers: Sequence[int]) -> str:

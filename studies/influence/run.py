@@ -3,8 +3,8 @@
     python -m studies.influence.run                  tasks from the Hugging Face Hub
     python -m studies.influence.run --data FOLDER    from NAME.train.jsonl and NAME.test.jsonl in a folder
 
-A cell is a model, a task, a template and a seed: 8 demonstrations, 32 demonstration sets of 8 test inputs each (of the larger
-model 4). Heads are located (`locate_heads`, edges at the labels), which measures label influence on 4 test inputs of each set
+A cell is a model, a task, a template and a seed: 8 demonstrations, 32 demonstration sets (16 of tasks with more than two labels, each
+of which is put in place of the others) of 8 test inputs each (of the larger model 4). Heads are located (`locate_heads`, edges at the labels), which measures label influence on 4 test inputs of each set
 in two orders, and asks up to 32 heads the six conditions on one half of the sets. Of pretrained models, cells that vary the template or
 the seed measure label influence alone, on as many prompts. Cells that are finished are not run again, and one that was cut short goes on
 from where it was; --only picks some. A row a cell goes into OUT/summary.csv, its heads, its numbers and the fit of every layer's best
@@ -40,6 +40,8 @@ VARIED = "sst2"
 """The task whose template and seed are varied, on every model."""
 DEMOS, SETS, EACH = 8, 32, 4
 """Demonstrations, sets of them, and the test inputs of a set whose influence is measured."""
+FEWER = {"ag_news": 16, "trec": 16}
+"""Sets of tasks with more than two labels: what is run grows with their number."""
 LOCATED: dict[str, HeadClass] = {"kernel_heads": "kernel head", "pair_kernels": "pair kernel"}
 RESULTS = Path(__file__).parent / "results"
 
@@ -81,8 +83,9 @@ def prompts_of(cell: Cell, model: Any, data: Path | None) -> ikl.PromptSet:
     """The cell's prompts; inputs of equally many tokens, so that they can be swapped."""
     template = OTHER_TEMPLATE if cell.template == "other" else None
     task = ikl.load_task("topics") if cell.task == "topics" else find_task(cell.task, data, template)
-    count = SETS * cell.each
-    return task.prompts(model, demos=DEMOS, count=count, sets=SETS, seed=cell.seed, match_lengths=True)
+    sets = FEWER.get(cell.task, SETS)
+    count = sets * cell.each
+    return task.prompts(model, demos=DEMOS, count=count, sets=sets, seed=cell.seed, match_lengths=True)
 
 
 def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -> dict[str, Any]:

@@ -66,7 +66,10 @@ def test_rows_make_a_map_and_the_first_is_framed():
 
 @pytest.mark.parametrize(
     ("control", "said"),
-    [(0.5, "most surely above its control"), (0.95, "nearest to its control; none is surely above")],
+    [
+        (0.5, "most surely above its control"),
+        (0.95, "of the best lower bound over its control; none is surely above"),
+    ],
 )
 def test_what_the_frame_says_beside_a_control(control, said):
     figure = plain({"L0H1": 0.9, "L0H0": 0.8}, controls={"L0H1": control, "L0H0": 1.0})

@@ -56,7 +56,7 @@ def test_the_located_heads_stand_before_the_scores(hostile, votes, tmp_path):
         "<td>share of the answers, the last label</td><td>50.0%</td><td>",
         found.verdict(),
         "label influence, on 12 prompts",
-        "their slope less than 0.25 above the model's own, -0.90",
+        "their slope (-1: with the inputs, +1: with places and labels) less than 0.25 above the model's own, -0.90",
         "Kernel heads: L2H1.",
         "Pair kernels: L2H2.",
         "The band: layer 2 of 4 (counted from 0;",
@@ -156,7 +156,7 @@ def test_the_layers_that_look_at_labels_are_named(hostile, votes, tmp_path):
     seen = html.unescape(body(write(tmp_path / "r.html", looking, votes, ranking=found)))
     assert "The labels get the largest share of its attention in layer 1: 20%, the mean over heads" in seen
     assert "at least half of that in layers 1–2. To look is not to use" in seen
-    assert "is told by cuts (below, Located heads)" in seen
+    assert "is told by cuts (next)" in seen
     assert "tokens at offsets -1, 0 from it (0 is the label itself" in seen
     prompts = len(votes[0].values)
     assert (
@@ -167,6 +167,29 @@ def test_the_layers_that_look_at_labels_are_named(hostile, votes, tmp_path):
     assert "the largest share of its attention" not in body(write(tmp_path / "n.html", nothing, votes))
     assert _runs([0]) == "layer 0"
     assert _runs([2, 3, 5, 8, 9, 10]) == "layers 2–3, 5 and 8–10"
+
+
+def test_it_is_said_next_what_cuts_take(hostile, votes, tmp_path):
+    """Where labels enter, and by which heads: on the choosing half, where every head is cut."""
+    found = ranking()
+    share = torch.full_like(found.choosing["label_part"], 0.01)
+    share[2, 1], share[1, 0], share[0, 1], share[3, 2] = 0.5, 0.25, float("nan"), -0.9
+    edges = {"edges": "of the label: offset 0 loses at least 80%"}
+
+    def said(share, **settings):
+        one = replace(found, choosing={**found.choosing, "label_part": share}, settings=settings)
+        return html.unescape(body(write(tmp_path / "r.html", hostile, votes, ranking=one)))
+
+    page = said(share, choosing="9 prompts in 8 demonstration sets", **edges)
+    assert (
+        "Do labels enter there? Edges of the label: offset 0 loses at least 80%. Cut in one head at a time (9 prompts in 8 "
+        "demonstration sets), they take of the label part, in shares that overlap: L2H1 0.50, L1H0 0.25. What"
+    ) in page
+    assert "L1H0 0.25, L0H0 0.01" not in page
+    share[share == 0.01] = 0.06
+    assert " and 5 more heads at least 0.05." in said(share, **edges)
+    assert "no head's take 0.05 of the label part" in said(share.clamp(max=0.01), **edges)
+    assert "Do labels enter there?" not in said(share)
 
 
 def test_text_of_data_is_text(hostile, votes, tmp_path):
