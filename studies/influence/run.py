@@ -93,13 +93,13 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
     prompts = prompts_of(cell, model, data)
     if cell.locates:
         ranking = ikl.locate_heads(model, prompts, offsets=(0,), checkpoint=work)
-        influence, verdict = ranking.influence, ranking.verdict()
+        influence, verdict, accuracy = ranking.influence, ranking.verdict(), ranking.accuracy
         for folder, frame in of_heads(ranking).items():
             keep(frame, cell, out / folder)
         located = {name: " ".join(map(str, ranking.of(of))) for name, of in LOCATED.items()}
     else:
         influence, located = ikl.label_influence(model, prompts, checkpoint=work), {}
-        verdict = influence.verdict()
+        verdict, accuracy = influence.verdict(), influence.accuracy
     keep(influence.summary(), cell, out / "numbers")
     keep(influence.profile(), cell, out / "places")
     kernel = influence.kernel_part()
@@ -118,7 +118,7 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
         "found": kernel.found,
         **located,
         "verdict": verdict,
-        "accuracy": influence.accuracy.verdict(),
+        "accuracy": accuracy.verdict(),
         "quantisation": influence.run.quantisation,
     }
 
