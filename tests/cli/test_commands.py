@@ -211,6 +211,7 @@ def test_show_never_mixes_two_runs(tmp_path, capsys):
     )
 
 
+@pytest.mark.once
 def test_columns_of_ones_own(tmp_path, capsys):
     path = tmp_path / "mine.csv"
     words = ("harbor sail tide", "violin drum chord")

@@ -169,6 +169,7 @@ def test_a_bin_model_of_the_hub_and_the_cache_it_leaves(hub, tmp_path):
     assert seconds < 20
 
 
+@pytest.mark.once
 def test_a_model_that_is_there_as_gguf_alone(hub, tmp_path):
     """What to do is said, and nothing is downloaded; a folder of such files says the same."""
     endpoint, asked = hub
@@ -184,6 +185,7 @@ def test_a_model_that_is_there_as_gguf_alone(hub, tmp_path):
         load_model(tmp_path / "on-the-hub", device="cpu")
 
 
+@pytest.mark.once
 def test_without_network_it_fails_at_once(tmp_path):
     start = time.time()
     said, seconds = in_a_process("http://127.0.0.1:9", tmp_path / "home")

@@ -217,6 +217,7 @@ def test_chat_templates_that_cannot_be_used():
         Template.chat(last)
 
 
+@pytest.mark.once
 def test_the_command_line_takes_chat(tmp_path, capsys):
     tokenizer = CHATS["chatml"]()
     hf_model(tokenizer).save_pretrained(tmp_path / "model")

@@ -45,6 +45,7 @@ read(bridge_from_hf(hf_model("llama")), shared_prompts(), batch_size=1, checkpoi
 """
 
 
+@pytest.mark.once
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     """SIGKILL in the middle: the same result, and finished prompts are not run again."""
     folder = tmp_path / "run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from icl_kernel_lens import head_vote
@@ -28,6 +29,7 @@ def test_each_sentence_where_it_applies_and_not_elsewhere():
 
 
 UNCHECKED = """
+import pytest
 import torch
 import icl_kernel_lens as ikl
 from icl_kernel_lens.errors import LensError
@@ -56,6 +58,7 @@ print(evidence.token_view([(0, 1)]).labels)
 """
 
 
+@pytest.mark.once
 def test_wrong_words_and_objects_are_explained_without_type_checks():
     """As users run it, where nothing checks types for them."""
     import subprocess
