@@ -6,7 +6,8 @@
     a pass     the tokens that cost as much as a pass does however few it runs: seconds of one token behind 50 that were run, over
                what each more costs (between 64 and 1,024 in rows of 64); `run/prefixes.py` reckons with `pass_cost`
     influence  seconds of `label_influence` (one order, without the accuracy) with every shared beginning in a pass of its own, over
-               those as it is run; and the tokens that are run more
+               those as it is run; and the tokens that are run more; and with every block of keys attended apart
+               (`numbers/attention.py`)
 
 Cases take turns (`measure.py`); ratios are medians of rounds.
 """
@@ -30,6 +31,7 @@ from icl_kernel_lens.influence.measure import Plan, label_influence
 from icl_kernel_lens.models.adapter import as_adapter
 from icl_kernel_lens.models.attention_passes import read_prefix
 from icl_kernel_lens.models.verify import verify_model
+from icl_kernel_lens.numbers import attention
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.run import runner
 from studies.sources import add_data_option, find_task
@@ -67,20 +69,31 @@ def influence(model: Any, prompts: PromptSet, rounds: int) -> list[list[str]]:
         with patch.object(runner, "pass_cost", lambda *_: 0):
             return run()
 
+    def blocks_apart(run: Callable[[], Any]) -> Any:
+        with patch.object(attention, "_attend_together", lambda *_: None):
+            return run()
+
     def once() -> ikl.LabelInfluence:
         return label_influence(model, prompts, orders=1, accuracy=accuracy, progress=False)
 
     def tokens() -> float:
         return sum(runner.tokens_to_run(part, adapter) for part in parts)
 
-    worst = float((apart(once).values - once().values).abs().max())
-    seconds = measure.interleave({"few": once, "apart": lambda: apart(once)}, rounds)
+    others = {"beginning": apart, "block of keys": blocks_apart}
+    seconds = measure.interleave(
+        {"few": once} | {name: partial(change, once) for name, change in others.items()}, rounds
+    )
+    whole = once().values
+    worst = {name: float((change(once).values - whole).abs().max()) for name, change in others.items()}
     return [
-        [
-            "label influence, each beginning apart / as it is run",
-            str(measure.ratio(seconds, "apart", "few")),
-            f"{measure.median(seconds['few']):.1f} s; values differ by at most {worst:.1e}",
-        ],
+        *(
+            [
+                f"label influence, each {name} apart / as it is run",
+                str(measure.ratio(seconds, name, "few")),
+                f"{measure.median(seconds['few']):.1f} s; values differ by at most {worst[name]:.1e}",
+            ]
+            for name in others
+        ),
         ["tokens run / with each beginning apart", f"{tokens() / apart(tokens):.2f}", ""],
     ]
 

@@ -32,8 +32,7 @@ LARGEST_STRETCH = {"cpu": 2**21}
 """Most scores alive at once where they must be written out: 8 MiB in float32 on a CPU, 256 MiB elsewhere."""
 ELSEWHERE = 2**26
 QUERIES_A_COPY = 64
-"""So many queries must meet a copy of a key, for it to be worth its making (one core of a CPU: 2.4 times as fast with 96 queries, no
-faster with 48)."""
+"""So many queries must meet a copy of a key, for it to be worth its making (`benchmarks.passes`)."""
 
 
 @dataclass(frozen=True)
