@@ -145,7 +145,7 @@ def _attend_together(
     keys = sum(block.k.shape[2] for block in seen)
     if copied and heads // groups * length < QUERIES_A_COPY:
         return None
-    if max(2 * groups * width, length) * batch * keys > LARGEST_STRETCH["cpu"] * 2:
+    if batch * groups * keys * width > LARGEST_STRETCH["cpu"]:  # no more memory than scores would take
         return None
     k, v = (torch.cat([_for_each(getattr(block, name), batch, groups) for block in seen], 2) for name in "kv")
     positions = torch.arange(seen[0].start, blocks[-1].end)
