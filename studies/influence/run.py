@@ -96,7 +96,8 @@ def measured(cell: Cell, model: Any, data: Path | None, work: Path, out: Path) -
         influence, verdict, accuracy = ranking.influence, ranking.verdict(), ranking.accuracy
         for folder, frame in of_heads(ranking).items():
             keep(frame, cell, out / folder)
-        located = {name: " ".join(map(str, ranking.of(of))) for name, of in LOCATED.items()}
+        located: dict[str, Any] = {name: " ".join(map(str, ranking.of(of))) for name, of in LOCATED.items()}
+        located["slope_of_model"] = ranking.slope_of_model
     else:
         influence, located = ikl.label_influence(model, prompts, checkpoint=work), {}
         verdict, accuracy = influence.verdict(), influence.accuracy
