@@ -141,9 +141,10 @@ def _attend_together(
     groups = min(block.k.shape[1] for block in seen)
     seen = [block.grouped(groups) for block in seen]
     groups = max(block.k.shape[1] for block in seen)
-    copied = any(len(block.k) < batch for block in seen)
     keys = sum(block.k.shape[2] for block in seen)
-    if copied and heads // groups * length < QUERIES_A_COPY:
+    if (
+        heads // groups * length < QUERIES_A_COPY
+    ):  # of a single row, too, so that a row's digits do not hang on others
         return None
     if batch * groups * keys * width > LARGEST_STRETCH["cpu"]:  # no more memory than scores would take
         return None

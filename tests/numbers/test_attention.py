@@ -176,9 +176,9 @@ def fused(monkeypatch):
 
 TOGETHER = {
     "shared, grouped": ((3, 2, 6, 24, (0, 7, 12)), Rule(scale=0.7)),
-    "one row": ((1, 2, 2, 5, (0, 9)), Rule(scale=0.7)),
+    "one row": ((1, 2, 2, 64, (0, 9)), Rule(scale=0.7)),
     "a window beyond the first block": ((3, 2, 6, 24, (0, 7, 12)), Rule(scale=0.7, window=4)),
-    "a window within a block": ((1, 2, 2, 5, (0, 9, 11)), Rule(scale=0.7, window=5)),
+    "a window within a block": ((1, 2, 2, 64, (0, 9, 11)), Rule(scale=0.7, window=5)),
 }
 
 
