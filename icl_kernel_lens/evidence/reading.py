@@ -23,6 +23,7 @@ from icl_kernel_lens.evidence.rows import AnswerRows, evidence_of, poolings, sho
 from icl_kernel_lens.models.adapter import as_adapter, attention_layers
 from icl_kernel_lens.models.attention_passes import Prefix
 from icl_kernel_lens.models.read_out import unembedded
+from icl_kernel_lens.models.unembedding import places_among
 from icl_kernel_lens.models.verify import reads_fast, tolerance, verify_model
 from icl_kernel_lens.prompts.fit import check_fits, check_same_tokenizer
 from icl_kernel_lens.prompts.promptset import PromptSet
@@ -119,19 +120,16 @@ def answer(
     """
     adapter = as_adapter(model)
     fast = reads_fast(adapter)
-    words = prompts.label_tokens.unique()
     narrow = fast and prompts.score_on == "first_token" and narrows(adapter)
+    columns = prompts.label_tokens.unique() if narrow else None
 
     def step(numbers: list[int], prefix: Prefix | None) -> dict[str, Tensor]:
         batch = prompts.select(numbers)
         if prompts.score_on == "sequence":
             return {"scores": sequence_scores(adapter, batch, prefix, fast=fast)}
-        columns, where = None, batch.label_tokens
-        if narrow:
-            columns, where = words, torch.searchsorted(words, where.contiguous())
         logits = answer_logits(adapter, batch, prefix, fast=fast, columns=columns).cpu()
         check_finite(logits, torch.tensor(numbers), adapter)
-        return {"scores": logits.gather(1, where)}
+        return {"scores": logits.gather(1, places_among(batch.label_tokens, columns))}
 
     results, _ = run_prompts(
         prompts,

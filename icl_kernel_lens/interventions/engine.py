@@ -31,6 +31,7 @@ from icl_kernel_lens.interventions.validate import Heads, head_sets
 from icl_kernel_lens.interventions.verify import WHOLE, check_primitive, ends_wider, joins_late
 from icl_kernel_lens.models.adapter import Edits, InterceptableAdapter
 from icl_kernel_lens.models.attention_passes import Prefix
+from icl_kernel_lens.models.unembedding import places_among
 from icl_kernel_lens.numbers.logits import logit_difference, measures
 from icl_kernel_lens.prompts.promptset import PromptSet
 from icl_kernel_lens.reasons import Reason
@@ -190,8 +191,7 @@ class Runs:
 
     def labels(self, number: int) -> Int[Tensor, " label"]:
         """Where the label tokens of a prompt stand in the logits of a run."""
-        words = self.what.clean.label_tokens[number]
-        return words if self.columns is None else torch.searchsorted(self.columns, words.contiguous())
+        return places_among(self.what.clean.label_tokens[number], self.columns)
 
 
 def run(

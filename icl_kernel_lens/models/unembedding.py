@@ -12,12 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, no_type_check
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from icl_kernel_lens.models.hooks import instead, with_hooks
+
+
+def places_among(
+    words: Int[Tensor, "*prompt label"], columns: Int[Tensor, " column"] | None
+) -> Int[Tensor, "*prompt label"]:
+    """Where tokens stand in the logits of `columns`, which are in order; None: of all tokens."""
+    return words if columns is None else torch.searchsorted(columns, words.contiguous())
 
 
 class Narrow(TorchFunctionMode):

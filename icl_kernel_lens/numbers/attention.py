@@ -142,11 +142,10 @@ def _attend_together(
     seen = [block.grouped(groups) for block in seen]
     groups = max(block.k.shape[1] for block in seen)
     keys = sum(block.k.shape[2] for block in seen)
-    if (
-        heads // groups * length < QUERIES_A_COPY
-    ):  # of a single row, too, so that a row's digits do not hang on others
-        return None
-    if batch * groups * keys * width > LARGEST_STRETCH["cpu"]:  # no more memory than scores would take
+    # Of a single row, too: its last digits are then those that it has beside a few others.
+    few = heads // groups * length < QUERIES_A_COPY
+    large = batch * groups * keys * width > LARGEST_STRETCH["cpu"]  # than scores that are written out may be
+    if few or large:
         return None
     k, v = (torch.cat([_for_each(getattr(block, name), batch, groups) for block in seen], 2) for name in "kv")
     positions = torch.arange(seen[0].start, blocks[-1].end)

@@ -70,7 +70,10 @@ LOOKING = (
     "The labels get the largest share of its attention in layer {most}: {share:.0%}, the mean over heads and prompts; they get "
     "at least half of that in {layers}. To look is not to use: what the answer needs is told by cuts ({where})."
 )
-NEEDING = "Do labels enter there? Edges {why}. Cut in one head at a time ({choosing}), {heads}. What each head is, is said below."
+NEEDING = (
+    "What is cut are the edges {why}. In one head at a time, on the half that singles heads out, {heads}. What each head is, is "
+    "said below."
+)
 MOST_NAMED = 5
 """Heads that are named by what their cut takes."""
 LOCATED_LIMITS = (
@@ -132,14 +135,14 @@ def write_report(
 
 def _looking(page: Page, evidence: Evidence, ranking: HeadRanking | None) -> None:
     page.heading("Where does the answer position look?")
+    cut = None if ranking is None else ranking.settings.get("edges")
     on_labels = evidence.on_labels().nan_to_num(0)
     if len(on_labels) and (most := float(on_labels.max())) > 0:
         layers = (on_labels >= most / 2).nonzero()[:, 0].tolist()
-        where = "next" if ranking else "icl-kernel-lens patch and locate"
+        where = "next" if cut else "icl-kernel-lens patch and locate"
         page.text(LOOKING.format(most=int(on_labels.argmax()), share=most, layers=_runs(layers), where=where))
-    if ranking is not None and (why := ranking.settings.get("edges")):
-        choosing = ranking.settings.get("choosing", "the choosing half")
-        page.text(NEEDING.format(why=why, choosing=choosing, heads=_needing(ranking)))
+    if ranking is not None and cut:
+        page.text(NEEDING.format(why=cut, heads=_needing(ranking)))
     page.chart(evidence.figure())
 
 
@@ -148,7 +151,7 @@ def _needing(ranking: HeadRanking) -> str:
     share = ranking.choosing["label_part"].nan_to_num(0)
     of_size = sorted((share >= ranking.criteria.effect).nonzero().tolist(), key=lambda at: -share[tuple(at)])
     if not of_size:
-        return f"no head's take {ranking.criteria.effect:g} of the label part"
+        return f"none takes {ranking.criteria.effect:g} of the label part with it"
     named = [f"{HeadRef(*at)} {_rounded(float(share[tuple(at)]))}" for at in of_size[:MOST_NAMED]]
     more = len(of_size) - len(named)
     others = f" and {more} more heads at least {ranking.criteria.effect:g}" if more else ""

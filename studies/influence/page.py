@@ -65,8 +65,9 @@ def kernel(results: Path) -> Table:
             ]
             for cell, row in finished(results)
         ],
-        "Shares of the variance of label influence in log-odds, 4 test inputs of each demonstration set (32 of them, 16 of tasks with more than two labels), 8 demonstrations, two "
-        "orders; 95 % intervals between sets. p: the larger of the exchanges of test inputs and of demonstrations. Additivity: on the scale on which effects add up better on one half.",
+        "Shares of the variance of label influence in log-odds, 4 test inputs of each demonstration set (32 of them, 16 of tasks with "
+        "more than two labels), 8 demonstrations, two orders; 95 % intervals between sets. p: the larger of the exchanges of test "
+        "inputs and of demonstrations. Additivity: on the scale on which effects add up better on one half.",
     )
 
 

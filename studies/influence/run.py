@@ -4,8 +4,8 @@
     python -m studies.influence.run --data FOLDER    from NAME.train.jsonl and NAME.test.jsonl in a folder
 
 A cell is a model, a task, a template and a seed: 8 demonstrations, 32 demonstration sets (16 of tasks with more than two labels, each
-of which is put in place of the others) of 8 test inputs each (of the larger model 4). Heads are located (`locate_heads`, edges at the labels), which measures label influence on 4 test inputs of each set
-in two orders, and asks up to 32 heads the six conditions on one half of the sets. Of pretrained models, cells that vary the template or
+of which is put in place of the others) of 8 test inputs each (of the larger model 4). Heads are located (`locate_heads`, edges at
+the labels), which measures label influence on 4 test inputs of each set in two orders, and asks up to 32 heads the six conditions on one half of the sets. Of pretrained models, cells that vary the template or
 the seed measure label influence alone, on as many prompts. Cells that are finished are not run again, and one that was cut short goes on
 from where it was; --only picks some. A row a cell goes into OUT/summary.csv, its heads, its numbers and the fit of every layer's best
 head into OUT; `python -m studies.influence.page` puts them into docs/kernel_part.md.

@@ -156,7 +156,9 @@ def test_the_layers_that_look_at_labels_are_named(hostile, votes, tmp_path):
     seen = html.unescape(body(write(tmp_path / "r.html", looking, votes, ranking=found)))
     assert "The labels get the largest share of its attention in layer 1: 20%, the mean over heads" in seen
     assert "at least half of that in layers 1–2. To look is not to use" in seen
-    assert "is told by cuts (next)" in seen
+    assert "is told by cuts (icl-kernel-lens patch and locate)" in seen, (
+        "this ranking does not say which edges"
+    )
     assert "tokens at offsets -1, 0 from it (0 is the label itself" in seen
     prompts = len(votes[0].values)
     assert (
@@ -180,16 +182,16 @@ def test_it_is_said_next_what_cuts_take(hostile, votes, tmp_path):
         one = replace(found, choosing={**found.choosing, "label_part": share}, settings=settings)
         return html.unescape(body(write(tmp_path / "r.html", hostile, votes, ranking=one)))
 
-    page = said(share, choosing="9 prompts in 8 demonstration sets", **edges)
+    page = said(share, **edges)
     assert (
-        "Do labels enter there? Edges of the label: offset 0 loses at least 80%. Cut in one head at a time (9 prompts in 8 "
-        "demonstration sets), they take of the label part, in shares that overlap: L2H1 0.50, L1H0 0.25. What"
+        "What is cut are the edges of the label: offset 0 loses at least 80%. In one head at a time, on the half that singles "
+        "heads out, they take of the label part, in shares that overlap: L2H1 0.50, L1H0 0.25. What"
     ) in page
     assert "L1H0 0.25, L0H0 0.01" not in page
     share[share == 0.01] = 0.06
     assert " and 5 more heads at least 0.05." in said(share, **edges)
-    assert "no head's take 0.05 of the label part" in said(share.clamp(max=0.01), **edges)
-    assert "Do labels enter there?" not in said(share)
+    assert "none takes 0.05 of the label part with it" in said(share.clamp(max=0.01), **edges)
+    assert "What is cut are" not in said(share)
 
 
 def test_text_of_data_is_text(hostile, votes, tmp_path):
